@@ -1,0 +1,86 @@
+-- Checkpoints: what a task has done, written once. First write wins, which can only
+-- be the same claim's own, repeated: a former claim is refused by the fence.
+
+create or replace function durable.save_checkpoints(queue text, checkpoints json)
+returns setof durable.write_outcome
+language sql
+security definer
+set search_path = ''
+set lock_timeout = '200ms'
+set enable_seqscan = off
+set jit = off
+as $$
+  select held.task_id, coalesce(refused.outcome, 'ok')
+  from durable._flush(queue, checkpoints, null, null) as refused
+  right join json_to_recordset(checkpoints) as held (task_id uuid) on held.task_id = refused.task_id;
+$$;
+
+comment on function durable.save_checkpoints is
+'Saves what tasks that a worker holds have done. checkpoints: [{"task_id", "claim",
+"name", "value", "state": "done" | "failed", "position", "after", "duration_ms"}, ...].
+Returns an outcome for each: ok (also when this claim has saved it before), cancelled,
+lost. One refused element does not touch the others.';
+
+
+-- The caller holds the tasks named in held; others'' checkpoints are left out.
+create or replace function durable._save(queue text, checkpoints json, held uuid[], at timestamptz)
+returns void
+language sql
+as $$
+  insert into durable.checkpoints (
+    task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
+  )
+  select
+    new.task_id, at, new.claim, task.attempt, coalesce(new.position, 0), coalesce(new.after, 0),
+    coalesce(new.duration_ms, 0), coalesce(new.state, 'done'), _save.queue, new.name,
+    coalesce(new.value, 'null')
+  from json_to_recordset(checkpoints) as new (
+    task_id uuid, claim integer, name text, state durable.checkpoint_state, position integer,
+    after integer, duration_ms integer, value json
+  )
+  cross join lateral (
+    select tasks.attempt
+    from durable.tasks
+    where tasks.queue = _save.queue collate "C" and tasks.task_id = new.task_id
+    offset 0
+  ) as task
+  where new.task_id = any (held)
+  on conflict do nothing;
+$$;
+
+
+create or replace function durable.load_checkpoints(queue text, tasks json)
+returns setof durable.loaded_checkpoint
+language plpgsql
+security definer
+set search_path = ''
+set lock_timeout = '200ms'
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform durable._settle(_queue, held.task_id, held.claim)
+  from (
+    select given.task_id, given.claim
+    from json_to_recordset(tasks) as given (task_id uuid, claim integer)
+    order by given.task_id
+  ) as held;
+  return query
+    select
+      saved.task_id, saved.name::text, saved.position, saved.after, saved.state::text, saved.value
+    from json_to_recordset(tasks) as held (task_id uuid)
+    cross join lateral (
+      select *
+      from durable.checkpoints
+      where checkpoints.queue = _queue and checkpoints.task_id = held.task_id
+      offset 0
+    ) as saved;
+end;
+$$;
+
+comment on function durable.load_checkpoints is
+'What tasks that a worker has just claimed have done so far; what they waited for and
+what has happened meanwhile is turned into checkpoints first. tasks: [{"task_id",
+"claim"}, ...].';

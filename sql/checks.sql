@@ -1,0 +1,134 @@
+-- What comes in is checked when it comes in, so that nothing stored can make a
+-- later claim fail. Every refusal is 22023 with a hint, before anything is written.
+
+create or replace function durable._check_name(what text, name text, max_bytes integer)
+returns void
+language plpgsql
+immutable
+as $$
+begin
+  if name is null or btrim(name) = '' then
+    perform durable._refuse_argument(what || ' is empty',
+      format('Pass 1 to %s bytes of text.', max_bytes));
+  elsif octet_length(name) > max_bytes then
+    perform durable._refuse_argument(
+      format('%s is %s bytes long', what, octet_length(name)),
+      format('Pass at most %s bytes of text.', max_bytes));
+  elsif name ~ '[\x01-\x1f\x7f]' then
+    perform durable._refuse_argument(what || ' contains a control character',
+      'Pass printable text.');
+  end if;
+end;
+$$;
+
+
+-- 16 MiB: far above what belongs in a queue, far below what Postgres refuses.
+create or replace function durable._check_size(what text, bytes integer)
+returns void
+language plpgsql
+immutable
+as $$
+begin
+  if bytes > 16777216 then
+    perform durable._refuse_argument(format('%s is %s bytes', what, bytes),
+      'Pass at most 16777216 bytes; store large data elsewhere and pass where it is.');
+  end if;
+end;
+$$;
+
+
+create or replace function durable._check_keys(what text, given jsonb, known text[])
+returns void
+language plpgsql
+immutable
+as $$
+declare
+  _unknown text;
+begin
+  if given is null or jsonb_typeof(given) <> 'object' then
+    perform durable._refuse_argument(what || ' must be a JSON object',
+      'Known keys: ' || array_to_string(known, ', ') || '.');
+  end if;
+  select key into _unknown
+  from jsonb_object_keys(given) as keys (key)
+  where key <> all (known)
+  order by key
+  limit 1;
+  if found then
+    perform durable._refuse_argument(format('unknown key "%s" in %s', _unknown, what),
+      'Known keys: ' || array_to_string(known, ', ') || '.');
+  end if;
+end;
+$$;
+
+
+-- A number out of a JSON object; null when it is absent or JSON null.
+create or replace function durable._number(what text, given jsonb, key text, minimum double precision)
+returns double precision
+language plpgsql
+immutable
+as $$
+declare
+  _value jsonb := given -> key;
+begin
+  if _value is null or jsonb_typeof(_value) = 'null' then
+    return null;
+  end if;
+  if jsonb_typeof(_value) <> 'number'
+    or _value::numeric < minimum::numeric or _value::numeric > 1e10
+  then
+    perform durable._refuse_argument(
+      format('%s in %s is %s', key, what, left(_value::text, 40)),
+      format('Pass a number from %s to 1e10.', minimum));
+  end if;
+  return _value::double precision;
+end;
+$$;
+
+
+create or replace function durable._spawn_options(options jsonb)
+returns durable._spawn_options
+language plpgsql
+immutable
+as $$
+declare
+  _options durable._spawn_options;
+  _max_attempts double precision;
+begin
+  if options = '{}' then
+    _options.max_attempts := 5;
+    return _options;
+  end if;
+  perform durable._check_keys('options', options, array[
+    'max_attempts', 'retry', 'headers', 'idempotency_key', 'max_delay', 'max_duration',
+    'parent_task_id'
+  ]);
+  _max_attempts := durable._number('options', options, 'max_attempts', 1);
+  if _max_attempts <> floor(_max_attempts) or _max_attempts > 2147483647 then
+    perform durable._refuse_argument('max_attempts in options is ' || _max_attempts,
+      'Pass a whole number from 1, or null for no limit.');
+  end if;
+  _options.max_attempts := case when options ? 'max_attempts' then _max_attempts else 5 end;
+  _options.retry := durable._checked_retry(options -> 'retry');
+  _options.headers := nullif(options -> 'headers', 'null');
+  if jsonb_typeof(_options.headers) <> 'object' then
+    perform durable._refuse_argument('headers in options must be a JSON object',
+      'Pass an object such as {"trace": "..."}.');
+  end if;
+  if jsonb_typeof(options -> 'idempotency_key') not in ('string', 'null') then
+    perform durable._refuse_argument('idempotency_key in options must be a string',
+      'Pass 1 to 255 bytes of text.');
+  elsif options ->> 'idempotency_key' is not null then
+    perform durable._check_name('idempotency_key', options ->> 'idempotency_key', 255);
+    _options.idempotency_key := options ->> 'idempotency_key';
+  end if;
+  _options.max_delay := durable._number('options', options, 'max_delay', 0);
+  _options.max_duration := durable._number('options', options, 'max_duration', 0);
+  if options ->> 'parent_task_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+    perform durable._refuse_argument('parent_task_id in options is not a uuid',
+      'Pass the task_id of a live task of this queue.');
+  end if;
+  _options.parent_task_id := (options ->> 'parent_task_id')::uuid;
+  return _options;
+end;
+$$;

@@ -1,0 +1,171 @@
+-- What a running task does to the world of tasks: spawning children and emitting
+-- events. Each commits together with the checkpoint that records it, under the
+-- task's claim: a crash never doubles it, a former claim is refused.
+
+create or replace function durable.spawn_children(queue text, task_id uuid, claim integer, children jsonb)
+returns setof durable.spawned_child
+language plpgsql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+  _new durable._new_task[];
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_tasks(children,
+    array['name', 'task', 'params', 'options', 'position', 'after']);
+  perform durable._check_name('name of a child', child ->> 'name', 255)
+  from jsonb_array_elements(children) as child;
+  _new := durable._reserve_keys(_queue, durable._new_tasks(children, _now, task_id));
+  if not durable._hold(_queue, task_id, claim) then
+    perform durable._refuse_claim(_queue, task_id, claim);
+  end if;
+  _new := durable._recorded_children(_queue, task_id, children, _new);
+  perform durable._insert_tasks(_queue, _new, _now);
+  perform durable._record_children(_queue, task_id, claim, children, _new, _now);
+  return query
+    select
+      child ->> 'name', (saved.value ->> 'task_id')::uuid, (saved.value ->> 'run_id')::uuid,
+      (saved.value ->> 'attempt')::integer, (saved.value ->> 'created')::boolean
+    from jsonb_array_elements(children) with ordinality as given (child, ordinal)
+    cross join lateral (
+      select checkpoints.value
+      from durable.checkpoints
+      where checkpoints.queue = _queue
+        and checkpoints.task_id = spawn_children.task_id
+        and checkpoints.name = (child ->> 'name') collate "C"
+      offset 0
+    ) as saved
+    order by given.ordinal;
+end;
+$$;
+
+comment on function durable.spawn_children is
+'Spawns children of a task that a worker holds, each with the checkpoint that records
+it; a child whose checkpoint is there already is returned, not spawned again. children:
+[{"name": the checkpoint''s, "task", "params", "options", "position", "after"}, ...].
+Refuses a claim that is over (WFCAN, WFLST), and what spawn refuses.';
+
+
+-- Children that an earlier call of the same claim has recorded are not new.
+create or replace function durable._recorded_children(
+  queue text, task_id uuid, children jsonb, new durable._new_task[]
+)
+returns durable._new_task[]
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _new durable._new_task[] := new;
+  _recorded record;
+begin
+  for _recorded in
+    select given.ordinal, (saved.value ->> 'task_id')::uuid as existing_id
+    from jsonb_array_elements(children) with ordinality as given (child, ordinal)
+    cross join lateral (
+      select checkpoints.value
+      from durable.checkpoints
+      where checkpoints.queue = _queue
+        and checkpoints.task_id = _recorded_children.task_id
+        and checkpoints.name = (child ->> 'name') collate "C"
+      offset 0
+    ) as saved
+  loop
+    _new[_recorded.ordinal].existing_id := _recorded.existing_id;
+  end loop;
+  return _new;
+end;
+$$;
+
+
+create or replace function durable._record_children(
+  queue text, task_id uuid, claim integer, children jsonb, new durable._new_task[], at timestamptz
+)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _attempt integer;
+begin
+  select tasks.attempt into _attempt
+  from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = _record_children.task_id;
+  insert into durable.checkpoints (
+    task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
+  )
+  select
+    _record_children.task_id, at, _record_children.claim, _attempt,
+    coalesce((child ->> 'position')::integer, 0), coalesce((child ->> 'after')::integer, 0), 0,
+    'done', _queue, child ->> 'name',
+    json_build_object('task_id', spawned.task_id, 'run_id', spawned.run_id,
+      'attempt', spawned.attempt, 'created', spawned.created)
+  from jsonb_array_elements(children) with ordinality as given (child, ordinal)
+  join durable._spawned(_queue, new) as spawned using (ordinal)
+  on conflict do nothing;
+end;
+$$;
+
+
+create or replace function durable.emit_from_task(
+  queue text,
+  task_id uuid,
+  claim integer,
+  name text,
+  event text,
+  payload jsonb default 'null',
+  "position" integer default 0,
+  after integer default 0
+)
+returns boolean
+language plpgsql
+security definer
+set search_path = ''
+set lock_timeout = '200ms'
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _name text collate "C" := name;
+  _now timestamptz := durable._now();
+  _first boolean;
+  _recorded json;
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_name('name of a step', name, 255);
+  perform durable._check_name('event name', event, 255);
+  perform durable._check_size('payload', pg_column_size(payload));
+  _first := durable._write_event(_queue, event, payload);
+  if not durable._hold(_queue, task_id, claim) then
+    perform durable._refuse_claim(_queue, task_id, claim);
+  end if;
+  select checkpoints.value into _recorded
+  from durable.checkpoints
+  where checkpoints.queue = _queue
+    and checkpoints.task_id = emit_from_task.task_id
+    and checkpoints.name = _name;
+  if found then
+    return _recorded::text::boolean;
+  end if;
+  insert into durable.checkpoints (
+    task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
+  )
+  select tasks.task_id, _now, tasks.claim, tasks.attempt, emit_from_task.position,
+    emit_from_task.after, 0, 'done', _queue, _name, to_json(_first)
+  from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = emit_from_task.task_id;
+  if _first then
+    perform durable._wake_waiters(_queue, event);
+  end if;
+  return _first;
+end;
+$$;
+
+comment on function durable.emit_from_task is
+'emit_event by a task that a worker holds, with the checkpoint that records it; says
+the same again when it is repeated. Refuses a claim that is over: WFCAN, WFLST.';

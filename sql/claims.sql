@@ -1,0 +1,342 @@
+-- Claims: who holds a task, and until when.
+--
+-- Taking a task and letting go of it each add one to its claim, so (queue, task_id,
+-- claim) alone tells a holder from a former one. The lease is not checked by writes:
+-- after it anybody may take the task, but until somebody does it is the holder's.
+
+create or replace function durable.claim_tasks(
+  queue text,
+  worker text,
+  names text[] default null,
+  quantity integer default 1,
+  lease double precision default 30,
+  after_at timestamptz[] default null,
+  after_ids uuid[] default null
+)
+returns setof durable.claimed_task
+language plpgsql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+  _names text[] := coalesce(names, durable._waiting_names(_queue));
+  _head record;
+  _place record;
+  _claimed durable.claimed_task;
+  _left integer := quantity;
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_claim(worker, quantity, lease);
+  for _head in
+    select known.name collate "C" as name, known.after_at, known.after_id
+    from unnest(_names, after_at, after_ids) as known (name, after_at, after_id)
+    cross join lateral (
+      select tasks.available_at, tasks.task_id
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = known.name
+        and tasks.available_at <= _now
+        and (tasks.available_at, tasks.task_id) > (
+          coalesce(known.after_at, '-infinity'),
+          coalesce(known.after_id, '00000000-0000-0000-0000-000000000000'))
+      order by tasks.available_at, tasks.task_id
+      limit 1
+    ) as first
+    order by first.available_at, first.task_id
+  loop
+    for _place in
+      select tasks.task_id, tasks.available_at, tasks.max_duration, tasks.started_at, tasks.deadline_at
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = _head.name
+        and tasks.available_at <= _now
+        and (tasks.available_at, tasks.task_id) > (
+          coalesce(_head.after_at, '-infinity'),
+          coalesce(_head.after_id, '00000000-0000-0000-0000-000000000000'))
+      order by tasks.available_at, tasks.task_id
+      limit _left
+      for no key update skip locked
+    loop
+      _claimed := durable._claim(_queue, _place.task_id, worker, _now, lease,
+        case when _place.started_at is null
+          then _now + make_interval(secs => _place.max_duration)
+          else _place.deadline_at end);
+      _claimed.available_at := _place.available_at;
+      return next _claimed;
+      _left := _left - 1;
+    end loop;
+    exit when _left = 0;
+  end loop;
+end;
+$$;
+
+comment on function durable.claim_tasks is
+'Leases up to quantity due tasks to a worker for lease seconds, and returns them: the
+names it knows (null: any), the name whose task has waited longest first, and within
+a name oldest first. Never waits for others. Call it last in its transaction and
+commit at once. after_at and after_ids, one pair per name, are where the worker''s
+last claim of that name ended: a hint that spares it dead rows; it must look from the
+beginning (null) now and then, since tasks may appear behind it. Refuses an unknown
+queue WFQUE and bad arguments 22023.';
+
+
+create or replace function durable._check_claim(worker text, quantity integer, lease double precision)
+returns void
+language plpgsql
+immutable
+as $$
+begin
+  perform durable._check_name('worker', worker, 255);
+  if quantity is null or quantity < 0 then
+    perform durable._refuse_argument('quantity is ' || coalesce(quantity::text, 'null'),
+      'Pass how many tasks to claim at most.');
+  end if;
+  if lease is null or not lease > 0 or lease > 1e10 then
+    perform durable._refuse_argument('lease is ' || coalesce(lease::text, 'null'),
+      'Pass a positive number of seconds.');
+  end if;
+end;
+$$;
+
+
+-- The caller holds the row, which is due.
+create or replace function durable._claim(
+  queue text,
+  task_id uuid,
+  worker text,
+  at timestamptz,
+  lease double precision,
+  deadline_at timestamptz
+)
+returns durable.claimed_task
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _expires_at timestamptz := at + make_interval(secs => lease);
+  _claimed durable.claimed_task;
+begin
+  update durable.tasks
+  set
+    worker = _claim.worker,
+    claim = tasks.claim + 1,
+    state = 'running',
+    available_at = null,
+    lease_expires_at = _expires_at,
+    deadline_at = _claim.deadline_at,
+    started_at = coalesce(tasks.started_at, at),
+    error = null
+  where tasks.queue = _queue and tasks.task_id = _claim.task_id
+  returning
+    tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
+    tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, null::timestamptz, at
+  into _claimed;
+  return _claimed;
+end;
+$$;
+
+
+-- The names that something waits under, now or later: one step of the index a name.
+create or replace function durable._waiting_names(queue text)
+returns text[]
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _name text collate "C" := '';
+  _names text[] := array[]::text[];
+begin
+  loop
+    select tasks.name into _name
+    from durable.tasks
+    where tasks.queue = _queue and tasks.name > _name and tasks.available_at is not null
+    order by tasks.name
+    limit 1;
+    exit when not found;
+    _names := _names || _name;
+  end loop;
+  return _names;
+end;
+$$;
+
+
+create or replace function durable.get_next_due(queue text, names text[] default null)
+returns double precision
+language plpgsql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _names text[] := coalesce(names, durable._waiting_names(_queue));
+begin
+  return (
+    select greatest(extract(epoch from min(first.available_at) - durable._now()), 0)
+    from unnest(_names) as known (name)
+    cross join lateral (
+      select tasks.available_at
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = known.name collate "C"
+        and tasks.available_at is not null
+      order by tasks.available_at
+      limit 1
+    ) as first
+  );
+end;
+$$;
+
+comment on function durable.get_next_due is
+'Seconds until the next task of these names is due, 0 when one is; null when none ever
+will be by the clock. For a worker whose claim came back empty.';
+
+
+create or replace function durable.list_waiting_names(queue text)
+returns setof text
+language sql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+  select unnest(durable._waiting_names(queue));
+$$;
+
+comment on function durable.list_waiting_names is
+'The names of the tasks that wait in a queue, so that a worker can say which of them
+it does not know.';
+
+
+create or replace function durable.extend_leases(queue text, tasks json, lease double precision default 30)
+returns setof durable.write_outcome
+language plpgsql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _expires_at timestamptz := durable._now() + make_interval(secs => lease);
+  _held record;
+  _outcome text;
+begin
+  perform durable._check_claim('worker', 1, lease);
+  for _held in
+    select held.task_id, held.claim
+    from json_to_recordset(tasks) as held (task_id uuid, claim integer)
+    order by held.task_id
+  loop
+    perform
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
+    for no key update skip locked;
+    if found then
+      update durable.tasks
+      set lease_expires_at = greatest(tasks.lease_expires_at, _expires_at)
+      where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim;
+      _outcome := 'ok';
+    else
+      perform from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim;
+      _outcome := case when found then 'busy'
+        else durable._refusal(_queue, _held.task_id, _held.claim) end;
+    end if;
+    return next (_held.task_id, _outcome)::durable.write_outcome;
+  end loop;
+end;
+$$;
+
+comment on function durable.extend_leases is
+'Extends the leases of tasks a worker holds to lease seconds from now, never shortening
+one. tasks: [{"task_id", "claim"}, ...]. Never waits; returns an outcome for each:
+ok, busy (somebody holds the row: say it again), cancelled, lost.';
+
+
+create or replace function durable.release_tasks(queue text, tasks json)
+returns setof durable.write_outcome
+language plpgsql
+security definer
+set search_path = ''
+set lock_timeout = '200ms'
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+  _held record;
+begin
+  for _held in
+    select held.task_id, held.claim, coalesce(held.available_at, _now) as available_at
+    from json_to_recordset(tasks) as held (task_id uuid, claim integer, available_at timestamptz)
+    order by held.task_id
+  loop
+    update durable.tasks
+    set
+      claim = tasks.claim + 1,
+      state = 'pending',
+      available_at = _held.available_at,
+      lease_expires_at = null
+    where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim;
+    return next (_held.task_id, case when found then 'ok'
+      else durable._refusal(_queue, _held.task_id, _held.claim) end)::durable.write_outcome;
+  end loop;
+  perform durable._knock(_queue, 'work');
+end;
+$$;
+
+comment on function durable.release_tasks is
+'Gives back tasks that a worker holds, without using up an attempt. tasks:
+[{"task_id", "claim", "available_at"}, ...]; with the available_at it was claimed with
+a task keeps its place in line. Returns an outcome for each: ok, cancelled, lost.';
+
+
+create or replace function durable.release_unknown(queue text, worker text, known uuid[])
+returns integer
+language plpgsql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _worker text collate "C" := worker;
+  _now timestamptz := durable._now();
+  _unknown uuid;
+  _released integer := 0;
+begin
+  for _unknown in
+    select tasks.task_id
+    from durable.tasks
+    where tasks.queue = _queue
+      and tasks.lease_expires_at is not null
+      and tasks.worker = _worker
+      and not tasks.task_id = any (known)
+    for no key update skip locked
+  loop
+    update durable.tasks
+    set claim = tasks.claim + 1, state = 'pending', available_at = _now, lease_expires_at = null
+    where tasks.queue = _queue and tasks.task_id = _unknown;
+    _released := _released + 1;
+  end loop;
+  perform durable._knock(_queue, 'work');
+  return _released;
+end;
+$$;
+
+comment on function durable.release_unknown is
+'After a lost connection: gives back what this worker holds without knowing, because
+the answer to its claim never came. Returns how many.';

@@ -1,0 +1,98 @@
+-- Events: facts written once. The first to emit wins, and wakes whoever waits.
+--
+-- A waiting task leaves a row without a payload, held FOR SHARE until its wait has
+-- committed; the emitter updates that row, so it first waits for those under way and
+-- then reads the waits. What it costs the emitter does not grow with the waiters:
+-- beyond 1,000 it leaves a note.
+
+create or replace function durable.emit_event(queue text, event text, payload jsonb default 'null')
+returns boolean
+language plpgsql
+security definer
+set search_path = ''
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_name('event name', event, 255);
+  perform durable._check_size('payload', pg_column_size(payload));
+  if not durable._write_event(_queue, event, payload) then
+    return false;
+  end if;
+  perform durable._wake_waiters(_queue, event);
+  return true;
+end;
+$$;
+
+comment on function durable.emit_event is
+'Emits an event, in the caller''s transaction, and wakes every task that waits for it.
+Returns whether this was the first time: later payloads are ignored. Refuses an
+unknown queue WFQUE and a bad name or payload 22023.';
+
+
+create or replace function durable._write_event(queue text, event text, payload jsonb)
+returns boolean
+language plpgsql
+as $$
+declare
+  _now timestamptz := durable._now();
+  _payload jsonb := coalesce(payload, 'null');
+begin
+  insert into durable.events (queue, name, emitted_at, payload)
+  values (queue, event, _now, _payload)
+  on conflict on constraint events_pkey do update
+  set emitted_at = excluded.emitted_at, payload = excluded.payload
+  where events.emitted_at is null;
+  return found;
+end;
+$$;
+
+
+create or replace function durable._wake_waiters(queue text, event text)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _event text collate "C" := event;
+  _waiter uuid;
+  _woken integer := 0;
+begin
+  if not durable._sees_the_latest() then
+    perform durable._leave_note(_queue, 'event', event_name => _event);
+    return;
+  end if;
+  for _waiter in
+    select waits.task_id
+    from durable.waits
+    where waits.queue = _queue and waits.event_name = _event
+  loop
+    continue when not durable._try_sleeper(_queue, _waiter);
+    if _woken >= 1000 then
+      perform durable._leave_note(_queue, 'event', event_name => _event);
+      return;
+    end if;
+    perform durable._wake(_queue, _waiter);
+    _woken := _woken + 1;
+  end loop;
+end;
+$$;
+
+
+create or replace function durable._is_emitted(queue text, event text)
+returns boolean
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _event text collate "C" := event;
+begin
+  perform
+  from durable.events
+  where events.queue = _queue and events.name = _event and events.emitted_at is not null;
+  return found;
+end;
+$$;

@@ -1,0 +1,39 @@
+-- The engine, as a table of contents. Files load in this order, but PL/pgSQL
+-- binds late: inside a group the order is for the reader.
+
+-- Ground: the clock, ids, the closed set of errors, checks of what comes in
+\ir clock.sql
+\ir errors.sql
+\ir ids.sql
+\ir checks.sql
+\ir retry.sql
+
+-- Waking up: who is told when a task finishes, an event is emitted, work arrives
+\ir doors.sql
+\ir notes.sql
+\ir waking.sql
+
+-- For everyone: queues, tasks, events, results
+\ir queues.sql
+\ir spawn.sql
+\ir cancel.sql
+\ir retry_task.sql
+\ir results.sql
+\ir events.sql
+
+-- For workers: hold a task, save what it did, let it wait, let it go
+\ir claims.sql
+\ir attempts.sql
+\ir checkpoints.sql
+\ir waits.sql
+\ir children.sql
+
+-- Housekeeping: what nobody asked for but everybody needs
+\ir recovery.sql
+\ir retention.sql
+\ir housekeeping.sql
+
+-- For operators, and the whole public surface
+\ir stats.sql
+\ir views.sql
+\ir grants.sql

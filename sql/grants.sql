@@ -1,0 +1,58 @@
+-- The public surface, in full. Nothing is granted to everybody; what is not listed
+-- here is private.
+--
+--   durable_client    spawns, emits, cancels, reads results
+--   durable_worker    that, and everything a worker calls
+--   durable_operator  reads the views, keeps queues, retries
+--
+-- Grant one of them to a login, or single functions. Where whoever installs may not
+-- create roles they are left out, with a notice, and single functions can be granted.
+
+revoke all on schema durable from public;
+revoke all on all tables in schema durable from public;
+revoke all on all functions in schema durable from public;
+
+do $$
+declare
+  _role text;
+begin
+  foreach _role in array array['durable_client', 'durable_worker', 'durable_operator'] loop
+    if to_regrole(_role) is null then
+      case _role
+        when 'durable_client' then create role durable_client nologin;
+        when 'durable_worker' then create role durable_worker nologin;
+        when 'durable_operator' then create role durable_operator nologin;
+      end case;
+    end if;
+  end loop;
+
+  grant usage on schema durable to durable_client, durable_worker, durable_operator;
+
+  grant execute on function
+    durable.spawn, durable.spawn_many, durable.emit_event, durable.cancel_task,
+    durable.get_task_result, durable.get_task_results, durable.list_queues,
+    durable.take_door, durable.leave_door, durable.errors, durable.version
+  to durable_client, durable_worker, durable_operator;
+
+  grant execute on function
+    durable.claim_tasks, durable.get_next_due, durable.list_waiting_names,
+    durable.extend_leases, durable.release_tasks, durable.release_unknown,
+    durable.load_checkpoints, durable.flush, durable.save_checkpoints,
+    durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
+    durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
+    durable.emit_from_task, durable.keep_house, durable.expire_leases,
+    durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events
+  to durable_worker;
+
+  grant execute on function
+    durable.create_queue, durable.drop_queue, durable.retry_task, durable.queue_stats,
+    durable.keep_house, durable.expire_leases, durable.expire_deadlines,
+    durable.apply_notes, durable.cleanup, durable.prune_events
+  to durable_operator;
+
+  grant select on durable.attempts, durable.waiting, durable.workers, durable.task_list, durable.history
+  to durable_operator;
+exception when insufficient_privilege then
+  raise notice 'durable: no right to create roles; grant its functions one by one';
+end;
+$$;

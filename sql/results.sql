@@ -1,0 +1,45 @@
+-- Results: where a task stands, for whoever holds its id.
+
+create or replace function durable.get_task_results(queue text, task_ids uuid[])
+returns setof durable.task_result
+language plpgsql
+stable
+security definer
+set search_path = ''
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return query
+    select
+      task.task_id, task.name::text, task.state::text, task.attempt, task.result, task.error,
+      task.spawned_at, task.finished_at
+    from unnest(task_ids) as wanted (task_id)
+    cross join lateral (
+      select *
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = wanted.task_id
+      offset 0
+    ) as task;
+end;
+$$;
+
+comment on function durable.get_task_results is
+'Where tasks stand, with their results or errors once they have finished. No row for
+those that do not exist (or not yet: their transaction has not committed).';
+
+
+create or replace function durable.get_task_result(queue text, task_id uuid)
+returns setof durable.task_result
+language sql
+stable
+security definer
+set search_path = ''
+as $$
+  select * from durable.get_task_results(queue, array[task_id]);
+$$;
+
+comment on function durable.get_task_result is
+'get_task_results for one task.';

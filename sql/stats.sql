@@ -1,0 +1,50 @@
+-- What a queue holds. Counts every row of the queue: for people, not for hot loops.
+
+create or replace function durable.queue_stats(queue text default null)
+returns setof durable.queue_statistics
+language sql
+stable
+security definer
+set search_path = ''
+as $$
+  select
+    queues.queue::text,
+    counted.pending, counted.running, counted.sleeping,
+    counted.completed, counted.failed, counted.cancelled,
+    coalesce(ready.total, 0), ready.oldest_at, ready.next_at, coalesce(ready.by_name, '{}')
+  from durable.queues
+  cross join lateral (
+    select
+      count(*) filter (where tasks.state = 'pending') as pending,
+      count(*) filter (where tasks.state = 'running') as running,
+      count(*) filter (where tasks.state = 'sleeping') as sleeping,
+      count(*) filter (where tasks.state = 'completed') as completed,
+      count(*) filter (where tasks.state = 'failed') as failed,
+      count(*) filter (where tasks.state = 'cancelled') as cancelled
+    from durable.tasks
+    where tasks.queue = queues.queue
+  ) as counted
+  cross join lateral (
+    select
+      sum(name.ready)::bigint as total,
+      min(name.oldest_at) as oldest_at,
+      min(name.next_at) as next_at,
+      jsonb_object_agg(name.name, name.ready) filter (where name.ready > 0) as by_name
+    from (
+      select
+        tasks.name,
+        count(*) filter (where tasks.available_at <= durable._now()) as ready,
+        min(tasks.available_at) filter (where tasks.available_at <= durable._now()) as oldest_at,
+        min(tasks.available_at) filter (where tasks.available_at > durable._now()) as next_at
+      from durable.tasks
+      where tasks.queue = queues.queue and tasks.available_at is not null
+      group by tasks.name
+    ) as name
+  ) as ready
+  where queue_stats.queue is null or queues.queue = queue_stats.queue collate "C"
+  order by queues.queue;
+$$;
+
+comment on function durable.queue_stats is
+'Counts the tasks of a queue (null: of every queue) by state, and those claimable now by
+name. Reads every task of the queue.';

@@ -1,0 +1,293 @@
+-- The tables, and the rules they carry.
+--
+-- One row per task, live or finished. Rows belong to a queue: `queue` leads every
+-- key, every statement names it, and it never changes, so a database can be split
+-- by queue. Nullable columns that are set exactly while a row belongs in an index
+-- (`available_at`, `lease_expires_at`, `deadline_at`) are that index's predicate:
+-- finished rows cost a claim nothing.
+--
+-- THE LOCK ORDER. Nobody waits for other people's rows. A call waits only
+--   1. for event rows and idempotency keys, in name order, holding no task row;
+--   2. for the task rows it was given, in one pass, ascending by task_id.
+-- Everything else (whom a finished task wakes, what a failed one takes with it) is
+-- tried with SKIP LOCKED, and what could not be had is left as a row in `notes`.
+-- A claim comes last in its transaction.
+--
+-- THE FENCE. `claim` is odd while a worker holds the task; taking it and letting
+-- go of it each add one. A write that belongs to a claim finds its task by
+-- (queue, task_id, claim) and nothing else, and holds that row until it commits.
+
+create type durable.task_state as enum (
+  'pending',    -- may start now: spawned, woken, released or to be tried again
+  'running',    -- a worker holds it; back to pending when the lease is lost
+  'sleeping',   -- waits for a time, an event, other tasks, or its next attempt
+  'completed',  -- final: run() returned
+  'failed',     -- final: the last attempt raised, unless retry_task
+  'cancelled'   -- final: somebody, a parent or a deadline ended it, unless retry_task
+);
+
+create type durable.run_outcome as enum (
+  'failed',      -- the attempt raised
+  'lease_lost',  -- its worker was gone
+  'cancelled'    -- cut short, and revived later by retry_task
+);
+
+create type durable.checkpoint_state as enum (
+  'done',      -- the value is what the step returned or the wait brought
+  'failed',    -- the value is the error the step raised
+  'timed_out'  -- the wait's time ran out first
+);
+
+create type durable.note_kind as enum (
+  'waiter',    -- look again whether task_id may wake
+  'finished',  -- look who waits for task_id
+  'event',     -- wake who still waits for event_name
+  'cascade'    -- cancel what still lives below task_id
+);
+
+
+create table durable.migrations (
+  number     integer     primary key,
+  name       text        not null,
+  applied_at timestamptz not null default clock_timestamp()
+);
+
+comment on table  durable.migrations            is 'Which changes of the tables this database has seen.';
+comment on column durable.migrations.number     is 'The number its file in sql/migrations starts with; 1 is the first install.';
+comment on column durable.migrations.name       is 'The file''s name.';
+comment on column durable.migrations.applied_at is 'When.';
+
+insert into durable.migrations (number, name) values (1, 'install');
+
+
+create table durable.queues (
+  queue            text collate "C" primary key,
+  created_at       timestamptz      not null,
+  keep_tasks       double precision,
+  keep_events      double precision,
+  tasks_cleaned_to uuid,
+  events_pruned_to text collate "C",
+  constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
+  constraint queues_keep_events_for_a_time check (keep_events >= 0)
+);
+
+comment on table  durable.queues                  is 'The namespaces of tasks, and how long each keeps what is over.';
+comment on column durable.queues.queue            is 'Its name, at most 100 bytes.';
+comment on column durable.queues.created_at       is 'When it was created.';
+comment on column durable.queues.keep_tasks       is 'Seconds a finished task is kept; null: for ever.';
+comment on column durable.queues.keep_events      is 'Seconds an event is kept; null: for ever.';
+comment on column durable.queues.tasks_cleaned_to is 'Where the last cleanup ended; the next goes on from there and wraps round.';
+comment on column durable.queues.events_pruned_to is 'Where the last pruning of events ended.';
+
+
+-- Columns that transitions change stand together, after what is written once and
+-- before the result: an update that stays on its page then logs only those bytes.
+-- Half-full pages leave room for a task's two later versions.
+create table durable.tasks (
+  task_id          uuid              not null,
+  parent_task_id   uuid,
+  spawned_at       timestamptz       not null,
+  max_duration     double precision,
+  max_attempts     integer,
+  queue            text collate "C"  not null,
+  name             text collate "C"  not null,
+  idempotency_key  text collate "C",
+  params           jsonb             not null,
+  headers          jsonb,
+  retry            jsonb,
+  worker           text collate "C",
+  claim            integer           not null default 0,
+  attempt          integer           not null default 1,
+  state            durable.task_state not null default 'pending',
+  available_at     timestamptz,
+  lease_expires_at timestamptz,
+  deadline_at      timestamptz,
+  started_at       timestamptz,
+  finished_at      timestamptz,
+  result           jsonb,
+  error            jsonb,
+  primary key (queue, task_id),
+  constraint tasks_have_at_least_one_attempt
+    check (max_attempts >= 1 and attempt >= 1),
+  constraint tasks_are_leased_exactly_while_running
+    check ((state = 'running') = (lease_expires_at is not null)),
+  constraint tasks_are_held_exactly_while_running
+    check ((state = 'running') = (claim % 2 = 1)),
+  constraint tasks_are_claimable_only_while_waiting
+    check (available_at is null or state in ('pending', 'sleeping')),
+  constraint tasks_are_finished_exactly_when_final
+    check ((state in ('completed', 'failed', 'cancelled')) = (finished_at is not null))
+) with (fillfactor = 50);
+
+comment on table  durable.tasks                  is 'One logical piece of work each, live or finished, with its current attempt.';
+comment on column durable.tasks.task_id          is 'A uuid v7: ascending in order of spawning; a child''s is greater than its parent''s.';
+comment on column durable.tasks.parent_task_id   is 'The task that spawned it: ends badly, this one is cancelled.';
+comment on column durable.tasks.spawned_at       is 'When it was spawned.';
+comment on column durable.tasks.max_duration     is 'Seconds it may take from its first start, all attempts and waits included; null: any.';
+comment on column durable.tasks.max_attempts     is 'How often it may be started afresh; null: without end.';
+comment on column durable.tasks.queue            is 'The queue it belongs to.';
+comment on column durable.tasks.name             is 'Which code runs it.';
+comment on column durable.tasks.idempotency_key  is 'The key it was spawned with; see idempotency_keys.';
+comment on column durable.tasks.params           is 'Its input.';
+comment on column durable.tasks.headers          is 'What travels with it: trace context, identity, tags; an object.';
+comment on column durable.tasks.retry            is 'How long to wait between attempts; null: the default.';
+comment on column durable.tasks.worker           is 'Who holds it, or held it last.';
+comment on column durable.tasks.claim            is 'The fence: odd while held; taking and letting go each add one.';
+comment on column durable.tasks.attempt          is 'Which attempt this is, from 1. Sleeping and waiting do not start a new one.';
+comment on column durable.tasks.state            is 'Where it stands.';
+comment on column durable.tasks.available_at     is 'From when on it may be claimed; null: not by the clock.';
+comment on column durable.tasks.lease_expires_at is 'Until then nobody else may take it; after it anybody may.';
+comment on column durable.tasks.deadline_at      is 'When it is cancelled if it has not started (max_delay), or not finished (max_duration).';
+comment on column durable.tasks.started_at       is 'When it was first claimed.';
+comment on column durable.tasks.finished_at      is 'When it reached its final state.';
+comment on column durable.tasks.result           is 'What it returned.';
+comment on column durable.tasks.error            is 'Why it failed or was cancelled, or why its last attempt did while it sleeps until the next: type, message, traceback.';
+
+create index tasks_claimable_idx on durable.tasks (queue, name, available_at, task_id)
+  where available_at is not null;
+create index tasks_leased_idx on durable.tasks (queue, lease_expires_at)
+  where lease_expires_at is not null;
+create index tasks_deadline_idx on durable.tasks (queue, deadline_at)
+  where deadline_at is not null;
+create index tasks_children_idx on durable.tasks (queue, parent_task_id, task_id)
+  where parent_task_id is not null;
+
+comment on index durable.tasks_claimable_idx is 'Read by claim_tasks, name by name, oldest first.';
+comment on index durable.tasks_leased_idx    is 'Read by expire_leases and release_unknown.';
+comment on index durable.tasks_deadline_idx  is 'Read by expire_deadlines.';
+comment on index durable.tasks_children_idx  is 'Read by every cascade, which goes below finished children too.';
+
+
+create table durable.runs (
+  queue    text collate "C"    not null,
+  task_id  uuid                not null,
+  attempt  integer             not null,
+  outcome  durable.run_outcome not null,
+  worker   text collate "C",
+  ended_at timestamptz         not null,
+  error    jsonb,
+  primary key (queue, task_id, attempt)
+);
+
+comment on table  durable.runs          is 'Attempts that were followed by another one. A task''s last attempt is on its own row.';
+comment on column durable.runs.queue    is 'The task''s queue.';
+comment on column durable.runs.task_id  is 'The task.';
+comment on column durable.runs.attempt  is 'Which attempt, from 1.';
+comment on column durable.runs.outcome  is 'How it ended.';
+comment on column durable.runs.worker   is 'Who ran it.';
+comment on column durable.runs.ended_at is 'When it ended.';
+comment on column durable.runs.error    is 'Why: type, message, traceback.';
+
+
+-- `json`, not `jsonb`: a task must read back exactly what it wrote, and jsonb
+-- reorders keys and turns 1e22 into an integer.
+create table durable.checkpoints (
+  task_id     uuid                     not null,
+  saved_at    timestamptz              not null,
+  claim       integer                  not null,
+  attempt     integer                  not null,
+  position    integer                  not null,
+  after       integer                  not null,
+  duration_ms integer                  not null,
+  state       durable.checkpoint_state not null,
+  queue       text collate "C"         not null,
+  name        text collate "C"         not null,
+  value       json,
+  primary key (queue, task_id, name)
+);
+
+comment on table  durable.checkpoints             is 'What a task has done so far: written once, never changed.';
+comment on column durable.checkpoints.task_id     is 'The task.';
+comment on column durable.checkpoints.saved_at    is 'When it was saved.';
+comment on column durable.checkpoints.claim       is 'The claim that saved it: the same claim may say so again.';
+comment on column durable.checkpoints.attempt     is 'The attempt that saved it.';
+comment on column durable.checkpoints.position    is 'How many durable calls the run had made before this one.';
+comment on column durable.checkpoints.after       is 'How many checkpoints were complete when this call was made: two calls that overlapped have no order.';
+comment on column durable.checkpoints.duration_ms is 'How long the step took, in milliseconds; 0 for waits.';
+comment on column durable.checkpoints.state       is 'How it ended.';
+comment on column durable.checkpoints.queue       is 'The task''s queue.';
+comment on column durable.checkpoints.name        is 'The step''s name; everything that is not a step starts with $ and its kind, like $event:packed.';
+comment on column durable.checkpoints.value       is 'What it brought, exactly as written.';
+
+
+create table durable.events (
+  queue      text collate "C" not null,
+  name       text collate "C" not null,
+  emitted_at timestamptz,
+  payload    jsonb,
+  primary key (queue, name),
+  constraint events_have_a_payload_exactly_when_emitted
+    check ((emitted_at is not null) = (payload is not null))
+);
+
+comment on table  durable.events            is 'Named facts, written once. A row that was not emitted yet is the place where waiting tasks and the emitter meet.';
+comment on column durable.events.queue      is 'The queue whose tasks see it.';
+comment on column durable.events.name       is 'Its name, at most 255 bytes.';
+comment on column durable.events.emitted_at is 'When it was emitted; null: somebody waits for it.';
+comment on column durable.events.payload    is 'What the first emitter said.';
+
+
+create table durable.waits (
+  queue          text collate "C" not null,
+  task_id        uuid             not null,
+  name           text collate "C" not null,
+  position       integer          not null,
+  after          integer          not null,
+  deadline_at    timestamptz,
+  event_name     text collate "C",
+  target_task_id uuid,
+  task_ids       uuid[],
+  watched        integer,
+  primary key (queue, task_id, name),
+  constraint waits_are_for_one_thing
+    check (num_nonnulls(event_name, task_ids) <= 1
+      and (event_name is not null or task_ids is not null or deadline_at is not null))
+);
+
+comment on table  durable.waits                is 'What tasks wait for. A row stays until its wait is over, with the deadline it got first.';
+comment on column durable.waits.queue          is 'The waiting task''s queue.';
+comment on column durable.waits.task_id        is 'The waiting task.';
+comment on column durable.waits.name           is 'The checkpoint that will end the wait.';
+comment on column durable.waits.position       is 'As in checkpoints.';
+comment on column durable.waits.after          is 'As in checkpoints.';
+comment on column durable.waits.deadline_at    is 'When a sleep is over, or any other wait has timed out; null: never.';
+comment on column durable.waits.event_name     is 'The event it waits for.';
+comment on column durable.waits.target_task_id is 'The one live task, of those it waits for, whose end looks at this wait.';
+comment on column durable.waits.task_ids       is 'The tasks it waits for: all of them.';
+comment on column durable.waits.watched        is 'Where in task_ids the target stands: all behind it have finished.';
+
+create index waits_event_idx on durable.waits (queue, event_name) where event_name is not null;
+create index waits_target_idx on durable.waits (queue, target_task_id) where target_task_id is not null;
+
+comment on index durable.waits_event_idx  is 'Read by emit_event and prune_events.';
+comment on index durable.waits_target_idx is 'Read when a task finishes.';
+
+
+create table durable.idempotency_keys (
+  queue   text collate "C" not null,
+  key     text collate "C" not null,
+  task_id uuid             not null,
+  primary key (queue, key)
+);
+
+comment on table  durable.idempotency_keys         is 'One task per key. A table of its own, since an index on tasks would be rewritten by every transition.';
+comment on column durable.idempotency_keys.queue   is 'The task''s queue.';
+comment on column durable.idempotency_keys.key     is 'The key, at most 255 bytes; it lives exactly as long as its task.';
+comment on column durable.idempotency_keys.task_id is 'The task it stands for.';
+
+
+create table durable.notes (
+  queue      text collate "C"  not null,
+  note_id    uuid              not null,
+  kind       durable.note_kind not null,
+  task_id    uuid,
+  event_name text collate "C",
+  primary key (queue, note_id)
+);
+
+comment on table  durable.notes            is 'What a call had to leave undone because others held the rows; nearly always empty.';
+comment on column durable.notes.queue      is 'The queue concerned.';
+comment on column durable.notes.note_id    is 'A uuid v7.';
+comment on column durable.notes.kind       is 'What is to be done.';
+comment on column durable.notes.task_id    is 'To which task.';
+comment on column durable.notes.event_name is 'Or which event.';

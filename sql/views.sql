@@ -1,0 +1,63 @@
+-- What an operator may look at.
+
+create or replace view durable.attempts as
+select
+  runs.queue, runs.task_id, runs.attempt, durable._run_id(runs.task_id, runs.attempt) as run_id,
+  runs.outcome::text as outcome, runs.worker, runs.ended_at, runs.error
+from durable.runs
+union all
+select
+  tasks.queue, tasks.task_id, tasks.attempt, durable._run_id(tasks.task_id, tasks.attempt),
+  tasks.state::text, tasks.worker, tasks.finished_at,
+  case when tasks.finished_at is not null then tasks.error end
+from durable.tasks;
+
+comment on view durable.attempts is
+'All attempts of all tasks as one list: those that were followed by another with their
+outcome, and each task''s last one with the task''s state.';
+
+
+create or replace view durable.waiting as
+select
+  tasks.queue, tasks.task_id, tasks.name as task, waits.name as wait, waits.event_name,
+  waits.task_ids, waits.deadline_at
+from durable.waits
+join durable.tasks using (queue, task_id)
+where tasks.finished_at is null;
+
+comment on view durable.waiting is
+'What live tasks wait for: a time (deadline_at alone), an event, or tasks.';
+
+
+create or replace view durable.workers as
+select
+  tasks.queue, tasks.worker, count(*) as running, min(tasks.lease_expires_at) as first_lease_expires_at
+from durable.tasks
+where tasks.lease_expires_at is not null
+group by tasks.queue, tasks.worker;
+
+comment on view durable.workers is
+'Who holds how many tasks now.';
+
+
+create or replace view durable.task_list as
+select
+  tasks.queue, tasks.task_id, tasks.parent_task_id, tasks.name, tasks.state::text as state,
+  tasks.attempt, tasks.max_attempts, tasks.worker, tasks.params, tasks.headers, tasks.result,
+  tasks.error, tasks.idempotency_key, tasks.spawned_at, tasks.available_at, tasks.started_at,
+  tasks.lease_expires_at, tasks.deadline_at, tasks.finished_at
+from durable.tasks;
+
+comment on view durable.task_list is
+'Every task, live or finished.';
+
+
+create or replace view durable.history as
+select
+  checkpoints.queue, checkpoints.task_id, checkpoints.position, checkpoints.name,
+  checkpoints.state::text as state, checkpoints.value, checkpoints.attempt,
+  checkpoints.duration_ms, checkpoints.saved_at
+from durable.checkpoints;
+
+comment on view durable.history is
+'What tasks have done: their checkpoints. Order by saved_at, position.';

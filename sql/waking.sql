@@ -1,0 +1,182 @@
+-- Who goes on when a task finishes.
+--
+-- A task that waits for many watches one of them that is still live; only that
+-- one's end looks at it, and moves the watch on. So a fan-in of 10,000 wakes its
+-- parent once and never queues up behind it. No wake-up is lost: the watch is set
+-- under a share lock on the watched row, so whoever ends it waits for that commit
+-- and reads the waits after it; and a waiter that cannot be had leaves a note.
+
+-- Tasks that have just reached their final state, in this transaction.
+create or replace function durable._finished(queue text, task_ids uuid[])
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _waiter uuid;
+begin
+  if durable._sees_the_latest() then
+    for _waiter in
+      select distinct waiter.task_id
+      from unnest(task_ids) as finished (task_id)
+      cross join lateral (
+        select waits.task_id
+        from durable.waits
+        where waits.queue = _queue
+          and waits.target_task_id = finished.task_id
+        offset 0 -- keeps the lookup a lookup: it cannot become a join
+      ) as waiter
+      order by waiter.task_id
+    loop
+      perform durable._reconsider(_queue, _waiter);
+    end loop;
+  else
+    perform durable._leave_note(_queue, 'finished', finished.task_id)
+    from unnest(task_ids) as finished (task_id);
+  end if;
+  perform durable._knock(_queue, 'results');
+end;
+$$;
+
+
+-- Wakes a sleeping task if one of the things it waits for has happened.
+create or replace function durable._reconsider(queue text, waiter uuid)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _wait durable.waits;
+  _watch text;
+begin
+  if not durable._try_sleeper(_queue, waiter) then
+    return;
+  end if;
+  for _wait in
+    select *
+    from durable.waits
+    where waits.queue = _queue and waits.task_id = waiter
+  loop
+    _watch := case
+      when _wait.task_ids is not null then durable._watch(_wait)
+      when durable._is_emitted(_queue, _wait.event_name) then 'over'
+    end;
+    if _watch = 'over' then
+      perform durable._wake(_queue, waiter);
+      return;
+    elsif _watch = 'unsure' then
+      perform durable._leave_note(_queue, 'waiter', waiter);
+    end if;
+  end loop;
+end;
+$$;
+
+
+-- Tries to hold a task that sleeps because it waits (one between two attempts has an
+-- error, and is not woken early). Held: true. In other hands: a note.
+create or replace function durable._try_sleeper(queue text, task_id uuid)
+returns boolean
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform
+  from durable.tasks
+  where tasks.queue = _queue
+    and tasks.task_id = _try_sleeper.task_id
+    and tasks.state = 'sleeping'
+    and tasks.error is null
+  for no key update skip locked;
+  if found then
+    return true;
+  end if;
+  perform
+  from durable.tasks
+  where tasks.queue = _queue
+    and tasks.task_id = _try_sleeper.task_id
+    and tasks.state = 'sleeping'
+    and tasks.error is null;
+  if found then
+    perform durable._leave_note(_queue, 'waiter', task_id);
+  end if;
+  return false;
+end;
+$$;
+
+
+-- The caller holds the sleeping task.
+create or replace function durable._wake(queue text, task_id uuid)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+begin
+  update durable.tasks
+  set state = 'pending', available_at = _now
+  where tasks.queue = _queue
+    and tasks.task_id = _wake.task_id;
+  perform durable._knock(_queue, 'work');
+end;
+$$;
+
+
+-- Sets the watch of a wait on a task that is still live, from the end of the list,
+-- never beyond one that was passed over. The caller holds the waiter.
+-- watched: done. over: all have finished. unsure: some live one was in other hands.
+create or replace function durable._watch(wait durable.waits)
+returns text
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := wait.queue;
+  _ids uuid[] := wait.task_ids;
+  _passed_over integer;
+begin
+  if durable._is_live(_queue, wait.target_task_id) then
+    return 'watched';
+  end if;
+  for _i in reverse coalesce(wait.watched, cardinality(_ids)) .. 1 loop
+    perform
+    from durable.tasks
+    where tasks.queue = _queue
+      and tasks.task_id = _ids[_i]
+      and tasks.finished_at is null
+    for share skip locked;
+    if found then
+      update durable.waits
+      set target_task_id = _ids[_i], watched = coalesce(_passed_over, _i)
+      where waits.queue = wait.queue and waits.task_id = wait.task_id and waits.name = wait.name;
+      return 'watched';
+    elsif _passed_over is null and durable._is_live(_queue, _ids[_i]) then
+      _passed_over := _i;
+    end if;
+  end loop;
+  if _passed_over is null then
+    return 'over';
+  end if;
+  update durable.waits
+  set target_task_id = null, watched = _passed_over
+  where waits.queue = wait.queue and waits.task_id = wait.task_id and waits.name = wait.name;
+  return 'unsure';
+end;
+$$;
+
+
+create or replace function durable._is_live(queue text, task_id uuid)
+returns boolean
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform
+  from durable.tasks
+  where tasks.queue = _queue
+    and tasks.task_id = _is_live.task_id
+    and tasks.finished_at is null;
+  return found;
+end;
+$$;
