@@ -1,0 +1,61 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both install what
+# they need: into .venv, and as root what Debian packages.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types pgtap pytest pytest18 container dist env clean
+
+BIN := .venv/bin
+WORKERS ?= 4
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/test_container.py
+SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
+SYNC := $(wildcard python-sdk/tools/async_to_sync.py)
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/demo ## a real job, killed halfway with kill -9, and its proof
+	$(BIN)/durable demo
+
+test: check pytest pytest18 container ## everything CI runs
+
+check: lint types pgtap ## the quick half of it
+
+lint: .venv/dev ## style, formatting, and that the sync client is the generated one
+	$(BIN)/ruff check python-sdk tests
+	$(BIN)/ruff format --check python-sdk tests
+	$(foreach tool,$(SYNC),$(BIN)/python $(tool) --check)
+
+types: .venv/dev ## mypy, strict, over sources and tests
+	$(BIN)/mypy --config-file python-sdk/pyproject.toml $(SOURCES)
+
+pgtap: .venv/dev ## the SQL's own tests, on Debian's Postgres
+	postgres=$$(.ci/postgres) && $(BIN)/python -m tests.support.pgtap "$$postgres"
+
+pytest: .venv/dev ## the Python tests, on Debian's Postgres
+	postgres=$$(.ci/postgres) && \
+	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN="$$postgres" $(PYTEST)
+
+pytest18: .venv/dev ## the same on the embedded Postgres 18
+	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN=wheel $(PYTEST)
+
+container: .venv/dev ## the same promise in a container, if an engine can be had
+	.ci/postgres > /dev/null
+	$(BIN)/python -m tests.container.engine $(BIN)/pytest tests/test_container.py
+
+dist: .venv/dev ## dist/: one flat durable.sql for psql, and the wheel
+	mkdir -p dist
+	$(BIN)/python -m durable._schema > dist/durable.sql
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist ./python-sdk
+
+env: .venv/dev ## .venv, with everything for working on durable
+
+clean: ## forget everything that was made here
+	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/%: python-sdk/pyproject.toml
+	.ci/venv .venv
+	@echo "installing python-sdk[$*] into .venv"
+	$(BIN)/pip install --quiet --quiet --editable 'python-sdk[$*]'
+	touch $@

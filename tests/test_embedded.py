@@ -1,0 +1,138 @@
+"""Durable brings a Postgres along for demos and tests, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from durable.embedded import LaunchFailed, Postgres, find_binaries
+from tests.support.processes import Processes
+from tests.support.wait import eventually
+
+BINARIES = os.environ.get("DURABLE_TEST_PG_BIN")
+
+ABANDON = """
+import os, signal
+from durable.embedded import Postgres
+server = Postgres.start(fast=True)
+print("home", server.home, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def show(server: Postgres, setting: str) -> str:
+    with psycopg.connect(server.conninfo()) as session:
+        row = session.execute("select current_setting(%s)", [setting]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that everybody may enter, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        yield directory
+
+
+def test_keeps_what_was_committed_before_a_crash() -> None:
+    with Postgres.start(binaries=BINARIES, fast=True) as server:
+        with psycopg.connect(server.conninfo()) as session:
+            session.execute("create table kept ()")
+        server.restart("immediate")
+        with psycopg.connect(server.conninfo()) as session:
+            session.execute("table kept")
+
+
+def test_stays_away_until_it_is_restarted() -> None:
+    with Postgres.start(binaries=BINARIES, fast=True) as server:
+        server.stop()
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(server.conninfo())
+        server.restart()
+        assert show(server, "server_version")
+
+
+def test_deletes_what_was_temporary() -> None:
+    with Postgres.start(binaries=BINARIES, fast=True) as server:
+        assert server.home.exists()
+    assert not server.home.exists()
+
+
+def test_finds_its_data_again_whatever_the_path(open_directory: Path) -> None:
+    data = open_directory / "it's a path" / "with ümlaut"
+    for statement in ("create table kept ()", "table kept"):
+        with (
+            Postgres.start(data, binaries=BINARIES) as server,
+            psycopg.connect(server.conninfo()) as session,
+        ):
+            session.execute(statement)
+    assert data.exists()
+
+
+def test_is_safe_by_default_and_takes_settings() -> None:
+    settings = {"max_connections": "17"}
+    with Postgres.start(binaries=BINARIES, settings=settings) as server:
+        assert show(server, "fsync") == "on"
+        assert show(server, "max_connections") == "17"
+
+
+def test_listens_on_a_port_if_asked_to() -> None:
+    with Postgres.start(binaries=BINARIES, fast=True, tcp=True) as server:
+        assert "@127.0.0.1:" in server.conninfo()
+        assert show(server, "listen_addresses") == "127.0.0.1"
+
+
+def test_outlives_the_thread_that_started_it() -> None:
+    started: list[Postgres] = []
+
+    def start() -> None:
+        started.append(Postgres.start(binaries=BINARIES, fast=True))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    with started[0] as server:
+        assert show(server, "server_version")
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="Linux only")
+def test_ends_with_its_process_even_after_kill_9(processes: Processes) -> None:
+    binaries = {"DURABLE_PG_BIN": BINARIES} if BINARIES else {}
+    process = processes.python("-c", ABANDON, env=binaries)
+    assert process.wait() == -signal.SIGKILL
+    home = Path(process.output().split()[1])
+    pid_file = home / "data" / "postmaster.pid"
+    eventually(lambda: not pid_file.exists(), what="the end of the server")
+    shutil.rmtree(home)
+
+
+def test_says_why_it_can_not_start() -> None:
+    with pytest.raises(LaunchFailed, match="pip install"):
+        find_binaries("/nowhere")
+    with pytest.raises(LaunchFailed, match="no_such_setting"):
+        Postgres.start(binaries=BINARIES, settings={"no_such_setting": "1"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as somebody else")
+def test_runs_as_nobody_special_when_root_starts_it() -> None:
+    with Postgres.start(binaries=BINARIES, fast=True) as server:
+        assert server.data_dir.stat().st_uid != 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has doors to close")
+def test_refuses_data_its_user_can_not_reach(open_directory: Path) -> None:
+    closed = open_directory / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(LaunchFailed, match="closed"):
+        Postgres.start(closed / "data", binaries=BINARIES)
+    assert not (closed / "data").exists()
