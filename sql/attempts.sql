@@ -17,7 +17,7 @@ declare
   _fallen uuid[] := array[]::uuid[];
 begin
   for _own in
-    select distinct on (own.task_id) own.*
+    select distinct on (own.task_id, own.claim) own.*
     from (
       select done.task_id, done.claim, 1 as ending, done.result, null::jsonb as error, null::boolean as retryable
       from json_to_recordset(completions) as done (task_id uuid, claim integer, result jsonb)
@@ -28,7 +28,7 @@ begin
       select saved.task_id, saved.claim, 3, null, null, null
       from json_to_recordset(checkpoints) as saved (task_id uuid, claim integer)
     ) as own
-    order by own.task_id, own.ending
+    order by own.task_id, own.claim, own.ending
   loop
     _written := case _own.ending
       when 1 then durable._complete(_queue, _own.task_id, _own.claim, _own.result, _now)
@@ -62,14 +62,16 @@ $$;
 
 create or replace function durable.flush(queue text, checkpoints json, completions json, failures json)
 returns setof durable.write_outcome
-language sql
+language plpgsql
 security definer
 set search_path = ''
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
 as $$
-  select * from durable._flush(queue, checkpoints, completions, failures);
+begin
+  return query select * from durable._flush(queue, checkpoints, completions, failures);
+end;
 $$;
 
 comment on function durable.flush is
@@ -187,7 +189,8 @@ begin
     and tasks.task_id = _has_ended.task_id
     and tasks.claim = _has_ended.claim + 1
     and (ending = 1 and tasks.state = 'completed'
-      or ending = 2 and (tasks.state = 'failed' or tasks.error is not null and tasks.finished_at is null));
+      or ending = 2 and (tasks.state = 'failed' or tasks.error is not null and tasks.finished_at is null)
+        and tasks.error ->> 'type' is distinct from '$LeaseExpired');
   return found;
 end;
 $$;

@@ -13,12 +13,17 @@ set jit = off
 as $$
 declare
   _queue text collate "C" := queue;
+  _finished_at timestamptz;
   _cancelled uuid[];
 begin
   perform durable._require_queue(_queue);
-  perform from durable.tasks where tasks.queue = _queue and tasks.task_id = cancel_task.task_id;
+  select tasks.finished_at into _finished_at
+  from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = cancel_task.task_id;
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
+  elsif _finished_at is not null then
+    return false;
   end if;
   perform durable._hold_tree(_queue, task_id);
   _cancelled := durable._cancel_held(_queue, task_id, coalesce(reason, 'cancelled'));
@@ -158,8 +163,9 @@ $$;
 
 
 -- Cancels what lives below a task that ended badly, never waiting for anybody: at
--- most so many, and what was in other hands is left to a note. Records whose end it
--- was, so that retry_task can revive exactly these.
+-- most so many, and what was in other hands is left to a note. A task can spawn until
+-- it is held or has finished, so this looks again until nothing is new. Records whose
+-- end it was, so that retry_task can revive exactly these.
 create or replace function durable._cancel_below(queue text, root uuid, quantity integer)
 returns uuid[]
 language plpgsql
@@ -169,26 +175,46 @@ declare
   _error jsonb := jsonb_build_object(
     'type', '$CancelledByParent', 'message', format('cancelled by parent %s', root), 'by', root);
   _cancelled uuid[] := array[]::uuid[];
+  _seen uuid[] := array[root];
+  _new uuid[];
   _left_over boolean := false;
   _id uuid;
 begin
-  for _id in
-    select tree.task_id from durable._tree(_queue, root) as tree where tree.task_id <> root
   loop
-    continue when not durable._is_live(_queue, _id);
-    if cardinality(_cancelled) >= quantity then
-      _left_over := true;
-      exit;
-    end if;
-    perform
-    from durable.tasks
-    where tasks.queue = _queue and tasks.task_id = _id and tasks.finished_at is null
-    for no key update skip locked;
-    if not found then
-      _left_over := true;
-    elsif durable._cancel_one(_queue, _id, _error) then
-      _cancelled := _cancelled || _id;
-    end if;
+    _new := array(
+      select tree.task_id from durable._tree(_queue, root) as tree
+      except
+      select seen.task_id from unnest(_seen) as seen (task_id)
+      order by 1
+    );
+    exit when _new = '{}';
+    for _id in
+      select new.task_id
+      from unnest(_new) as new (task_id)
+      cross join lateral (
+        select
+        from durable.tasks
+        where tasks.queue = _queue
+          and tasks.task_id = new.task_id
+          and tasks.finished_at is null
+        offset 0
+      ) as live
+    loop
+      if cardinality(_cancelled) >= quantity then
+        perform durable._leave_note(_queue, 'cascade', root);
+        return _cancelled;
+      end if;
+      perform
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = _id and tasks.finished_at is null
+      for no key update skip locked;
+      if not found then
+        _left_over := true;
+      elsif durable._cancel_one(_queue, _id, _error) then
+        _cancelled := _cancelled || _id;
+      end if;
+    end loop;
+    _seen := _seen || _new;
   end loop;
   if _left_over then
     perform durable._leave_note(_queue, 'cascade', root);

@@ -22,11 +22,13 @@ Returns an outcome for each: ok (also when this claim has saved it before), canc
 lost. One refused element does not touch the others.';
 
 
--- The caller holds the tasks named in held; others'' checkpoints are left out.
+-- The caller holds the tasks named in held, and may just have ended their claims;
+-- checkpoints of others, and of former claims on these, are left out.
 create or replace function durable._save(queue text, checkpoints json, held uuid[], at timestamptz)
 returns void
-language sql
+language plpgsql
 as $$
+begin
   insert into durable.checkpoints (
     task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
   )
@@ -41,11 +43,14 @@ as $$
   cross join lateral (
     select tasks.attempt
     from durable.tasks
-    where tasks.queue = _save.queue collate "C" and tasks.task_id = new.task_id
+    where tasks.queue = _save.queue collate "C"
+      and tasks.task_id = new.task_id
+      and tasks.claim - new.claim between 0 and 1
     offset 0
   ) as task
   where new.task_id = any (held)
   on conflict do nothing;
+end;
 $$;
 
 

@@ -86,6 +86,23 @@ end;
 $$;
 
 
+create or replace function durable._max_attempts(options jsonb)
+returns integer
+language plpgsql
+immutable
+as $$
+declare
+  _max_attempts double precision := durable._number('options', options, 'max_attempts', 1);
+begin
+  if _max_attempts <> floor(_max_attempts) or _max_attempts > 2147483647 then
+    perform durable._refuse_argument('max_attempts in options is ' || _max_attempts,
+      'Pass a whole number from 1, or null for no limit.');
+  end if;
+  return _max_attempts;
+end;
+$$;
+
+
 create or replace function durable._spawn_options(options jsonb)
 returns durable._spawn_options
 language plpgsql
@@ -93,7 +110,6 @@ immutable
 as $$
 declare
   _options durable._spawn_options;
-  _max_attempts double precision;
 begin
   if options = '{}' then
     _options.max_attempts := 5;
@@ -103,12 +119,8 @@ begin
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'max_delay', 'max_duration',
     'parent_task_id'
   ]);
-  _max_attempts := durable._number('options', options, 'max_attempts', 1);
-  if _max_attempts <> floor(_max_attempts) or _max_attempts > 2147483647 then
-    perform durable._refuse_argument('max_attempts in options is ' || _max_attempts,
-      'Pass a whole number from 1, or null for no limit.');
-  end if;
-  _options.max_attempts := case when options ? 'max_attempts' then _max_attempts else 5 end;
+  _options.max_attempts := case when options ? 'max_attempts'
+    then durable._max_attempts(options) else 5 end;
   _options.retry := durable._checked_retry(options -> 'retry');
   _options.headers := nullif(options -> 'headers', 'null');
   if jsonb_typeof(_options.headers) <> 'object' then

@@ -18,7 +18,7 @@ begin
   perform durable._require_queue(_queue);
   perform durable._check_tasks(children,
     array['name', 'task', 'params', 'options', 'position', 'after']);
-  perform durable._check_name('name of a child', child ->> 'name', 255)
+  perform durable._check_name('name of a child', child ->> 'name', 512)
   from jsonb_array_elements(children) as child;
   _new := durable._reserve_keys(_queue, durable._new_tasks(children, _now, task_id));
   if not durable._hold(_queue, task_id, claim) then
@@ -137,7 +137,7 @@ declare
   _recorded json;
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_name('name of a step', name, 255);
+  perform durable._check_name('name of a step', name, 512);
   perform durable._check_name('event name', event, 255);
   perform durable._check_size('payload', pg_column_size(payload));
   _first := durable._write_event(_queue, event, payload);

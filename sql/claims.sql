@@ -135,7 +135,8 @@ begin
   where tasks.queue = _queue and tasks.task_id = _claim.task_id
   returning
     tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
-    tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, null::timestamptz, at
+    tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, null::timestamptz, at,
+    durable._run_id(tasks.task_id, tasks.attempt)
   into _claimed;
   return _claimed;
 end;

@@ -51,32 +51,35 @@ end;
 $$;
 
 
-create or replace function durable._wake_waiters(queue text, event text)
+-- In order of their ids, so that a note can say where to go on.
+create or replace function durable._wake_waiters(queue text, event text, first uuid default null)
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
   _event text collate "C" := event;
+  _first uuid := coalesce(first, '00000000-0000-0000-0000-000000000000');
   _waiter uuid;
-  _woken integer := 0;
+  _seen integer := 0;
 begin
   if not durable._sees_the_latest() then
-    perform durable._leave_note(_queue, 'event', event_name => _event);
+    perform durable._leave_note(_queue, 'event', first, _event);
     return;
   end if;
   for _waiter in
-    select waits.task_id
+    select distinct waits.task_id
     from durable.waits
-    where waits.queue = _queue and waits.event_name = _event
+    where waits.queue = _queue and waits.event_name = _event and waits.task_id >= _first
+    order by waits.task_id
+    limit 1001
   loop
-    continue when not durable._try_sleeper(_queue, _waiter);
-    if _woken >= 1000 then
-      perform durable._leave_note(_queue, 'event', event_name => _event);
-      return;
+    _seen := _seen + 1;
+    if _seen > 1000 then
+      perform durable._leave_note(_queue, 'event', _waiter, _event);
+    elsif durable._try_sleeper(_queue, _waiter) then
+      perform durable._wake(_queue, _waiter);
     end if;
-    perform durable._wake(_queue, _waiter);
-    _woken := _woken + 1;
   end loop;
 end;
 $$;

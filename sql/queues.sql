@@ -66,7 +66,8 @@ refused from then on. Returns false when there is no such queue.';
 
 
 -- A spawn that was under way while its queue was dropped may leave a task behind, so
--- a new queue of the same name starts by purging too.
+-- a new queue of the same name starts by purging too. Everything is held first, in the
+-- lock order, since workers go on until it commits.
 create or replace function durable._purge_queue(queue text)
 returns void
 language plpgsql
@@ -74,6 +75,12 @@ as $$
 declare
   _queue text collate "C" := queue;
 begin
+  perform from durable.events
+  where events.queue = _queue order by events.name for update;
+  perform from durable.idempotency_keys
+  where idempotency_keys.queue = _queue order by idempotency_keys.key for update;
+  perform from durable.tasks
+  where tasks.queue = _queue order by tasks.task_id for update;
   delete from durable.waits where waits.queue = _queue;
   delete from durable.notes where notes.queue = _queue;
   delete from durable.checkpoints where checkpoints.queue = _queue;

@@ -19,8 +19,12 @@ declare
   _task record;
   _walked integer := 0;
   _deleted integer := 0;
+  _next uuid;
 begin
-  select * into _policy from durable.queues where queues.queue = _queue;
+  select * into _policy
+  from durable.queues
+  where queues.queue = _queue
+  for no key update skip locked;
   if _policy.keep_tasks is null then
     return 0;
   end if;
@@ -39,10 +43,12 @@ begin
       _deleted := _deleted + 1;
     end if;
   end loop;
+  if _walked = quantity then
+    _next := _task.task_id;
+  end if;
   update durable.queues
-  set tasks_cleaned_to = case when _walked = quantity then _task.task_id end
-  where queues.queue = _queue
-    and (_walked > 0 or queues.tasks_cleaned_to is not null);
+  set tasks_cleaned_to = _next
+  where queues.queue = _queue and queues.tasks_cleaned_to is distinct from _next;
   return _deleted;
 end;
 $$;
@@ -111,10 +117,17 @@ declare
   _policy durable.queues;
   _cutoff timestamptz;
   _name text collate "C";
+  _next text collate "C";
   _walked integer := 0;
   _deleted integer := 0;
 begin
-  select * into _policy from durable.queues where queues.queue = _queue;
+  select * into _policy
+  from durable.queues
+  where queues.queue = _queue
+  for no key update skip locked;
+  if not found then
+    return 0;
+  end if;
   _cutoff := coalesce(durable._now() - make_interval(secs => _policy.keep_events), '-infinity');
   for _name in
     select events.name
@@ -128,10 +141,12 @@ begin
       _deleted := _deleted + 1;
     end if;
   end loop;
+  if _walked = quantity then
+    _next := _name;
+  end if;
   update durable.queues
-  set events_pruned_to = case when _walked = quantity then _name end
-  where queues.queue = _queue
-    and (_walked > 0 or queues.events_pruned_to is not null);
+  set events_pruned_to = _next
+  where queues.queue = _queue and queues.events_pruned_to is distinct from _next;
   return _deleted;
 end;
 $$;

@@ -13,11 +13,11 @@ as $$
 declare
   _queue text collate "C" := queue;
   _task durable.tasks;
-  _max_attempts double precision;
+  _max_attempts integer;
 begin
   perform durable._require_queue(_queue);
   perform durable._check_keys('options', options, array['max_attempts', 'spawn_new']);
-  _max_attempts := durable._number('options', options, 'max_attempts', 1);
+  _max_attempts := durable._max_attempts(options);
   if jsonb_typeof(options -> 'spawn_new') <> 'boolean' then
     perform durable._refuse_argument('spawn_new in options must be true or false',
       'Pass true for a new task without the old one''s checkpoints.');
@@ -35,14 +35,14 @@ begin
       hint = 'Only a failed or cancelled task can be tried again.';
   end if;
   if coalesce((options ->> 'spawn_new')::boolean, false) then
-    return durable._spawn_like(_queue, _task, coalesce(_max_attempts::integer, _task.max_attempts));
+    return durable._spawn_like(_queue, _task, coalesce(_max_attempts, _task.max_attempts));
   end if;
   if _max_attempts <= _task.attempt then
     perform durable._refuse_argument(
       format('max_attempts is %s, but attempt %s is over', _max_attempts, _task.attempt),
       format('Pass %s or more, or leave it out for one more attempt.', _task.attempt + 1));
   end if;
-  perform durable._revive(_queue, _task.task_id, _max_attempts::integer);
+  perform durable._revive(_queue, _task.task_id, _max_attempts);
   perform durable._revive_below(_queue, _task.task_id);
   perform durable._knock(_queue, 'work');
   return (task_id, durable._run_id(task_id, _task.attempt + 1), _task.attempt + 1, false);
@@ -96,7 +96,8 @@ begin
   where tasks.queue = _queue and tasks.task_id = _revive.task_id;
   update durable.tasks
   set
-    max_attempts = coalesce(_revive.max_attempts, greatest(tasks.max_attempts, tasks.attempt + 1)),
+    max_attempts = coalesce(_revive.max_attempts,
+      case when tasks.max_attempts <= tasks.attempt then tasks.attempt + 1 else tasks.max_attempts end),
     attempt = tasks.attempt + 1,
     state = 'pending',
     available_at = _now,

@@ -41,7 +41,7 @@ create type durable.checkpoint_state as enum (
 create type durable.note_kind as enum (
   'waiter',    -- look again whether task_id may wake
   'finished',  -- look who waits for task_id
-  'event',     -- wake who still waits for event_name
+  'event',     -- wake who waits for event_name, from task_id on
   'cascade'    -- cancel what still lives below task_id
 );
 
@@ -78,6 +78,9 @@ comment on column durable.queues.keep_tasks       is 'Seconds a finished task is
 comment on column durable.queues.keep_events      is 'Seconds an event is kept; null: for ever.';
 comment on column durable.queues.tasks_cleaned_to is 'Where the last cleanup ended; the next goes on from there and wraps round.';
 comment on column durable.queues.events_pruned_to is 'Where the last pruning of events ended.';
+
+insert into durable.queues (queue, created_at, keep_tasks, keep_events)
+values ('default', clock_timestamp(), 2592000, 2592000);
 
 
 -- Columns that transitions change stand together, after what is written once and
@@ -256,7 +259,7 @@ comment on column durable.waits.target_task_id is 'The one live task, of those i
 comment on column durable.waits.task_ids       is 'The tasks it waits for: all of them.';
 comment on column durable.waits.watched        is 'Where in task_ids the target stands: all behind it have finished.';
 
-create index waits_event_idx on durable.waits (queue, event_name) where event_name is not null;
+create index waits_event_idx on durable.waits (queue, event_name, task_id) where event_name is not null;
 create index waits_target_idx on durable.waits (queue, target_task_id) where target_task_id is not null;
 
 comment on index durable.waits_event_idx  is 'Read by emit_event and prune_events.';

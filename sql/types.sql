@@ -36,7 +36,8 @@ create type durable.claimed_task as (
   spawned_at     timestamptz,
   deadline_at    timestamptz,
   available_at   timestamptz,
-  claimed_at     timestamptz
+  claimed_at     timestamptz,
+  run_id         uuid
 );
 
 comment on type durable.claimed_task is

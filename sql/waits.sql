@@ -175,7 +175,7 @@ language plpgsql
 immutable
 as $$
 begin
-  perform durable._check_name('name of a wait', wait ->> 'name', 255);
+  perform durable._check_name('name of a wait', wait ->> 'name', 512);
   if wait ->> 'event' is not null then
     perform durable._check_name('event name', wait ->> 'event', 255);
   elsif coalesce(wait ->> 'task_ids', wait ->> 'seconds', wait ->> 'until') is null then
@@ -238,18 +238,8 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
-  _wait durable.waits;
 begin
   perform durable._register(_queue, task_id, waits, at);
-  for _wait in
-    select *
-    from durable.waits
-    where waits.queue = _queue and waits.task_id = _await.task_id and waits.task_ids is not null
-  loop
-    if durable._watch(_wait) = 'unsure' then
-      perform durable._leave_note(_queue, 'waiter', task_id);
-    end if;
-  end loop;
   perform durable._settle(_queue, task_id, claim, at);
   return query
     select saved.task_id, 'resolved', saved.name::text, saved.state::text, saved.value
@@ -275,8 +265,9 @@ $$;
 
 create or replace function durable._register(queue text, task_id uuid, waits json, at timestamptz)
 returns void
-language sql
+language plpgsql -- keeps its plan, which a function in SQL makes anew with every call
 as $$
+begin
   insert into durable.waits (
     queue, task_id, name, position, after, deadline_at, event_name, task_ids
   )
@@ -297,17 +288,35 @@ as $$
   ) as saved
   where saved.times = 0
   on conflict do nothing;
+end;
 $$;
 
 
+-- Every watch is set anew: a task that is awake is passed over by those it waits for,
+-- and one that had finished may have been tried again. Where none can be set, what has
+-- happened since the waits were looked at is left to a note.
 create or replace function durable._fall_asleep(queue text, task_id uuid)
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
+  _wait durable.waits;
   _until timestamptz;
 begin
+  for _wait in
+    select *
+    from durable.waits
+    where waits.queue = _queue
+      and waits.task_id = _fall_asleep.task_id
+      and waits.task_ids is not null
+  loop
+    _wait.target_task_id := null;
+    _wait.watched := null;
+    if durable._watch(_wait) <> 'watched' then
+      perform durable._leave_note(_queue, 'waiter', task_id);
+    end if;
+  end loop;
   select min(waits.deadline_at) into _until
   from durable.waits
   where waits.queue = _queue and waits.task_id = _fall_asleep.task_id;
@@ -394,9 +403,10 @@ $$;
 
 create or replace function durable._all_finished(queue text, task_ids uuid[])
 returns boolean
-language sql
+language plpgsql
 as $$
-  select not exists (
+begin
+  return not exists (
     select
     from unnest(task_ids) as wanted (task_id)
     cross join lateral (
@@ -408,23 +418,28 @@ as $$
       offset 0
     ) as live
   );
+end;
 $$;
 
 
 create or replace function durable._outcomes(queue text, task_ids uuid[])
 returns json
-language sql
+language plpgsql
 as $$
-  select coalesce(
-    json_agg(json_build_object(
-      'task_id', wanted.task_id, 'state', coalesce(task.state::text, 'not_found'),
-      'result', task.result, 'error', task.error) order by wanted.ordinal),
-    '[]')
-  from unnest(task_ids) with ordinality as wanted (task_id, ordinal)
-  left join lateral (
-    select tasks.state, tasks.result, tasks.error
-    from durable.tasks
-    where tasks.queue = _outcomes.queue collate "C" and tasks.task_id = wanted.task_id
-    offset 0
-  ) as task on true;
+begin
+  return (
+    select coalesce(
+      json_agg(json_build_object(
+        'task_id', wanted.task_id, 'state', coalesce(task.state::text, 'not_found'),
+        'result', task.result, 'error', task.error) order by wanted.ordinal),
+      '[]')
+    from unnest(task_ids) with ordinality as wanted (task_id, ordinal)
+    left join lateral (
+      select tasks.state, tasks.result, tasks.error
+      from durable.tasks
+      where tasks.queue = _outcomes.queue collate "C" and tasks.task_id = wanted.task_id
+      offset 0
+    ) as task on true
+  );
+end;
 $$;

@@ -133,12 +133,24 @@ as $$
 declare
   _queue text collate "C" := wait.queue;
   _ids uuid[] := wait.task_ids;
+  _i integer;
   _passed_over integer;
 begin
   if durable._is_live(_queue, wait.target_task_id) then
     return 'watched';
   end if;
-  for _i in reverse coalesce(wait.watched, cardinality(_ids)) .. 1 loop
+  for _i in
+    select place.i
+    from generate_series(coalesce(wait.watched, cardinality(_ids)), 1, -1) as place (i)
+    cross join lateral (
+      select
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.task_id = _ids[place.i]
+        and tasks.finished_at is null
+      offset 0
+    ) as live
+  loop
     perform
     from durable.tasks
     where tasks.queue = _queue
@@ -150,9 +162,8 @@ begin
       set target_task_id = _ids[_i], watched = coalesce(_passed_over, _i)
       where waits.queue = wait.queue and waits.task_id = wait.task_id and waits.name = wait.name;
       return 'watched';
-    elsif _passed_over is null and durable._is_live(_queue, _ids[_i]) then
-      _passed_over := _i;
     end if;
+    _passed_over := coalesce(_passed_over, _i);
   end loop;
   if _passed_over is null then
     return 'over';
