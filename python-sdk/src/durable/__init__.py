@@ -1,0 +1,80 @@
+"""Durable execution that is nothing but Postgres.
+
+    from durable import AsyncDurable, Task, TaskContext
+
+    class Greet(Task[str, str]):
+        async def run(self, name: str, ctx: TaskContext) -> str:
+            return await ctx.step("greet", str.upper, name)
+
+Whatever crashes, a step that was saved is not run again. `Durable` is the same for
+synchronous code.
+"""
+
+from __future__ import annotations
+
+from durable._async.client import AsyncDurable
+from durable._async.context import OpenStep, TaskContext
+from durable._async.handle import AsyncTaskHandle
+from durable._results import QueueStats, TaskResult
+from durable._supervisor import run_worker
+from durable._sync.client import Durable
+from durable._sync.context import SyncTaskContext
+from durable._sync.handle import TaskHandle
+from durable._worker.hosting import ThreadedWorker
+from durable._worker.options import WorkerOptions
+from durable._worker.worker import Worker
+from durable.children import ChildHandle
+from durable.errors import (
+    AlreadyFinished,
+    Conflict,
+    DurableError,
+    InvalidArgument,
+    LeaseLost,
+    NonRetryable,
+    NotFound,
+    SchemaVersion,
+    StepFailed,
+    Suspended,
+    TaskCancelled,
+    TaskError,
+    TaskFailed,
+    UnknownQueue,
+)
+from durable.options import SpawnOptions
+from durable.retry import Retry
+from durable.task import Task, task
+
+__all__ = [
+    "AlreadyFinished",
+    "AsyncDurable",
+    "AsyncTaskHandle",
+    "ChildHandle",
+    "Conflict",
+    "Durable",
+    "DurableError",
+    "InvalidArgument",
+    "LeaseLost",
+    "NonRetryable",
+    "NotFound",
+    "OpenStep",
+    "QueueStats",
+    "Retry",
+    "SchemaVersion",
+    "SpawnOptions",
+    "StepFailed",
+    "Suspended",
+    "SyncTaskContext",
+    "Task",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskError",
+    "TaskFailed",
+    "TaskHandle",
+    "TaskResult",
+    "ThreadedWorker",
+    "UnknownQueue",
+    "Worker",
+    "WorkerOptions",
+    "run_worker",
+    "task",
+]

@@ -1,0 +1,1 @@
+"""What comes in two colours, written once: `_sync` is made from this."""

@@ -1,0 +1,206 @@
+"""The gateway: every statement durable sends, and nothing else.
+
+A statement is a value, so that an async worker, a sync client and somebody else's
+connection execute the same one. Each calls one function of the engine; what is decided
+is decided there. JSON travels as text, whatever codecs a connection has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+__all__ = ["Statement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with `%s` for each argument."""
+
+    text: str
+    args: tuple[object, ...] = ()
+
+
+# What the claim of a worker brings, in this order.
+CLAIMED: Final = (
+    "task_id, claim, name, attempt, params::text, headers::text, parent_task_id,"
+    " spawned_at, deadline_at, available_at, claimed_at, run_id"
+)
+
+
+def version() -> Statement:
+    return Statement("select durable.version()")
+
+
+def create_queue(queue: str, policy: Mapping[str, float | None]) -> Statement:
+    return Statement(
+        "select durable.create_queue(%s, %s::text::jsonb)", (queue, json.dumps(policy))
+    )
+
+
+def drop_queue(queue: str) -> Statement:
+    return Statement("select durable.drop_queue(%s)", (queue,))
+
+
+def list_queues() -> Statement:
+    return Statement("select * from durable.list_queues()")
+
+
+def queue_stats(queue: str | None) -> Statement:
+    return Statement("select * from durable.queue_stats(%s)", (queue,))
+
+
+def spawn(queue: str, task: str, params: str, options: str) -> Statement:
+    return Statement(
+        "select task_id, run_id, attempt, created"
+        " from durable.spawn(%s, %s, %s::text::jsonb, %s::text::jsonb)",
+        (queue, task, params, options),
+    )
+
+
+def spawn_many(queue: str, tasks: str) -> Statement:
+    return Statement(
+        "select task_id, run_id, attempt, created"
+        " from durable.spawn_many(%s, %s::text::jsonb)",
+        (queue, tasks),
+    )
+
+
+def emit_event(queue: str, event: str, payload: str) -> Statement:
+    return Statement(
+        "select durable.emit_event(%s, %s, %s::text::jsonb)", (queue, event, payload)
+    )
+
+
+def cancel_task(queue: str, task_id: UUID, reason: str | None) -> Statement:
+    return Statement("select durable.cancel_task(%s, %s, %s)", (queue, task_id, reason))
+
+
+def retry_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Statement:
+    return Statement(
+        "select task_id, run_id, attempt, created"
+        " from durable.retry_task(%s, %s, %s::text::jsonb)",
+        (queue, task_id, json.dumps(options)),
+    )
+
+
+def get_task_result(queue: str, task_id: UUID) -> Statement:
+    return Statement(
+        "select task_id, state, attempt, result::text, error::text"
+        " from durable.get_task_result(%s, %s)",
+        (queue, task_id),
+    )
+
+
+def claim_tasks(
+    queue: str, worker: str, names: Sequence[str], quantity: int, lease: float
+) -> Statement:
+    return Statement(
+        f"select {CLAIMED} from durable.claim_tasks(%s, %s, %s, %s, %s)",  # noqa: S608 - a constant
+        (queue, worker, list(names), quantity, lease),
+    )
+
+
+def get_next_due(queue: str, names: Sequence[str]) -> Statement:
+    return Statement("select durable.get_next_due(%s, %s)", (queue, list(names)))
+
+
+def list_waiting_names(queue: str) -> Statement:
+    return Statement("select * from durable.list_waiting_names(%s)", (queue,))
+
+
+def load_checkpoints(queue: str, tasks: str) -> Statement:
+    return Statement(
+        "select task_id, name, position, after, state, value::text"
+        " from durable.load_checkpoints(%s, %s::text::json)",
+        (queue, tasks),
+    )
+
+
+def flush(
+    queue: str, checkpoints: str | None, completions: str | None, failures: str | None
+) -> Statement:
+    return Statement(
+        "select task_id, outcome from durable.flush("
+        "%s, %s::text::json, %s::text::json, %s::text::json)",
+        (queue, checkpoints, completions, failures),
+    )
+
+
+def suspend_tasks(queue: str, tasks: str) -> Statement:
+    return Statement(
+        "select task_id, outcome, name, state, value::text"
+        " from durable.suspend_tasks(%s, %s::text::json)",
+        (queue, tasks),
+    )
+
+
+def poll_waits(queue: str, tasks: str) -> Statement:
+    return Statement(
+        "select task_id, outcome, name, state, value::text"
+        " from durable.poll_waits(%s, %s::text::json)",
+        (queue, tasks),
+    )
+
+
+def spawn_children(queue: str, task_id: UUID, claim: int, children: str) -> Statement:
+    return Statement(
+        "select name, task_id, run_id, attempt, created"
+        " from durable.spawn_children(%s, %s, %s, %s::text::jsonb)",
+        (queue, task_id, claim, children),
+    )
+
+
+def emit_from_task(  # noqa: PLR0917 - the function's own
+    queue: str,
+    task_id: UUID,
+    claim: int,
+    name: str,
+    event: str,
+    payload: str,
+    position: int,
+    after: int,
+) -> Statement:
+    return Statement(
+        "select durable.emit_from_task(%s, %s, %s, %s, %s, %s::text::jsonb, %s, %s)",
+        (queue, task_id, claim, name, event, payload, position, after),
+    )
+
+
+def extend_leases(queue: str, tasks: str, lease: float) -> Statement:
+    return Statement(
+        "select task_id, outcome from durable.extend_leases(%s, %s::text::json, %s)",
+        (queue, tasks, lease),
+    )
+
+
+def release_tasks(queue: str, tasks: str) -> Statement:
+    return Statement(
+        "select task_id, outcome from durable.release_tasks(%s, %s::text::json)",
+        (queue, tasks),
+    )
+
+
+def release_unknown(queue: str, worker: str, known: Iterable[UUID]) -> Statement:
+    return Statement(
+        "select durable.release_unknown(%s, %s, %s)", (queue, worker, list(known))
+    )
+
+
+def take_door(queue: str, door: str) -> Statement:
+    return Statement("select durable.take_door(%s, %s)", (queue, door))
+
+
+def leave_door(queue: str, door: str) -> Statement:
+    return Statement("select durable.leave_door(%s, %s)", (queue, door))
+
+
+def keep_house(queue: str) -> Statement:
+    return Statement("select * from durable.keep_house(%s)", (queue,))
+
+
+def apply_notes(queue: str) -> Statement:
+    return Statement("select durable.apply_notes(%s)", (queue,))

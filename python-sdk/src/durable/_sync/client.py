@@ -1,0 +1,462 @@
+# Made from _async/client.py by tools/async_to_sync.py: edit that, not this.
+"""The client: an application's queue, its tasks, and its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool
+
+from durable import _foreign, _schema, _sql
+from durable._application import Application, Lifespan
+from durable._connections import (
+    conninfo_or_environment,
+    has_something_to_say,
+)
+from durable._names import check_event_name, check_queue_name
+from durable._policy import QueuePolicy, checked
+from durable._requests import SpawnRequest, one_queue, spawn_request, tasks_json
+from durable._results import QueueStats, TaskResult
+from durable._sql import Statement
+from durable._sync.handle import TaskHandle
+from durable._values import UNTYPED, codec
+from durable._worker.hosting import ThreadedWorker, run_until_signalled
+from durable._worker.options import WorkerOptions, worker_of
+from durable.errors import NotFound, from_database
+from durable.options import SpawnOptions
+from durable.registry import AnyTask
+from durable.task import Task
+
+__all__ = ["Durable"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Durable:
+    """An application: where its tasks are kept, and what they are.
+
+        with Durable("postgresql://localhost/shop", tasks=[Order]) as app:
+            handle = app.spawn(Order, {"id": 7})
+
+    `database` is a conninfo, or an open or unopened psycopg pool, which stays yours;
+    without one, DURABLE_DATABASE_URL says where. `queue` is where tasks go that name
+    none. `lifespan` is called by each worker before its first claim; what its async
+    context manager yields is `ctx.state`. `prepare=False` never prepares statements,
+    as some poolers need. Nothing is connected before the first call.
+    """
+
+    def __init__(
+        self,
+        database: str | ConnectionPool[Any] | None = None,
+        *,
+        queue: str = "default",
+        tasks: Iterable[AnyTask] = (),
+        lifespan: Lifespan | None = None,
+        prepare: bool = True,
+    ) -> None:
+        if isinstance(database, ConnectionPool):
+            self._pool, self._owns_pool = database, False
+            conninfo = str(database.conninfo)
+        else:
+            conninfo = conninfo_or_environment(database)
+            self._owns_pool = True
+            self._pool = ConnectionPool(
+                conninfo,
+                min_size=0,
+                max_size=10,
+                open=False,
+                check=_check,
+                kwargs={
+                    "autocommit": True,
+                    "prepare_threshold": 5 if prepare else None,
+                },
+            )
+        self.application = Application(
+            conninfo, queue, tasks, lifespan, prepare=prepare
+        )
+        self._version_checked = False
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on queue {self.queue!r}>"
+
+    @property
+    def queue(self) -> str:
+        """The queue of tasks that name none."""
+        return self.application.queue
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a pool that was given stays open."""
+        if self._owns_pool:
+            self._pool.close()
+
+    def register(self, *tasks: AnyTask) -> None:
+        """Add tasks that workers started from now on know.
+
+        Raises InvalidArgument if another task has the same name.
+        """
+        for task in tasks:
+            self.application.registry.add(task)
+
+    # -- the schema and its queues -------------------------------------------------
+
+    def migrate(self) -> None:
+        """Install or upgrade the schema, and create `default` and the app's own queue.
+
+        All or nothing, whoever else does the same at the same time.
+        """
+        self._open()
+        with self._pool.connection() as connection, connection.transaction():
+            connection.execute(_schema.LOCK)
+            applied = None
+            cursor = connection.execute(_schema.INSTALLED)
+            if cursor.fetchone() == (True,):
+                cursor = connection.execute(_schema.APPLIED)
+                applied = [number for (number,) in cursor.fetchall()]
+            connection.execute(_schema.script(applied).encode())
+            for queue in {"default", self.queue}:
+                create = _sql.create_queue(queue, {})
+                connection.execute(create.text.encode(), create.args)
+        self._version_checked = True
+
+    def create_queue(
+        self, queue: str | None = None, **policy: Unpack[QueuePolicy]
+    ) -> bool:
+        """Create a queue, or change the policy of one; return whether it is new.
+
+        Raises InvalidArgument for a name or a policy it cannot have.
+        """
+        name = check_queue_name(queue or self.queue)
+        ((created,),) = self.fetch(_sql.create_queue(name, checked(policy)))
+        return bool(created)
+
+    def drop_queue(self, queue: str | None = None) -> bool:
+        """Delete a queue and everything in it; return whether there was one."""
+        ((dropped,),) = self.fetch(_sql.drop_queue(queue or self.queue))
+        return bool(dropped)
+
+    def list_queues(self) -> list[str]:
+        """Return the names of all queues."""
+        return [name for (name,) in self.fetch(_sql.list_queues())]
+
+    def queue_stats(self, queue: str | None = None) -> QueueStats:
+        """Count what a queue holds. Reads all of it: for people, not for loops."""
+        rows = self.fetch(_sql.queue_stats(check_queue_name(queue or self.queue)))
+        if not rows:
+            raise NotFound(f"no queue {queue or self.queue!r}")
+        return QueueStats(*rows[0])
+
+    # -- tasks ---------------------------------------------------------------------
+
+    @overload
+    def spawn(
+        self,
+        task: type[Task[P, R]] | Task[P, R],
+        params: P = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[R]: ...
+    @overload
+    def spawn(
+        self, task: str, params: Any = ..., **options: Unpack[SpawnOptions]
+    ) -> TaskHandle[Any]: ...
+    def spawn(
+        self, task: AnyTask | str, params: Any = None, **options: Any
+    ) -> TaskHandle[Any]:
+        """Spawn a task, in a transaction of its own.
+
+        Params are what the task takes, or what can be validated as that; options are
+        `SpawnOptions`. Raises pydantic's ValidationError for params, InvalidArgument
+        for options, UnknownQueue, and Conflict if the idempotency key belongs to a task
+        with another name or params; nothing has been written then.
+        """
+        request = self._request(task, params, options)
+        (row,) = self.fetch(_spawn(request))
+        return self._handle(request, row)
+
+    @overload
+    def spawn_many(
+        self,
+        tasks: type[Task[P, R]] | Task[P, R],
+        params: Iterable[P],
+        **options: Unpack[SpawnOptions],
+    ) -> list[TaskHandle[R]]: ...
+    @overload
+    def spawn_many(
+        self, tasks: str, params: Iterable[Any], **options: Unpack[SpawnOptions]
+    ) -> list[TaskHandle[Any]]: ...
+    @overload
+    def spawn_many(self, tasks: Iterable[tuple[Any, ...]]) -> list[TaskHandle[Any]]: ...
+    def spawn_many(
+        self, tasks: Any, params: Iterable[Any] | None = None, **options: Any
+    ) -> list[TaskHandle[Any]]:
+        """Spawn many tasks in one statement, all or none.
+
+        Either one task with an iterable of params, or an iterable of (task, params) or
+        (task, params, options). All must go to one queue. Returns handles in the order
+        given, and raises what `spawn` raises, for any of them.
+        """
+        if params is not None:
+            requests = [self._request(tasks, param, options) for param in params]
+        else:
+            requests = [
+                self._request(task, param, dict(*given))
+                for task, param, *given in tasks
+            ]
+        if not requests:
+            return []
+        statement = _sql.spawn_many(one_queue(requests), tasks_json(requests))
+        rows = self.fetch(statement)
+        return [
+            self._handle(request, row)
+            for request, row in zip(requests, rows, strict=True)
+        ]
+
+    @overload
+    def spawn_with(
+        self,
+        conn: object,
+        task: type[Task[P, R]] | Task[P, R],
+        params: P = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[R]: ...
+    @overload
+    def spawn_with(
+        self,
+        conn: object,
+        task: str,
+        params: Any = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[Any]: ...
+    def spawn_with(
+        self, conn: object, task: AnyTask | str, params: Any = None, **options: Any
+    ) -> TaskHandle[Any]:
+        """Spawn a task in the transaction of the application's own connection.
+
+        `conn` is an async connection of psycopg (or a cursor), SQLAlchemy (or a
+        session) or asyncpg. The task exists if and when that transaction commits;
+        durable never commits it. Raises as `spawn` does; TypeError for a connection of
+        the other colour, InvalidArgument for one that would commit by itself.
+        """
+        request = self._request(task, params, options)
+        row = _foreign.execute(conn, _spawn(request))
+        return self._handle(request, row)
+
+    def emit_event(
+        self, event: str, payload: Any = None, *, queue: str | None = None
+    ) -> bool:
+        """Emit an event, in a transaction of its own; return whether it was the first.
+
+        The first payload counts; later ones are ignored. The payload is anything
+        pydantic can serialise.
+        """
+        ((first,),) = self.fetch(self._emit(event, payload, queue))
+        return bool(first)
+
+    def emit_event_with(
+        self,
+        conn: object,
+        event: str,
+        payload: Any = None,
+        *,
+        queue: str | None = None,
+    ) -> bool:
+        """Emit an event in the transaction of the application's own connection.
+
+        As `spawn_with`: it happens if and when that transaction commits.
+        """
+        row = _foreign.execute(conn, self._emit(event, payload, queue))
+        return bool(row[0])
+
+    def cancel(
+        self,
+        task: TaskHandle[Any] | UUID | str,
+        *,
+        queue: str | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Cancel a task and all that lives below it; return whether it was live.
+
+        At once: what their workers write from now on is refused. Raises NotFound.
+        """
+        found = self._found(task, queue)
+        statement = _sql.cancel_task(found.queue, found.task_id, reason)
+        ((cancelled,),) = self.fetch(statement)
+        return bool(cancelled)
+
+    def retry(
+        self,
+        task: TaskHandle[R] | UUID | str,
+        *,
+        queue: str | None = None,
+        max_attempts: int | None = None,
+        spawn_new: bool = False,
+    ) -> TaskHandle[R]:
+        """Give a failed or cancelled task one more attempt, with its checkpoints.
+
+        Tasks below it that its end had cancelled are revived with it. `spawn_new` makes
+        a new task of the same name and params instead. Raises NotFound, and
+        AlreadyFinished for a task in any other state.
+        """
+        found = self._found(task, queue)
+        options: dict[str, Any] = {"spawn_new": spawn_new}
+        if max_attempts is not None:
+            options["max_attempts"] = max_attempts
+        statement = _sql.retry_task(found.queue, found.task_id, options)
+        ((task_id, run_id, attempt, created),) = self.fetch(statement)
+        return TaskHandle(
+            self,
+            found.queue,
+            task_id,
+            found.codec,
+            run_id=run_id,
+            attempt=attempt,
+            created=created,
+        )
+
+    def get_result(
+        self, task: TaskHandle[R] | UUID | str, *, queue: str | None = None
+    ) -> TaskResult[R]:
+        """Return where a task stands, without waiting. Raises NotFound."""
+        return self._found(task, queue).snapshot()
+
+    @overload
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: type[Task[P, R]] | Task[P, R],
+        *,
+        queue: str | None = ...,
+    ) -> TaskHandle[R]: ...
+    @overload
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: str | None = ...,
+        *,
+        queue: str | None = ...,
+    ) -> TaskHandle[Any]: ...
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: AnyTask | str | None = None,
+        *,
+        queue: str | None = None,
+    ) -> TaskHandle[Any]:
+        """Return a handle to a task by its id, without asking the database."""
+        kind = codec(UNTYPED)
+        home = None
+        if task is not None:
+            definition = self.application.registry.definition_for(task)
+            kind, home = definition.result_codec, definition.queue
+        name = check_queue_name(queue or home or self.queue)
+        return TaskHandle(self, name, UUID(str(task_id)), kind)
+
+    # -- workers -------------------------------------------------------------------
+
+    def worker(self, **options: Unpack[WorkerOptions]) -> ThreadedWorker:
+        """Return a worker, to be used as a context manager; see WorkerOptions.
+
+            with app.worker(concurrency=50) as worker:
+                worker.drain()
+
+        Signals are the host's business: `run_worker` handles them.
+        """
+        return ThreadedWorker(worker_of(self.application, options))
+
+    def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
+        """Run a worker until SIGTERM or SIGINT; a second signal ends it at once.
+
+        Raises what no time heals: SchemaVersion, UnknownQueue, a missing right.
+        """
+        worker = worker_of(self.application, options)
+        run_until_signalled(worker)
+
+    # -- inside --------------------------------------------------------------------
+
+    def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        """Execute one statement of durable's, and return its rows after the commit."""
+        self._open()
+        try:
+            with self._pool.connection() as connection:
+                if not self._version_checked:
+                    self._check_version(connection)
+                cursor = connection.cursor(row_factory=tuple_row)
+                cursor.execute(statement.text.encode(), statement.args)
+                rows: list[tuple[Any, ...]] = cursor.fetchall()
+                return rows
+        except psycopg.Error as error:
+            raise from_database(error)  # noqa: B904 - it has its cause
+
+    def _open(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError("connections do not survive a fork: make a new client")
+        if self._owns_pool and self._pool.closed:
+            self._pool.open()
+
+    def _check_version(self, connection: Connection[Any]) -> None:
+        cursor = connection.execute(_sql.version().text.encode())
+        row = cursor.fetchone()
+        _schema.check_version(row[0] if row else "")
+        self._version_checked = True
+
+    def _request(
+        self, task: AnyTask | str, params: Any, options: Mapping[str, Any]
+    ) -> SpawnRequest[Any]:
+        application = self.application
+        return spawn_request(
+            application.registry, application.queue, task, params, options
+        )
+
+    def _emit(self, event: str, payload: Any, queue: str | None) -> Statement:
+        name = check_queue_name(queue or self.queue)
+        text = codec(type(payload)).dump(payload)
+        return _sql.emit_event(name, check_event_name(event), text)
+
+    def _handle(self, request: SpawnRequest[R], row: tuple[Any, ...]) -> TaskHandle[R]:
+        task_id, run_id, attempt, created = row
+        return TaskHandle(
+            self,
+            request.queue,
+            UUID(str(task_id)),
+            request.result_codec,
+            run_id=UUID(str(run_id)),
+            attempt=attempt,
+            created=created,
+        )
+
+    def _found(
+        self, task: TaskHandle[R] | UUID | str, queue: str | None
+    ) -> TaskHandle[R]:
+        if isinstance(task, TaskHandle):
+            return task
+        return self.handle(task, queue=queue)
+
+
+def _check(connection: Connection[Any]) -> None:
+    """Refuse a pooled connection that died while it was idle, without a round trip."""
+    if has_something_to_say(connection.fileno()):
+        ConnectionPool.check_connection(connection)
+
+
+def _spawn(request: SpawnRequest[Any]) -> Statement:
+    return _sql.spawn(request.queue, request.task, request.params, request.options)

@@ -1,0 +1,143 @@
+"""A run as a synchronous task sees it, from its own thread.
+
+Only what touches the run crosses to the worker's loop; a step's function is called
+right here, where thread-locals and Django's connections are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from durable._values import Codec
+from durable._worker.run import Call, Claimed, Run, inside_a_step
+from durable._worker.waits import Resolved, Wait
+from durable.errors import Suspended
+
+if TYPE_CHECKING:
+    from durable._application import Application
+
+__all__ = ["AsyncRun", "BlockingRun"]
+
+T = TypeVar("T")
+AsyncRun = Run  # what a context calls, in either colour
+
+
+class BlockingRun:
+    """The same calls as `Run`, each blocking until it is done."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._thread: int | None = None
+
+    @property
+    def claimed(self) -> Claimed:
+        """The task."""
+        return self._run.claimed
+
+    @property
+    def run_id(self) -> UUID:
+        """The id of this attempt."""
+        return self._run.run_id
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What was spawned with the task beside its params."""
+        return self._run.headers
+
+    @property
+    def state(self) -> Any:
+        """What the application's lifespan yielded."""
+        return self._run.state
+
+    @property
+    def application(self) -> Application:
+        """The application whose worker this is."""
+        return self._run.application
+
+    @property
+    def open_steps(self) -> set[str]:
+        """The steps that were begun and not completed."""
+        return self._run.open_steps
+
+    def take(self, kind: str, name: str, branch: object) -> Call:
+        """Take the name of a call that is being made."""
+        here = threading.get_ident()
+        self._thread = self._thread or here
+        if here != self._thread:
+            raise RuntimeError("the context is used on another thread than its own")
+        return self._run.take(kind, name, branch)
+
+    def begin(self, call: Call) -> Resolved | None:
+        """Begin a call."""
+        return self._block(lambda: self._run.begin(call))
+
+    def close(self) -> None:
+        """End a call that has begun."""
+        self._run.loop.call_soon_threadsafe(self._run.close)
+
+    def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call a step's function, in this thread."""
+        token = inside_a_step.set(True)
+        try:
+            return function(*args)
+        finally:
+            inside_a_step.reset(token)
+
+    def save_value(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
+        """Save what a step returned."""
+        return self._block(lambda: self._run.save_value(call, value, codec))
+
+    def keep_failure(self, call: Call, error: Exception) -> None:
+        """Keep a step's failure."""
+        self._run.keep_failure(call, error)
+
+    def wait(self, call: Call, wait: Wait) -> Resolved:
+        """Wait until something happens."""
+        return self._block(lambda: self._run.wait(call, wait))
+
+    def record(self, call: Call, value: str) -> Resolved:
+        """Save a value that is JSON already."""
+        return self._block(lambda: self._run.record(call, value))
+
+    def emit(self, call: Call, event: str, payload: str) -> Resolved:
+        """Emit an event."""
+        return self._block(lambda: self._run.emit(call, event, payload))
+
+    def spawn(self, call: Call, child: str) -> Resolved:
+        """Spawn a child."""
+        return self._block(lambda: self._run.spawn(call, child))
+
+    def spawn_all(self, children: Sequence[tuple[Call, str]]) -> list[Resolved]:
+        """Spawn children."""
+        return self._block(lambda: self._run.spawn_all(children))
+
+    def heartbeat(self) -> None:
+        """Extend the lease now."""
+        self._block(self._run.heartbeat)
+
+    def database_now(self) -> datetime:
+        """Return the time of the database."""
+        return self._run.database_now()
+
+    def _block(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do it on the worker's loop, and wait here.
+
+        Not `run_coroutine_threadsafe`: what that raises for a cancelled call is an
+        Exception, which the task's code would catch.
+        """
+        answer: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
+
+        def start() -> None:
+            self._run.adopt(make()).add_done_callback(answer.put)
+
+        self._run.loop.call_soon_threadsafe(start)
+        task = answer.get()
+        if task.cancelled():
+            raise self._run.left or Suspended("ended")
+        return task.result()

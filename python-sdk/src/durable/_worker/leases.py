@@ -1,0 +1,183 @@
+"""Keeps leases alive, from a thread with a connection of its own.
+
+So code that blocks the loop costs latency, not leases; after a minute of it the thread
+lets go. It says so, with the stack of what blocks. It also keeps house, about once a
+second, also when every slot is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import psycopg
+
+from durable import _sql
+from durable._connections import KEEPALIVE
+from durable._sql import Statement
+from durable._worker.link import backoff
+from durable._worker.run import Run
+
+__all__ = ["Leases"]
+
+logger = logging.getLogger("durable.worker")
+
+_TICK: Final = 1.0
+_BLOCKED_SECONDS: Final = 1.0
+_LET_GO_SECONDS: Final = 60.0
+_ASK_FOR_NAMES: Final = 10.0
+
+
+class Leases:
+    """One thread per worker. `runs` is asked for what the worker holds now."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        queues: Collection[str],
+        known_names: Collection[str],
+        lease: float,
+        runs: Callable[[], list[Run]],
+    ) -> None:
+        self._conninfo = conninfo
+        self._queues = queues
+        self._known = set(known_names)
+        self._lease = lease
+        self._runs = runs
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._stopping = threading.Event()
+        self._ended = asyncio.Event()
+        self._connection: psycopg.Connection[Any] | None = None
+        self._beat = time.monotonic()
+        self._warned = False
+        self._extend_at = time.monotonic() + lease / 3
+        self._ask_at = time.monotonic() + _ASK_FOR_NAMES / 10
+        self._thread = threading.Thread(
+            target=self._work, name="durable leases", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End, without blocking the loop."""
+        self._stopping.set()
+        await self._ended.wait()
+
+    def _work(self) -> None:
+        failures = 0
+        pause = min(_TICK, self._lease / 3)
+        while not self._stopping.wait(backoff(failures) if failures else pause):
+            self._watch_the_loop()
+            self._drop_expired()
+            try:
+                self._tick()
+                failures = 0
+            except (psycopg.Error, OSError) as error:
+                if failures == 0:
+                    logger.warning("leases: %s; trying again", error)
+                failures += 1
+                self._close()
+        self._close()
+        self._tell(self._ended.set)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._extend_at and now - self._beat < _LET_GO_SECONDS:
+            self._extend()
+            self._extend_at = now + self._lease / 3
+        for queue in self._queues:
+            self._fetch(_sql.keep_house(queue))
+        if now >= self._ask_at:
+            self._ask_at = now + _ASK_FOR_NAMES
+            self._report_unknown_names()
+
+    def _extend(self) -> None:
+        held: defaultdict[str, dict[Any, Run]] = defaultdict(dict)
+        for run in self._runs():
+            held[run.claimed.queue][run.claimed.task_id] = run
+        for queue, runs in held.items():
+            asked = time.monotonic()
+            tasks = [
+                {"task_id": str(task_id), "claim": run.claimed.claim}
+                for task_id, run in runs.items()
+            ]
+            statement = _sql.extend_leases(queue, json.dumps(tasks), self._lease)
+            for task_id, outcome in self._fetch(statement):
+                if outcome == "ok":
+                    runs[task_id].lease_until = asked + self._lease
+                elif outcome != "busy":
+                    reason = "cancelled" if outcome == "cancelled" else "lease lost"
+                    self._tell(runs[task_id].leave, reason)
+
+    def _drop_expired(self) -> None:
+        """Somebody else may have what could not be extended in time."""
+        now = time.monotonic()
+        for run in self._runs():
+            if now >= run.lease_until:
+                self._tell(run.leave, "lease lost")
+
+    def _watch_the_loop(self) -> None:
+        silent = time.monotonic() - self._beat
+        if silent < _BLOCKED_SECONDS + _TICK:
+            self._warned = False
+        elif not self._warned:
+            self._warned = True
+            frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the documented way
+            logger.warning(
+                "the worker's loop has been blocked for %.1f s, running %s; "
+                "blocking code belongs in a sync step or a sync task\n%s",
+                silent,
+                sorted({run.claimed.name for run in self._runs()}),
+                "".join(traceback.format_stack(frame)),
+            )
+        self._tell(self._heard)
+
+    def _heard(self) -> None:
+        self._beat = time.monotonic()
+
+    def _report_unknown_names(self) -> None:
+        for queue in self._queues:
+            for (name,) in self._fetch(_sql.list_waiting_names(queue)):
+                if name not in self._known:
+                    self._known.add(name)
+                    logger.warning(
+                        "tasks named %r wait in queue %r, and this worker does not "
+                        "know them",
+                        name,
+                        queue,
+                    )
+
+    def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        if self._connection is None:
+            self._connection = psycopg.connect(
+                self._conninfo,
+                autocommit=True,
+                prepare_threshold=None,
+                application_name="durable leases",
+                **KEEPALIVE,
+            )
+        cursor = self._connection.execute(statement.text.encode(), statement.args)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _tell(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            self._stopping.set()  # the loop is closed

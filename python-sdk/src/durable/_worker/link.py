@@ -1,0 +1,139 @@
+"""A connection of the worker's own that comes back.
+
+What time can heal (a lost connection, a deadlock, a full disk) is tried again for ever,
+with backoff; what it cannot is raised. A statement may so run twice: every function a
+worker calls answers a repetition as it did the first time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection
+
+from durable._connections import KEEPALIVE
+from durable._sql import Statement
+from durable.errors import SchemaVersion, UnknownQueue, from_database
+
+__all__ = ["Link", "backoff", "heals", "is_forbidden"]
+
+logger = logging.getLogger("durable.worker")
+
+# connection, resources, operator intervention, system error, and: deadlock,
+# serialization, lock timeout, read-only (a standby that is about to be promoted)
+_HEALING: Final = ("08", "53", "57", "58", "40", "55P03", "25006")
+_LONGEST: Final = 5.0
+
+
+def heals(error: BaseException) -> bool:
+    """Whether the same statement may work later."""
+    state = getattr(error, "sqlstate", None)
+    if state is None:
+        return isinstance(
+            error, psycopg.OperationalError | psycopg.InterfaceError | OSError
+        )
+    return str(state).startswith(_HEALING)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether the worker's role lacks a right."""
+    return getattr(error, "sqlstate", None) == "42501"
+
+
+def backoff(failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row, with jitter."""
+    longest: float = min(0.05 * 2 ** min(failures, 10), _LONGEST)
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - no secret
+
+
+class Link:
+    """One connection, one statement at a time.
+
+    `reconnected` is called with a connection that replaces a lost one, before it is
+    used; `hopeless` with an error that no time heals: schema, queue or grant missing.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        name: str,
+        *,
+        prepare: bool = True,
+        reconnected: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
+        hopeless: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
+        self._conninfo = conninfo
+        self._name = name
+        self._prepare = prepare
+        self._reconnected = reconnected
+        self._hopeless = hopeless
+        self._connection: AsyncConnection[Any] | None = None
+        self._busy = asyncio.Lock()
+        self._opened_before = False
+
+    async def fetch(
+        self, statement: Statement, *, patient: bool = True
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows, all of them, after the commit.
+
+        Not `patient`, only lost connections are waited for: other errors that might
+        heal are raised, for the caller to divide what it sent.
+        """
+        async with self._busy:
+            failures = 0
+            while True:
+                try:
+                    return await self._fetch_once(statement)
+                except (psycopg.Error, OSError) as error:
+                    lost = self._connection is None or self._connection.broken
+                    if not heals(error) or not (patient or lost):
+                        raise self._translated(error) from error
+                    if lost:
+                        await self._drop()
+                    if failures == 0:
+                        logger.warning("%s: %s; trying again", self._name, error)
+                    await asyncio.sleep(backoff(failures))
+                    failures += 1
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        await self._drop()
+
+    async def connection(self) -> AsyncConnection[Any]:
+        """Return the connection, opening it if need be. Raises as psycopg does."""
+        if self._connection is None or self._connection.closed:
+            connection = await AsyncConnection.connect(
+                self._conninfo,
+                autocommit=True,
+                prepare_threshold=5 if self._prepare else None,
+                application_name=f"durable {self._name}",
+                **KEEPALIVE,
+            )
+            self._connection = connection
+            if self._opened_before and self._reconnected is not None:
+                await self._reconnected(connection)
+            self._opened_before = True
+        return self._connection
+
+    async def _fetch_once(self, statement: Statement) -> list[tuple[Any, ...]]:
+        connection = await self.connection()
+        cursor = await connection.execute(statement.text.encode(), statement.args)
+        rows: list[tuple[Any, ...]] = await cursor.fetchall()
+        return rows
+
+    def _translated(self, error: Exception) -> Exception:
+        """Return durable's own error, telling the worker if it cannot go on."""
+        ours = from_database(error)
+        if isinstance(ours, SchemaVersion | UnknownQueue) or is_forbidden(error):
+            self._hopeless(ours)
+        return ours
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

@@ -1,0 +1,163 @@
+"""What all runs of a worker share: its connections, and the lanes in front of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psycopg
+
+from durable import _sql
+from durable._sql import Statement
+from durable._worker.lane import Lane
+from durable._worker.link import Link, heals
+from durable._worker.run import Call, Claimed, Run, WaitItem, WaitLane
+from durable._worker.saving import Saving
+from durable._worker.threads import Threads
+from durable._worker.waits import Resolved
+from durable.errors import DurableError
+
+if TYPE_CHECKING:
+    from durable._application import Application
+
+__all__ = ["Child", "Services"]
+
+logger = logging.getLogger("durable.worker")
+
+# queue, parent, its claim, and the child as JSON
+Child = tuple[str, UUID, int, str]
+Outcomes = Sequence[Any]
+
+
+class Services:
+    """The links and lanes of one worker.
+
+    Claims and loads go through one connection, flushes through another, and what may
+    have to wait for other rows (waits, children, events) through a third, so that none
+    of them holds up the others.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        state: Any,
+        *,
+        lease: float,
+        connect: Callable[[str], Link],
+    ) -> None:
+        self.application = application
+        self.state = state
+        self.lease = lease
+        self.threads = Threads()
+        self.claiming = connect("claim")
+        self.flushing = connect("flush")
+        self.calling = connect("call")
+        self.saving = Saving(self.flushing)
+        self.suspending: WaitLane = Lane(self._suspend)
+        self.polling: WaitLane = Lane(self._poll)
+        self.spawning: Lane[Child, str] = Lane(
+            self._spawn, size=lambda child: len(child[3])
+        )
+
+    async def close(self) -> None:
+        """Give up what has not been sent, and close the connections."""
+        for lane in (self.saving, self.suspending, self.polling, self.spawning):
+            await lane.close()
+        for link in (self.claiming, self.flushing, self.calling):
+            await link.close()
+
+    async def emit(self, claimed: Claimed, call: Call, event: str, payload: str) -> str:
+        """Emit an event from a task. Returns whether it was the first, as JSON."""
+        statement = _sql.emit_from_task(
+            claimed.queue,
+            claimed.task_id,
+            claimed.claim,
+            call.key,
+            event,
+            payload,
+            call.position,
+            call.after,
+        )
+        ((first,),) = await self.calling.fetch(statement)
+        return "true" if first else "false"
+
+    async def extend(self, run: Run) -> str:
+        """Extend one lease. Returns the outcome."""
+        claimed = run.claimed
+        held = [{"task_id": str(claimed.task_id), "claim": claimed.claim}]
+        ((_, outcome),) = await self.calling.fetch(
+            _sql.extend_leases(claimed.queue, json.dumps(held), self.lease)
+        )
+        return str(outcome)
+
+    async def _suspend(self, items: Sequence[WaitItem]) -> Outcomes:
+        return await self._ask(_sql.suspend_tasks, items)
+
+    async def _poll(self, items: Sequence[WaitItem]) -> Outcomes:
+        return await self._ask(_sql.poll_waits, items)
+
+    async def _ask(
+        self, statement: Callable[[str, str], Statement], items: Sequence[WaitItem]
+    ) -> Outcomes:
+        by_queue: defaultdict[str, list[WaitItem]] = defaultdict(list)
+        for item in items:
+            by_queue[item.queue].append(item)
+        outcome: dict[UUID, str] = {}
+        resolved: defaultdict[UUID, dict[str, Resolved]] = defaultdict(dict)
+        for queue, asked in by_queue.items():
+            tasks = ",".join(
+                f'{{"task_id":"{item.task_id}","claim":{item.claim},"waits":{item.waits}}}'
+                for item in asked
+            )
+            rows = await self.calling.fetch(statement(queue, f"[{tasks}]"))
+            for task_id, what, key, state, value in rows:
+                outcome[task_id] = what
+                if what == "resolved":
+                    resolved[task_id][key] = Resolved(state, value)
+        return [(outcome[item.task_id], resolved[item.task_id]) for item in items]
+
+    async def _spawn(self, children: Sequence[Child]) -> Outcomes:
+        by_parent: defaultdict[tuple[str, UUID, int], list[int]] = defaultdict(list)
+        for index, (queue, task_id, claim, _) in enumerate(children):
+            by_parent[queue, task_id, claim].append(index)
+        outcomes: list[Any] = [None] * len(children)
+        for parent, indexes in by_parent.items():
+            texts = [children[index][3] for index in indexes]
+            for index, spawned in zip(
+                indexes, await self._spawn_of(parent, texts), strict=True
+            ):
+                outcomes[index] = spawned
+        return outcomes
+
+    async def _spawn_of(
+        self, parent: tuple[str, UUID, int], children: Sequence[str]
+    ) -> Outcomes:
+        """Spawn one task's children; what is refused is refused alone."""
+        try:
+            rows = await self.calling.fetch(
+                _sql.spawn_children(*parent, f"[{','.join(children)}]"),
+                patient=len(children) == 1,
+            )
+        except (DurableError, psycopg.Error) as error:
+            if len(children) == 1:
+                return [error]
+            middle = 1 if heals(error) else len(children) // 2
+            return [
+                *await self._spawn_of(parent, children[:middle]),
+                *await self._spawn_of(parent, children[middle:]),
+            ]
+        return [
+            json.dumps(
+                {
+                    "task_id": str(task_id),
+                    "run_id": str(run_id),
+                    "attempt": attempt,
+                    "created": created,
+                }
+            )
+            for _, task_id, run_id, attempt, created in rows
+        ]

@@ -1,0 +1,297 @@
+"""The worker: what the application starts, drains and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+import logging
+import os
+import secrets
+import socket
+from collections import defaultdict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from durable import _sql
+from durable._application import Application
+from durable._async.context import TaskContext
+from durable._schema import check_version
+from durable._sync.context import SyncTaskContext
+from durable._worker.blocking import BlockingRun
+from durable._worker.claims import Claims, load_checkpoints
+from durable._worker.doors import Doors
+from durable._worker.failures import mark_recorded
+from durable._worker.leases import Leases
+from durable._worker.link import Link
+from durable._worker.run import Claimed, Run
+from durable._worker.services import Services
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger("durable.worker")
+
+_LEAVING_SECONDS: Final = 10.0
+
+
+class Worker:
+    """Claims tasks and runs them, as long as its `async with` block lasts.
+
+        async with app.worker(concurrency=50) as worker:
+            await worker.drain()
+
+    Leaving the block stops claiming, lets what runs finish for `shutdown_timeout`
+    seconds, and gives the rest back without using up an attempt. An error that no time
+    heals (schema, queue or right missing) cancels the block and comes out of it.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        queues: Sequence[str],
+        concurrency: int,
+        lease: float,
+        poll: float,
+        shutdown_timeout: float,
+        listen: bool,
+    ) -> None:
+        self._application = application
+        self._queues = list(queues)
+        self._concurrency = concurrency
+        self._lease = lease
+        self._poll = poll
+        self._shutdown_timeout = shutdown_timeout
+        self._listen = listen
+        self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+        self._runs: dict[UUID, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._taken = 0
+        self._ended = 0
+        self._exits = contextlib.AsyncExitStack()
+        self._host: asyncio.Task[Any] | None = None
+        self._fatal: Exception | None = None
+        self._pid = os.getpid()
+
+    async def __aenter__(self) -> Self:
+        self._host = asyncio.current_task()
+        try:
+            await self._start()
+        except BaseException as error:
+            await self._exits.aclose()
+            if self._fatal is not None and isinstance(error, asyncio.CancelledError):
+                self._uncancel()
+                raise self._fatal from None
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stop()
+        if self._fatal is not None and (
+            exc_type is None or issubclass(exc_type, asyncio.CancelledError)
+        ):
+            if exc_type is not None:
+                self._uncancel()
+            raise self._fatal
+
+    async def drain(self) -> int:
+        """Work until nothing is claimable and nothing runs here; sleepers don't count.
+
+        Returns the number of runs that have ended meanwhile.
+        """
+        before = self._ended
+        while True:
+            seen = self._ended
+            for queue in self._queues:
+                await self._services.calling.fetch(_sql.apply_notes(queue))
+            await self._claims.quiet()
+            await asyncio.gather(*self._tasks)
+            if self._ended == seen and not self._tasks:
+                return self._ended - before
+
+    # -- starting and stopping -----------------------------------------------------
+
+    async def _start(self) -> None:
+        self._context = contextvars.copy_context()
+        lifespan = self._application.lifespan
+        state = None
+        if lifespan is not None:
+            state = await self._exits.enter_async_context(lifespan())
+        self._services = Services(
+            self._application, state, lease=self._lease, connect=self._link
+        )
+        self._exits.push_async_callback(self._services.close)
+        ((found,),) = await self._services.claiming.fetch(_sql.version())
+        check_version(found)
+        for queue in self._queues:  # refuses an unknown queue, and a missing right
+            await self._services.claiming.fetch(
+                _sql.claim_tasks(queue, self.worker_id, [], 0, self._lease)
+            )
+        self._start_leases()
+        self._start_claims()
+
+    def _link(self, name: str) -> Link:
+        return Link(
+            self._application.conninfo,
+            name,
+            prepare=self._application.prepare,
+            reconnected=self._give_back_unknown if name == "claim" else None,
+            hopeless=self._give_up,
+        )
+
+    def _start_leases(self) -> None:
+        self._leases = Leases(
+            self._application.conninfo,
+            self._queues,
+            list(self._application.registry.by_name),
+            self._lease,
+            lambda: list(self._runs.values()),
+        )
+        self._leases.start()
+        self._exits.push_async_callback(self._leases.stop)
+
+    def _start_claims(self) -> None:
+        doors = None
+        if self._listen:
+            doors = Doors(
+                self._application.conninfo,
+                self._queues,
+                lambda: self._claims.heard.set(),  # noqa: PLW0108 - not there yet
+            )
+            self._exits.push_async_callback(doors.close)
+        self._claims = Claims(
+            self._services.claiming,
+            doors,
+            worker_id=self.worker_id,
+            queues=self._queues,
+            names=list(self._application.registry.by_name),
+            lease=self._lease,
+            poll=self._poll,
+            free=lambda: self._concurrency - self._taken,
+            start=self._start_runs,
+        )
+        self._claiming = asyncio.create_task(self._claims.run(), name="durable claims")
+        self._claiming.add_done_callback(self._claims_ended)
+
+    async def _stop(self) -> None:
+        self._claiming.cancel()
+        await asyncio.wait({self._claiming})
+        if self._tasks and self._fatal is None:
+            await asyncio.wait(self._tasks, timeout=self._shutdown_timeout)
+        left = list(self._runs.values())
+        for run in left:
+            run.leave("shutdown")
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LEAVING_SECONDS)
+        if self._fatal is None:
+            await self._release(left)
+        for task in self._tasks:
+            task.cancel()
+        await self._exits.aclose()
+
+    async def _release(self, left: Sequence[Run]) -> None:
+        held: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for run in left:
+            if run.left is not None and run.left.reason == "shutdown":
+                claimed = run.claimed
+                held[claimed.queue].append(
+                    {
+                        "task_id": str(claimed.task_id),
+                        "claim": claimed.claim,
+                        "available_at": claimed.available_at.isoformat(),
+                    }
+                )
+        for queue, tasks in held.items():
+            statement = _sql.release_tasks(queue, json.dumps(tasks))
+            try:
+                async with asyncio.timeout(_LEAVING_SECONDS):
+                    await self._services.calling.fetch(statement)
+            except TimeoutError:
+                logger.warning("the database is away: tasks go on when leases expire")
+
+    # -- what cannot go on ---------------------------------------------------------
+
+    def _give_up(self, error: Exception) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            if self._host is not None:
+                self._host.cancel()
+
+    def _claims_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._give_up(
+                error if isinstance(error, Exception) else RuntimeError(error)
+            )
+
+    def _uncancel(self) -> None:
+        if self._host is not None:
+            self._host.uncancel()
+
+    async def _give_back_unknown(self, connection: AsyncConnection[Any]) -> None:
+        """After a lost connection: a claim's answer may have been lost with it."""
+        for queue in self._queues:
+            statement = _sql.release_unknown(queue, self.worker_id, self._runs)
+            await connection.execute(statement.text.encode(), statement.args)
+
+    # -- running -------------------------------------------------------------------
+
+    def _start_runs(self, claimed: list[Claimed]) -> None:
+        known = [task for task in claimed if task.claim > 1]
+        for task in claimed:
+            self._taken += 1
+            if task.claim == 1:
+                self._begin(self._run(task, {}))
+        if known:
+            self._begin(self._run_known(known))
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.create_task(work, context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_known(self, claimed: list[Claimed]) -> None:
+        """Load what tasks have done so far, and start them."""
+        loaded = await load_checkpoints(self._services.calling, claimed)
+        for task in claimed:
+            self._begin(self._run(task, loaded[task.task_id]))
+
+    async def _run(self, claimed: Claimed, checkpoints: dict[str, Any]) -> None:
+        definition = self._application.registry.by_name[claimed.name]
+        run = Run(claimed, definition, checkpoints, self._services)
+        self._runs[claimed.task_id] = run
+        try:
+            await self._execute(run)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("task %s could not be run", claimed.task_id)
+        finally:
+            if self._runs.get(claimed.task_id) is run:
+                del self._runs[claimed.task_id]
+            self._taken -= 1
+            self._ended += 1
+            self._claims.freed.set()
+
+    async def _execute(self, run: Run) -> None:
+        definition = run.definition
+        try:
+            params = definition.params_codec.load(run.claimed.params)
+            body = definition.bind()
+        except Exception as error:  # noqa: BLE001 - models and constructors are the user's
+            await run.fail(mark_recorded(error))
+            return
+        if definition.is_async:
+            await run.execute(lambda: body(params, TaskContext(run)))
+        else:
+            context = SyncTaskContext(BlockingRun(run))
+            await run.execute(lambda: run.services.threads.run(body, params, context))

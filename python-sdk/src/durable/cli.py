@@ -1,0 +1,258 @@
+"""The command line: `durable --help`.
+
+It calls what an application would call, and adds nothing. What goes wrong is one line
+on stderr, and the exit code says so: 2 for a command that can't be understood, else 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Annotated, Any
+from uuid import UUID
+
+import psycopg
+import pydantic
+import typer
+
+import durable
+from durable import (
+    Durable,
+    DurableError,
+    QueueStats,
+    SpawnOptions,
+    TaskHandle,
+    WorkerOptions,
+    _schema,
+)
+from durable._connections import ENVIRONMENT
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Durable execution that is nothing but Postgres.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
+
+
+Dsn = Annotated[
+    str, typer.Option(envvar=ENVIRONMENT, help="The database: a URL or conninfo.")
+]
+Queue = Annotated[str, typer.Argument(help="The queue's name.")]
+TaskId = Annotated[UUID, typer.Argument(help="The task's id, as spawn prints it.")]
+
+
+@app.command()
+def migrate(
+    *,
+    dsn: Dsn,
+    queue: Annotated[str, typer.Option(help="Create this queue too.")] = "default",
+) -> None:
+    """Install or upgrade the schema, and create the queue "default"."""
+    with _client(dsn, queue) as client:
+        client.migrate()
+
+
+@app.command()
+def worker(
+    application: Annotated[str, typer.Argument(metavar="MODULE:APP")],
+    *,
+    processes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="How many tasks each runs at once.")
+    ] = 100,
+    lease: Annotated[
+        float, typer.Option(help="Seconds until a silent worker's tasks are free.")
+    ] = 30,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="Work on this queue; repeat it for more. Else: the app's."),
+    ] = None,
+) -> None:
+    """Work for an application until SIGTERM or SIGINT; a second one ends it at once."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    options = WorkerOptions(concurrency=concurrency, lease=lease)
+    if queue:
+        options["queues"] = queue
+    durable.run_worker(application, processes=processes, **options)
+
+
+@app.command()
+def spawn(
+    queue: Queue,
+    task: Annotated[str, typer.Argument(help="The task's name.")],
+    *,
+    dsn: Dsn,
+    params: Annotated[Any, typer.Option(parser=_json, metavar="JSON")] = "{}",
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency key: one key, one task.")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Spawn a task, and print its id."""
+    options: SpawnOptions = {}
+    if key is not None:
+        options["idempotency_key"] = key
+    if max_attempts is not None:
+        options["max_attempts"] = max_attempts
+    with _client(dsn, queue) as client:
+        typer.echo(client.spawn(task, params, **options).task_id)
+
+
+@app.command()
+def emit(
+    queue: Queue,
+    event: Annotated[str, typer.Argument(help="The event's name.")],
+    *,
+    dsn: Dsn,
+    payload: Annotated[Any, typer.Option(parser=_json, metavar="JSON")] = "null",
+) -> None:
+    """Emit an event; print whether it was the first of its name, which counts."""
+    with _client(dsn, queue) as client:
+        first = client.emit_event(event, payload)
+    typer.echo("emitted" if first else "already emitted")
+
+
+@app.command()
+def cancel(
+    queue: Queue,
+    task_id: TaskId,
+    *,
+    dsn: Dsn,
+    reason: Annotated[str | None, typer.Option(help="Kept with the task.")] = None,
+) -> None:
+    """Cancel a task and all below it; print whether it was live."""
+    with _client(dsn, queue) as client:
+        live = client.cancel(task_id, reason=reason)
+    typer.echo("cancelled" if live else "already finished")
+
+
+@app.command()
+def retry(
+    queue: Queue,
+    task_id: TaskId,
+    *,
+    dsn: Dsn,
+    max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Give a failed or cancelled task one more attempt, and print its number."""
+    with _client(dsn, queue) as client:
+        handle: TaskHandle[Any] = client.retry(task_id, max_attempts=max_attempts)
+    typer.echo(f"attempt {handle.attempt}")
+
+
+@app.command()
+def result(
+    queue: Queue,
+    task_id: TaskId,
+    *,
+    dsn: Dsn,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for its end.")
+    ] = 0,
+) -> None:
+    """Print a task's result as JSON; exit with 1 if it has none (yet)."""
+    with _client(dsn, queue) as client:
+        output = client.handle(task_id).result(timeout=timeout)
+    typer.echo(json.dumps(output))
+
+
+@app.command()
+def queues(*, dsn: Dsn) -> None:
+    """Print the names of all queues."""
+    with _client(dsn) as client:
+        for name in client.list_queues():
+            typer.echo(name)
+
+
+@app.command()
+def stats(
+    queue: Annotated[str | None, typer.Argument(help="Only this queue.")] = None,
+    *,
+    dsn: Dsn,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Count the tasks of every queue by state; `ready` are those claimable now."""
+    with _client(dsn) as client:
+        names = [queue] if queue is not None else client.list_queues()
+        found = [client.queue_stats(name) for name in names]
+    if as_json:
+        rows = [dataclasses.asdict(row) for row in found]
+        typer.echo(json.dumps(rows, indent=2, default=str))
+    else:
+        typer.echo(_table(found))
+
+
+@app.command()
+def errors() -> None:
+    """Print the errors the database raises on purpose: SQLSTATE, name, meaning."""
+    for code, cls in sorted(DurableError.by_code.items()):
+        meaning = (cls.__doc__ or "").partition("\n")[0]
+        typer.echo(f"{code}  {cls.__name__:<16} {meaning}")
+
+
+@app.command()
+def sql() -> None:
+    """Print the schema as one SQL file, for `psql -f`."""
+    typer.echo(_schema.flatten(), nl=False)
+
+
+@app.command()
+def demo() -> None:
+    """Kill a real job halfway with kill -9, and see that it goes on."""
+    from durable import demo as story  # noqa: PLC0415 - needs durable[demo]
+
+    story.main()
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(prog_name="durable")
+    except Exception as error:  # noqa: BLE001 - the outermost place there is
+        typer.echo(f"durable: {_one_line(error)}", err=True)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _client(dsn: str, queue: str = "default") -> Iterator[Durable]:
+    # a pool would go on trying where one attempt says what is wrong
+    psycopg.connect(dsn, connect_timeout=10).close()
+    with Durable(dsn, queue=queue) as client:
+        yield client
+
+
+def _table(rows: list[QueueStats]) -> str:
+    columns = ["queue", "pending", "running", "sleeping"]
+    columns += ["completed", "failed", "cancelled", "ready"]
+    lines = [columns, *([str(getattr(row, c)) for c in columns] for row in rows)]
+    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        "  ".join([name.ljust(first), *map(str.rjust, counts, rest)])
+        for name, *counts in lines
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """Return what went wrong, and where if nobody foresaw it."""
+    text = " ".join(str(error).replace("\nHint:", ". Hint:").split())
+    expected = (DurableError, psycopg.Error, TimeoutError, pydantic.ValidationError)
+    if text and isinstance(error, expected):
+        return text
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {text} ({last.filename}:{last.lineno})"

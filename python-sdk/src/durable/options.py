@@ -1,0 +1,146 @@
+"""What may be said of a task when it is spawned, and once for all in its class."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final, TypedDict
+
+from durable._json import JSON, Unsavable
+from durable._names import LONG, check_key, check_queue_name
+from durable._time import seconds
+from durable._values import PLAIN
+from durable.errors import InvalidArgument
+from durable.retry import Retry
+
+__all__ = ["JSON", "SpawnOptions", "TaskOptions", "nearest", "spawn_options_json"]
+
+
+class TaskOptions(TypedDict, total=False):
+    """The options of every spawn of a task, unless that spawn says otherwise.
+
+    max_attempts: how often it may be started, at least 1; None: as often as it takes.
+        Left out, 5.
+    retry: how long a failed attempt waits for the next. None or left out: 1 second,
+        then twice as long each time, up to 5 minutes, with jitter.
+    headers: JSON values that travel with the task; a spawn adds to its class's.
+    max_delay: seconds or timedelta it may wait for its first start; None: any time.
+    max_duration: seconds or timedelta from its first start to its end; None: any time.
+    queue: the queue it is spawned in.
+    """
+
+    max_attempts: int | None
+    retry: Retry | None
+    headers: Mapping[str, JSON]
+    max_delay: timedelta | float | None
+    max_duration: timedelta | float | None
+    queue: str
+
+
+class SpawnOptions(TaskOptions, total=False):
+    """The options of one spawn.
+
+    idempotency_key: 1-255 bytes, unique in the queue: spawning again with the same key
+        gives the same task.
+    """
+
+    idempotency_key: str
+
+
+def spawn_options_json(
+    defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of `durable.spawn`: those given over the class's own.
+
+    `defaults` is what this function made of the class's options, `given` what the
+    caller of a spawn wrote. The queue is checked, and left out: it is no option in SQL.
+    Raises InvalidArgument for an unknown option, naming the nearest, and for a value
+    that the option cannot have.
+    """
+    merged = dict(defaults)
+    for option, value in given.items():
+        if option not in _CHECKS:
+            raise InvalidArgument(_unknown(option))
+        checked = _CHECKS[option](value)
+        if option == "headers":
+            merged[option] = {**merged.get(option, {}), **checked}
+        elif option == "queue":
+            continue
+        elif checked is None and option != "max_attempts":
+            merged.pop(option, None)
+        else:
+            merged[option] = checked
+    return merged
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """Return the word that was probably meant, if there is one."""
+    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
+
+
+def _unknown(option: str) -> str:
+    meant = nearest(option, list(_CHECKS))
+    advice = f"did you mean {meant}?" if meant else f"there are {', '.join(_CHECKS)}"
+    return f"there is no option {option}: {advice}"
+
+
+def _max_attempts(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        kind = type(value).__name__
+        raise InvalidArgument(f"max_attempts must be an int or None, not {kind}")
+    if not 1 <= value <= _INT4_MAX:
+        raise InvalidArgument(
+            f"max_attempts must be from 1 to {_INT4_MAX}", hint="None means no limit."
+        )
+    return value
+
+
+def _retry(value: object) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Retry):
+        raise InvalidArgument(
+            f"retry must be a Retry, not {type(value).__name__}",
+            hint="For instance Retry.fixed(5).",
+        )
+    return value.as_options()
+
+
+def _headers(value: object) -> dict[str, JSON]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"headers must be a mapping, not {type(value).__name__}")
+    headers = dict(value)
+    for name in headers:
+        _header_name(name)
+    try:
+        PLAIN.dump(headers)
+    except Unsavable as error:
+        raise InvalidArgument(f"headers must be plain JSON: {error}") from error
+    return headers
+
+
+def _header_name(name: object) -> None:
+    if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONG:
+        raise InvalidArgument(
+            f"a header's name must be a str of 1 to {LONG} bytes, not {name!r}"
+        )
+    if name.startswith("durable:"):
+        raise InvalidArgument(
+            f"headers that begin with durable: are durable's own: {name!r}"
+        )
+
+
+_INT4_MAX: Final = 2**31 - 1
+
+_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "max_attempts": _max_attempts,
+    "retry": _retry,
+    "headers": _headers,
+    "idempotency_key": check_key,
+    "max_delay": lambda value: seconds(value, "max_delay"),
+    "max_duration": lambda value: seconds(value, "max_duration"),
+    "queue": check_queue_name,
+}

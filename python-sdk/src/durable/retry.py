@@ -1,0 +1,69 @@
+"""How long a failed task waits before its next attempt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+from durable._time import required_seconds, seconds
+from durable.errors import InvalidArgument
+
+__all__ = ["Retry"]
+
+MAX_FACTOR: Final = 1e10
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed attempt is followed by another one. How many: `max_attempts`.
+
+        Retry.none()
+        Retry.fixed(timedelta(minutes=1))
+        Retry.exponential(1, max=timedelta(hours=1))
+
+    Make one with these three; the fields are what they come to, durations in seconds.
+    """
+
+    kind: Literal["none", "fixed", "exponential"]
+    base_seconds: float | None = None
+    factor: float | None = None
+    max_seconds: float | None = None
+    jitter: bool | None = None
+
+    @classmethod
+    def none(cls) -> Retry:
+        """No second attempt: the first failure is final."""
+        return cls("none")
+
+    @classmethod
+    def fixed(cls, delay: timedelta | float) -> Retry:
+        """Wait the same time before every further attempt.
+
+        Raises InvalidArgument for a delay that is negative or not finite.
+        """
+        return cls("fixed", required_seconds(delay, "delay"))
+
+    @classmethod
+    def exponential(
+        cls,
+        base: timedelta | float,
+        factor: float = 2,
+        max: timedelta | float | None = None,  # noqa: A002 - the word people look for
+        *,
+        jitter: bool = True,
+    ) -> Retry:
+        """Wait `base` before the second attempt, then `factor` times longer each time.
+
+        Never longer than `max`. With jitter, waits are spread at random, so that what
+        failed together does not come back together. Raises InvalidArgument for a
+        duration that is negative or not finite, and for a factor below 1.
+        """
+        if isinstance(factor, bool) or not 1 <= factor <= MAX_FACTOR:
+            raise InvalidArgument(f"factor must be a number from 1 to {MAX_FACTOR:g}")
+        first, most = required_seconds(base, "base"), seconds(max, "max")
+        return cls("exponential", first, factor, most, bool(jitter))
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the policy as `durable.spawn` takes it: the keys that apply."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
