@@ -168,7 +168,8 @@ begin
   if not durable._hold(queue, task_id, claim) then
     return false;
   end if;
-  perform durable._end_attempt(queue, task_id, 'failed', error, coalesce(retryable, true));
+  perform durable._end_attempt(queue, task_id, 'failed',
+    coalesce(error, '{"type": "Error", "message": ""}'), coalesce(retryable, true));
   return true;
 end;
 $$;

@@ -34,14 +34,19 @@ begin
   )
   select
     new.task_id, at, new.claim, task.attempt, coalesce(new.position, 0), coalesce(new.after, 0),
-    coalesce(new.duration_ms, 0), coalesce(new.state, 'done'), _save.queue, new.name,
+    coalesce(new.duration_ms, 0), coalesce(new.state, 'done'), _save.queue,
+    case when octet_length(new.name) <= 512 and new.name ~ '^[^\x01-\x20\x7f][^\x01-\x1f\x7f]*$'
+      then new.name else durable._checked_step_name(new.name) end,
     coalesce(new.value, 'null')
   from json_to_recordset(checkpoints) as new (
     task_id uuid, claim integer, name text, state durable.checkpoint_state, position integer,
     after integer, duration_ms integer, value json
   )
   cross join lateral (
-    select tasks.attempt
+    select case
+      when tasks.claim > new.claim and tasks.finished_at is null then tasks.attempt - 1 -- it has just failed
+      else tasks.attempt
+    end as attempt
     from durable.tasks
     where tasks.queue = _save.queue collate "C"
       and tasks.task_id = new.task_id
@@ -50,6 +55,18 @@ begin
   ) as task
   where new.task_id = any (held)
   on conflict do nothing;
+end;
+$$;
+
+
+create or replace function durable._checked_step_name(name text)
+returns text
+language plpgsql
+immutable
+as $$
+begin
+  perform durable._check_name('name of a step', name, 512);
+  return name;
 end;
 $$;
 

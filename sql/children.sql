@@ -7,6 +7,7 @@ returns setof durable.spawned_child
 language plpgsql
 security definer
 set search_path = ''
+set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
 as $$

@@ -192,6 +192,7 @@ begin
       order by tasks.available_at
       limit 1
     ) as first
+    having count(*) > 0
   );
 end;
 $$;
@@ -228,11 +229,12 @@ set jit = off
 as $$
 declare
   _queue text collate "C" := queue;
-  _expires_at timestamptz := durable._now() + make_interval(secs => lease);
+  _expires_at timestamptz;
   _held record;
   _outcome text;
 begin
   perform durable._check_claim('worker', 1, lease);
+  _expires_at := durable._now() + make_interval(secs => lease);
   for _held in
     select held.task_id, held.claim
     from json_to_recordset(tasks) as held (task_id uuid, claim integer)

@@ -250,7 +250,10 @@ def _table(rows: list[QueueStats]) -> str:
 
 def _one_line(error: Exception) -> str:
     """Return what went wrong, and where if nobody foresaw it."""
-    text = " ".join(str(error).replace("\nHint:", ". Hint:").split())
+    text = str(error).replace("\nHint:", ". Hint:")
+    if isinstance(error, psycopg.Error):
+        text = error.diag.message_primary or text
+    text = " ".join(text.split())
     expected = (DurableError, psycopg.Error, TimeoutError, pydantic.ValidationError)
     if text and isinstance(error, expected):
         return text

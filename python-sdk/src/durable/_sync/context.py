@@ -27,6 +27,7 @@ from durable._worker.outcomes import child_of, joined, read
 from durable._worker.run import Call
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
+from durable.errors import InvalidArgument
 from durable.options import JSON, SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
@@ -311,7 +312,10 @@ class SyncTaskContext(Generic[State_co]):
         registry = self._run.application.registry
         request = spawn_request(registry, self.queue, task, params, options)
         if request.queue != self.queue:
-            raise NotImplementedError("a child lives in its parent's queue")
+            raise InvalidArgument(
+                f"a child lives in its parent's queue {self.queue!r},"
+                f" not in {request.queue!r}"
+            )
         call = self._take("spawn", name)
         extra = (
             f'"name":{json.dumps(call.key)},'

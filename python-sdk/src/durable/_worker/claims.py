@@ -19,6 +19,7 @@ from durable._worker.waits import Resolved
 __all__ = ["Claims", "load_checkpoints"]
 
 _FLAPPING_SECONDS: Final = 0.05
+_TAKEN_SECONDS: Final = 0.05  # something is due, but in other hands
 
 
 class Claims:
@@ -103,7 +104,7 @@ class Claims:
         longest = self._poll * random.uniform(0.8, 1)  # noqa: S311 - no secret
         for queue in self._queues:
             ((due,),) = await self._link.fetch(_sql.get_next_due(queue, self._names))
-            longest = longest if due is None else min(longest, max(due, 0.001))
+            longest = longest if due is None else min(longest, due or _TAKEN_SECONDS)
         await _set_within(self.heard, longest)
 
     async def _until_a_slot_is_free(self) -> None:

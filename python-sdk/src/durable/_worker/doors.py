@@ -36,6 +36,7 @@ class Doors:
         self._connection: AsyncConnection[Any] | None = None
         self._held: set[str] = set()
         self._listening: int | None = None
+        self._closing: asyncio.Future[None] | None = None
 
     async def take(self) -> bool:
         """Take the doors that are free. True if any is newly held: look once more."""
@@ -117,7 +118,7 @@ class Doors:
         except psycopg.Error:
             self._pause()
             self._held.clear()
-            self._connection = None
+            self._closing = asyncio.ensure_future(self.close())
             self._heard()  # look, and connect again
             return
         while (notify := connection.pgconn.notifies()) is not None:

@@ -9,24 +9,42 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
-__all__ = ["Lane"]
+__all__ = ["AGAIN", "Lane", "Outcomes"]
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+Outcomes = Sequence[object]
+
+
+class _Again:
+    """What is returned for an item whose rows somebody else held."""
+
+
+AGAIN: Final = _Again()
+_LONGEST_PAUSE: Final = 2.0
+
+
+@dataclass(slots=True)
+class _Entry(Generic[Item, Outcome]):
+    item: Item
+    future: asyncio.Future[Outcome]
+    failures: int = 0
 
 
 class Lane(Generic[Item, Outcome]):
     """One statement at a time, for all that has come meanwhile.
 
-    `send` gets a batch and returns an outcome or an exception for each of its items.
-    A batch ends at `most` items, or `most_bytes` of what `size` says of them.
+    `send` gets a batch, and returns for each of its items an outcome, an exception, or
+    AGAIN: then the item is sent once more, later and alone, so that it holds up nobody.
+    A batch ends at `most` items, or at `most_bytes` of what `size` says of them.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome | BaseException]]],
+        send: Callable[[Sequence[Item]], Awaitable[Outcomes]],
         *,
         size: Callable[[Item], int] = lambda _: 0,
         most: int = 1_000,
@@ -36,27 +54,30 @@ class Lane(Generic[Item, Outcome]):
         self._size = size
         self._most = most
         self._most_bytes = most_bytes
-        self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
+        self._waiting: deque[_Entry[Item, Outcome]] = deque()
         self._sender: asyncio.Task[None] | None = None
+        self._closed = False
 
     def submit(self, item: Item) -> asyncio.Future[Outcome]:
         """Hand in an item; the future is done once its statement has committed."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_all())
+        self._enqueue(_Entry(item, future))
         return future
-
-    async def empty(self) -> None:
-        """Return when nothing is waiting or on its way."""
-        while self._sender is not None:
-            await asyncio.wait({self._sender})
 
     async def close(self) -> None:
         """Give up what has not been sent."""
+        self._closed = True
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait({self._sender})
+
+    def _enqueue(self, entry: _Entry[Item, Outcome]) -> None:
+        if self._closed:
+            entry.future.cancel()
+            return
+        self._waiting.append(entry)
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
         try:
@@ -65,40 +86,39 @@ class Lane(Generic[Item, Outcome]):
         finally:
             self._sender = None
             while self._waiting:
-                self._waiting.popleft()[1].cancel()
+                self._waiting.popleft().future.cancel()
 
-    async def _send_batch(
-        self, batch: list[tuple[Item, asyncio.Future[Outcome]]]
-    ) -> None:
+    async def _send_batch(self, batch: list[_Entry[Item, Outcome]]) -> None:
         try:
-            outcomes = await self._send([item for item, _ in batch])
-        except BaseException as error:
-            for _, future in batch:
-                _fail(future, error)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            return
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                _fail(future, outcome)
-            elif not future.done():
-                future.set_result(outcome)
+            outcomes = await self._send([entry.item for entry in batch])
+        except asyncio.CancelledError:
+            for entry in batch:
+                entry.future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            outcomes = [error] * len(batch)
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            self._tell(entry, outcome)
 
-    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Outcome]]]:
+    def _tell(self, entry: _Entry[Item, Outcome], outcome: object) -> None:
+        if entry.future.done():
+            return
+        if outcome is AGAIN:
+            entry.failures += 1
+            pause = min(0.05 * 2**entry.failures, _LONGEST_PAUSE)
+            asyncio.get_running_loop().call_later(pause, self._enqueue, entry)
+        elif isinstance(outcome, Exception):
+            entry.future.set_exception(outcome)
+        else:
+            entry.future.set_result(outcome)  # type: ignore[arg-type]
+
+    def _next_batch(self) -> list[_Entry[Item, Outcome]]:
         batch = [self._waiting.popleft()]
-        size = self._size(batch[0][0])
+        size = self._size(batch[0].item)
         while self._waiting and len(batch) < self._most:
-            size += self._size(self._waiting[0][0])
-            if size > self._most_bytes:
+            size += self._size(self._waiting[0].item)
+            alone = batch[0].failures or self._waiting[0].failures
+            if alone or size > self._most_bytes:
                 break
             batch.append(self._waiting.popleft())
         return batch
-
-
-def _fail(future: asyncio.Future[Outcome], error: BaseException) -> None:
-    if future.done():
-        return
-    if isinstance(error, asyncio.CancelledError):
-        future.cancel()
-    else:
-        future.set_exception(error)

@@ -20,7 +20,7 @@ from durable._connections import KEEPALIVE
 from durable._sql import Statement
 from durable.errors import SchemaVersion, UnknownQueue, from_database
 
-__all__ = ["Link", "backoff", "heals", "is_forbidden"]
+__all__ = ["Link", "backoff", "heals", "is_busy", "is_forbidden"]
 
 logger = logging.getLogger("durable.worker")
 
@@ -38,6 +38,11 @@ def heals(error: BaseException) -> bool:
             error, psycopg.OperationalError | psycopg.InterfaceError | OSError
         )
     return str(state).startswith(_HEALING)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether somebody held a row, or a transaction was in the way: say it again."""
+    return str(getattr(error, "sqlstate", None)).startswith(("55P03", "40"))
 
 
 def is_forbidden(error: BaseException) -> bool:
@@ -81,24 +86,21 @@ class Link:
     ) -> list[tuple[Any, ...]]:
         """Return the rows, all of them, after the commit.
 
-        Not `patient`, only lost connections are waited for: other errors that might
-        heal are raised, for the caller to divide what it sent.
+        Not `patient`, an error that says the rows are in other hands is raised, for the
+        caller to divide what it sent.
         """
-        async with self._busy:
-            failures = 0
-            while True:
-                try:
+        failures = 0
+        while True:
+            try:
+                async with self._busy:
                     return await self._fetch_once(statement)
-                except (psycopg.Error, OSError) as error:
-                    lost = self._connection is None or self._connection.broken
-                    if not heals(error) or not (patient or lost):
-                        raise self._translated(error) from error
-                    if lost:
-                        await self._drop()
-                    if failures == 0:
-                        logger.warning("%s: %s; trying again", self._name, error)
-                    await asyncio.sleep(backoff(failures))
-                    failures += 1
+            except (psycopg.Error, OSError) as error:
+                if not heals(error) or (is_busy(error) and not patient):
+                    raise self._translated(error)  # noqa: B904 - it has its cause
+                if failures == 0:
+                    logger.warning("%s: %s; trying again", self._name, error)
+                await asyncio.sleep(backoff(failures))
+                failures += 1
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -107,6 +109,7 @@ class Link:
     async def connection(self) -> AsyncConnection[Any]:
         """Return the connection, opening it if need be. Raises as psycopg does."""
         if self._connection is None or self._connection.closed:
+            await self._drop()
             connection = await AsyncConnection.connect(
                 self._conninfo,
                 autocommit=True,

@@ -18,8 +18,8 @@ from uuid import UUID
 import psycopg
 
 from durable import _sql
-from durable._worker.lane import Lane
-from durable._worker.link import Link, heals
+from durable._worker.lane import AGAIN, Lane, Outcomes
+from durable._worker.link import Link, is_busy
 from durable.errors import DurableError
 
 __all__ = ["Saving", "Write", "checkpoint_json"]
@@ -80,28 +80,25 @@ class Saving:
         lane: Lane[Write, str] = Lane(self._send, size=lambda write: write.size)
         self.submit: Callable[[Write], asyncio.Future[str]] = lane.submit
         self.close = lane.close
-        self.empty = lane.empty
 
-    async def _send(self, writes: Sequence[Write]) -> Sequence[str | BaseException]:
+    async def _send(self, writes: Sequence[Write]) -> Outcomes:
         by_queue: defaultdict[str, list[int]] = defaultdict(list)
         for index, write in enumerate(writes):
             by_queue[write.queue].append(index)
-        outcomes: list[str | BaseException] = ["ok"] * len(writes)
+        outcomes: list[object] = ["ok"] * len(writes)
         for queue, indexes in by_queue.items():
             sent = await self._divide(queue, [writes[index] for index in indexes])
             for index, outcome in zip(indexes, sent, strict=True):
                 outcomes[index] = outcome
         return outcomes
 
-    async def _divide(
-        self, queue: str, writes: Sequence[Write]
-    ) -> list[str | BaseException]:
+    async def _divide(self, queue: str, writes: Sequence[Write]) -> list[object]:
         try:
-            return await self._flush(queue, writes, patient=len(writes) == 1)
+            return await self._flush(queue, writes, patient=False)
         except (psycopg.Error, DurableError) as error:
             if len(writes) == 1:
-                return [error]
-            middle = 1 if heals(error) else len(writes) // 2
+                return [AGAIN if is_busy(error) else error]
+            middle = len(writes) // 2
             return [
                 *await self._divide(queue, writes[:middle]),
                 *await self._divide(queue, writes[middle:]),
@@ -109,7 +106,7 @@ class Saving:
 
     async def _flush(
         self, queue: str, writes: Sequence[Write], *, patient: bool
-    ) -> list[str | BaseException]:
+    ) -> list[object]:
         saved = [text for write in writes for text in write.checkpoints]
         done = [_completion(write) for write in writes if write.result is not None]
         failed = [_failure(write) for write in writes if write.error is not None]

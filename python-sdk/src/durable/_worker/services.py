@@ -13,8 +13,8 @@ import psycopg
 
 from durable import _sql
 from durable._sql import Statement
-from durable._worker.lane import Lane
-from durable._worker.link import Link, heals
+from durable._worker.lane import AGAIN, Lane, Outcomes
+from durable._worker.link import Link, is_busy
 from durable._worker.run import Call, Claimed, Run, WaitItem, WaitLane
 from durable._worker.saving import Saving
 from durable._worker.threads import Threads
@@ -30,7 +30,6 @@ logger = logging.getLogger("durable.worker")
 
 # queue, parent, its claim, and the child as JSON
 Child = tuple[str, UUID, int, str]
-Outcomes = Sequence[Any]
 
 
 class Services:
@@ -140,12 +139,12 @@ class Services:
         try:
             rows = await self.calling.fetch(
                 _sql.spawn_children(*parent, f"[{','.join(children)}]"),
-                patient=len(children) == 1,
+                patient=False,
             )
         except (DurableError, psycopg.Error) as error:
             if len(children) == 1:
-                return [error]
-            middle = 1 if heals(error) else len(children) // 2
+                return [AGAIN if is_busy(error) else error]
+            middle = len(children) // 2
             return [
                 *await self._spawn_of(parent, children[:middle]),
                 *await self._spawn_of(parent, children[middle:]),

@@ -103,6 +103,10 @@ class Waits:
     def exit(self, task: asyncio.Task[Any] | None) -> None:
         """End a durable call."""
         self._busy_count -= 1
+        if (
+            task is None
+        ):  # a synchronous task ends its calls from outside, one at a time
+            self._busy.clear()
         self._busy.discard(task)
         if self._busy_count == 0 and self._idle is not None:
             self._idle.set_result(None)

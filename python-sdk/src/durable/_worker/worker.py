@@ -71,7 +71,7 @@ class Worker:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taken = 0
+        self._held: set[UUID] = set()
         self._ended = 0
         self._exits = contextlib.AsyncExitStack()
         self._host: asyncio.Task[Any] | None = None
@@ -177,7 +177,7 @@ class Worker:
             names=list(self._application.registry.by_name),
             lease=self._lease,
             poll=self._poll,
-            free=lambda: self._concurrency - self._taken,
+            free=lambda: self._concurrency - len(self._held),
             start=self._start_runs,
         )
         self._claiming = asyncio.create_task(self._claims.run(), name="durable claims")
@@ -240,7 +240,7 @@ class Worker:
     async def _give_back_unknown(self, connection: AsyncConnection[Any]) -> None:
         """After a lost connection: a claim's answer may have been lost with it."""
         for queue in self._queues:
-            statement = _sql.release_unknown(queue, self.worker_id, self._runs)
+            statement = _sql.release_unknown(queue, self.worker_id, self._held)
             await connection.execute(statement.text.encode(), statement.args)
 
     # -- running -------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Worker:
     def _start_runs(self, claimed: list[Claimed]) -> None:
         known = [task for task in claimed if task.claim > 1]
         for task in claimed:
-            self._taken += 1
+            self._held.add(task.task_id)
             if task.claim == 1:
                 self._begin(self._run(task, {}))
         if known:
@@ -261,7 +261,11 @@ class Worker:
 
     async def _run_known(self, claimed: list[Claimed]) -> None:
         """Load what tasks have done so far, and start them."""
-        loaded = await load_checkpoints(self._services.calling, claimed)
+        try:
+            loaded = await load_checkpoints(self._services.calling, claimed)
+        except BaseException:
+            self._held.difference_update(task.task_id for task in claimed)
+            raise
         for task in claimed:
             self._begin(self._run(task, loaded[task.task_id]))
 
@@ -278,7 +282,7 @@ class Worker:
         finally:
             if self._runs.get(claimed.task_id) is run:
                 del self._runs[claimed.task_id]
-            self._taken -= 1
+            self._held.discard(claimed.task_id)
             self._ended += 1
             self._claims.freed.set()
 
