@@ -40,7 +40,7 @@ begin
       select tasks.available_at, tasks.task_id
       from durable.tasks
       where tasks.queue = _queue
-        and tasks.name = known.name
+        and tasks.name = known.name collate "C"
         and tasks.available_at <= _now
         and (tasks.available_at, tasks.task_id) > (
           coalesce(known.after_at, '-infinity'),

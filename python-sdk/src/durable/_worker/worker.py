@@ -71,7 +71,7 @@ class Worker:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held: set[UUID] = set()
+        self._held: set[tuple[UUID, int]] = set()
         self._ended = 0
         self._exits = contextlib.AsyncExitStack()
         self._host: asyncio.Task[Any] | None = None
@@ -239,8 +239,9 @@ class Worker:
 
     async def _give_back_unknown(self, connection: AsyncConnection[Any]) -> None:
         """After a lost connection: a claim's answer may have been lost with it."""
+        known = {task_id for task_id, _ in self._held}
         for queue in self._queues:
-            statement = _sql.release_unknown(queue, self.worker_id, self._held)
+            statement = _sql.release_unknown(queue, self.worker_id, known)
             await connection.execute(statement.text.encode(), statement.args)
 
     # -- running -------------------------------------------------------------------
@@ -248,7 +249,7 @@ class Worker:
     def _start_runs(self, claimed: list[Claimed]) -> None:
         known = [task for task in claimed if task.claim > 1]
         for task in claimed:
-            self._held.add(task.task_id)
+            self._held.add((task.task_id, task.claim))
             if task.claim == 1:
                 self._begin(self._run(task, {}))
         if known:
@@ -264,7 +265,7 @@ class Worker:
         try:
             loaded = await load_checkpoints(self._services.calling, claimed)
         except BaseException:
-            self._held.difference_update(task.task_id for task in claimed)
+            self._held.difference_update((task.task_id, task.claim) for task in claimed)
             raise
         for task in claimed:
             self._begin(self._run(task, loaded[task.task_id]))
@@ -282,7 +283,7 @@ class Worker:
         finally:
             if self._runs.get(claimed.task_id) is run:
                 del self._runs[claimed.task_id]
-            self._held.discard(claimed.task_id)
+            self._held.discard((claimed.task_id, claimed.claim))
             self._ended += 1
             self._claims.freed.set()
 
