@@ -33,7 +33,10 @@
 \ir retention.sql
 \ir housekeeping.sql
 
--- For operators, and the whole public surface
+-- For operators
 \ir stats.sql
 \ir views.sql
+
+-- What an older version had, and the whole public surface of this one
+\ir leftovers.sql
 \ir grants.sql

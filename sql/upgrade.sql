@@ -3,4 +3,10 @@
 -- `app.migrate()` apply them, in order and in this same transaction, before this
 -- file); everything else is simply loaded again.
 
+do $$
+begin
+  perform set_config('durable.upgrade_began', pg_current_xact_id()::text, false);
+end;
+$$;
+
 \ir functions.sql

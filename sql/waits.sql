@@ -102,7 +102,8 @@ set enable_seqscan = off
 set jit = off
 as $$
   select durable._await_one(queue, task_id, claim,
-    json_build_object('name', name, 'event', event, 'seconds', timeout));
+    json_build_object('name', name, 'event', event,
+      'seconds', case when event is not null then timeout end));
 $$;
 
 comment on function durable.await_event is
@@ -124,7 +125,8 @@ set enable_seqscan = off
 set jit = off
 as $$
   select durable._await_one(queue, task_id, claim,
-    json_build_object('name', name, 'task_ids', task_ids, 'seconds', timeout));
+    json_build_object('name', name, 'task_ids', task_ids,
+      'seconds', case when task_ids is not null then timeout end));
 $$;
 
 comment on function durable.await_tasks is
@@ -181,6 +183,11 @@ begin
   elsif coalesce(wait ->> 'task_ids', wait ->> 'seconds', wait ->> 'until') is null then
     perform durable._refuse_argument('a wait for nothing',
       'Pass an event, task_ids, seconds or until.');
+  end if;
+  if wait ->> 'event' is not null and wait ->> 'task_ids' is not null then
+    perform durable._refuse_argument('a wait for an event and for tasks', 'Pass two waits.');
+  elsif wait ->> 'until' ~* 'infinity' then
+    perform durable._refuse_argument('a wait without end', 'Leave out until, or pass a time.');
   end if;
   perform durable._number('wait', wait::jsonb, 'seconds', 0);
 end;
@@ -302,6 +309,7 @@ as $$
 declare
   _queue text collate "C" := queue;
   _wait durable.waits;
+  _waits bigint;
   _until timestamptz;
 begin
   for _wait in
@@ -317,9 +325,13 @@ begin
       perform durable._leave_note(_queue, 'waiter', task_id);
     end if;
   end loop;
-  select min(waits.deadline_at) into _until
+  select count(*), min(waits.deadline_at) into _waits, _until
   from durable.waits
   where waits.queue = _queue and waits.task_id = _fall_asleep.task_id;
+  if _waits = 0 then
+    perform durable._refuse_argument(format('task %s would wait for nothing', task_id),
+      'Pass what it waits for.');
+  end if;
   update durable.tasks
   set
     claim = tasks.claim + 1,

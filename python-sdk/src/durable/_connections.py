@@ -6,11 +6,15 @@ import os
 import select
 from typing import Any, Final
 
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo
+
 from durable.errors import InvalidArgument
 
 __all__ = [
     "ENVIRONMENT",
     "KEEPALIVE",
+    "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
 ]
@@ -28,6 +32,11 @@ KEEPALIVE: Final[dict[str, Any]] = {
 
 def conninfo_or_environment(conninfo: str | None) -> str:
     """Return the database's address; InvalidArgument when nobody gave one."""
+    if conninfo is not None and not isinstance(conninfo, str):
+        raise TypeError(
+            "a database is a conninfo, an AsyncConnectionPool for AsyncDurable or a"
+            f" ConnectionPool for Durable, not a {type(conninfo).__name__}"
+        )
     found = conninfo if conninfo is not None else os.environ.get(ENVIRONMENT)
     if not found:
         raise InvalidArgument(
@@ -35,6 +44,18 @@ def conninfo_or_environment(conninfo: str | None) -> str:
             hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}.",
         )
     return found
+
+
+def conninfo_of_pool(conninfo: object, kwargs: object) -> str:
+    """Return where a pool connects to, as its conninfo and its keywords say together.
+
+    It is for connections outside the pool, as workers have.
+    """
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    said = kwargs if isinstance(kwargs, dict) else {}
+    return make_conninfo(
+        str(conninfo), **{key: said[key] for key in said if key in known}
+    )
 
 
 def has_something_to_say(fileno: int) -> bool:

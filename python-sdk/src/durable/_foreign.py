@@ -151,9 +151,9 @@ def _adapter(
         if name in ours:
             return ours[name]
         if name in theirs:
-            raise TypeError(f"{client} cannot use a {given}, but {other_client} can")
+            raise TypeError(f"{client} cannot use {given}, but {other_client} can")
     raise TypeError(
-        f"{client} cannot use a {given} as a connection; it can use: {', '.join(ours)}"
+        f"{client} cannot use {given} as a connection; it can use: {', '.join(ours)}"
     )
 
 

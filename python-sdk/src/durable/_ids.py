@@ -1,11 +1,25 @@
-"""Uuid v7, as the engine makes them: milliseconds, then random bits."""
+"""Ids: read, and made as the engine makes them (uuid v7: milliseconds, random bits)."""
 
 from __future__ import annotations
 
 import secrets
 from uuid import UUID
 
-__all__ = ["uuid7"]
+from durable.errors import InvalidArgument
+
+__all__ = ["as_uuid", "uuid7"]
+
+
+def as_uuid(task_id: object) -> UUID:
+    """Return a task's id, given as a UUID or as its text, or raise InvalidArgument."""
+    if isinstance(task_id, UUID):
+        return task_id
+    try:
+        if isinstance(task_id, str):
+            return UUID(task_id)
+    except ValueError:
+        pass
+    raise InvalidArgument(f"a task's id is a UUID or its text, not {task_id!r:.100}")
 
 
 def uuid7(milliseconds: int) -> UUID:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import ValidationError
 
 from durable._names import check_task_name
 from durable._values import PLAIN, Codec
@@ -13,9 +16,23 @@ from durable.errors import InvalidArgument
 from durable.options import spawn_options_json
 from durable.registry import AnyTask, Registry
 
-__all__ = ["SpawnRequest", "one_queue", "spawn_request", "task_json", "tasks_json"]
+__all__ = [
+    "OMITTED",
+    "SpawnRequest",
+    "check_reason",
+    "one_queue",
+    "spawn_request",
+    "spawn_requests",
+    "task_json",
+    "tasks_json",
+]
 
 R = TypeVar("R")
+
+OMITTED: Final[Any] = object()
+"""Params that nobody gave: None if the task takes that, else `{}` as in SQL."""
+
+logger = logging.getLogger("durable.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +56,24 @@ def spawn_request(
     """Check params and options of a spawn.
 
     The queue is the one asked for, else the task's own, else `queue`. Params may be
-    what the task takes or what can be validated as that, such as a dict. Raises
-    InvalidArgument for options, pydantic's ValidationError for params.
+    what the task takes or what can be validated as that, such as a dict; a name that
+    is not registered here is a task that others run, and its params are plain JSON.
+    Raises InvalidArgument for options, pydantic's ValidationError for params.
     """
-    if isinstance(task, str) and not registry.by_name:
-        # a client that registers nothing spawns by name what others run
+    if isinstance(task, str) and task not in registry.by_name:
+        check_task_name(task)
+        if registry.is_news(task):
+            logger.warning("%s; spawned for others to run", registry.unknown(task))
         options = spawn_options_json({}, given)
         return SpawnRequest(
-            given.get("queue", queue),
-            check_task_name(task),
-            PLAIN.dump(params),
+            given.get("queue") or queue,
+            task,
+            "{}" if params is OMITTED else PLAIN.dump(params),
             json.dumps(options),
             PLAIN,
         )
     known = registry.definition_for(task)
-    valid = known.params_codec.validate(params)
+    valid = _valid(known.params_codec, params)
     return SpawnRequest(
         given.get("queue") or known.queue or queue,
         known.name,
@@ -61,6 +81,65 @@ def spawn_request(
         json.dumps(spawn_options_json(known.options, given)),
         known.result_codec,
     )
+
+
+def spawn_requests(
+    registry: Registry,
+    queue: str,
+    tasks: Any,
+    params: Iterable[Any] | None,
+    given: Mapping[str, Any],
+) -> list[SpawnRequest[Any]]:
+    """Check all of a `spawn_many`, in either of its forms.
+
+    Raises InvalidArgument for what is neither, and what `spawn_request` raises.
+    """
+    if params is not None:
+        if isinstance(params, Mapping | str | bytes) or not isinstance(
+            params, Iterable
+        ):
+            raise InvalidArgument(
+                "spawn_many takes a list of params, one for each task,"
+                f" not a {type(params).__name__}"
+            )
+        return [spawn_request(registry, queue, tasks, one, given) for one in params]
+    if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+        raise InvalidArgument(
+            "spawn_many takes a task and a list of params, or a list of"
+            " (task, params) and (task, params, options)"
+        )
+    return [
+        spawn_request(registry, queue, task, one, {**given, **options})
+        for task, one, options in map(_triple, tasks)
+    ]
+
+
+def check_reason(reason: object) -> str:
+    """Return the reason of a cancellation; InvalidArgument if Postgres refused it."""
+    if not isinstance(reason, str):
+        raise InvalidArgument(f"a reason must be a str, not {type(reason).__name__}")
+    PLAIN.dump(reason)
+    return reason
+
+
+def _triple(item: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+    if isinstance(item, tuple | list) and 1 <= len(item) <= 3:  # noqa: PLR2004 - said below
+        task, params, options = (*item, *(OMITTED, {})[len(item) - 1 :])
+        if isinstance(options, Mapping):
+            return task, params, options
+    raise InvalidArgument(
+        f"each task of spawn_many is (task, params) or (task, params, options), not"
+        f" {item!r:.100}"
+    )
+
+
+def _valid(how: Codec[Any], params: Any) -> Any:
+    if params is not OMITTED:
+        return how.validate(params)
+    try:
+        return how.validate(None)
+    except ValidationError:
+        return how.validate({})
 
 
 def tasks_json(requests: Iterable[SpawnRequest[Any]]) -> str:

@@ -22,7 +22,7 @@ from durable._async.client import AsyncDurable
 from durable._sync.client import Durable
 from durable._worker.hosting import run_until_signalled
 from durable._worker.options import WorkerOptions, worker_of
-from durable.errors import InvalidArgument
+from durable.errors import DurableError, InvalidArgument
 
 __all__ = ["load_app", "run_worker"]
 
@@ -108,4 +108,8 @@ def _refuse_hopeless(child: subprocess.Popen[bytes], started: float) -> None:
 
 
 if __name__ == "__main__":
-    run_worker(sys.argv[1], **json.loads(sys.argv[2]))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        run_worker(sys.argv[1], **json.loads(sys.argv[2]))
+    except DurableError as error:
+        sys.exit(f"durable: {error}")

@@ -27,7 +27,7 @@ class TaskOptions(TypedDict, total=False):
     headers: JSON values that travel with the task; a spawn adds to its class's.
     max_delay: seconds or timedelta it may wait for its first start; None: any time.
     max_duration: seconds or timedelta from its first start to its end; None: any time.
-    queue: the queue it is spawned in.
+    queue: the queue it is spawned in; None: as if it were left out.
     """
 
     max_attempts: int | None
@@ -35,17 +35,17 @@ class TaskOptions(TypedDict, total=False):
     headers: Mapping[str, JSON]
     max_delay: timedelta | float | None
     max_duration: timedelta | float | None
-    queue: str
+    queue: str | None
 
 
 class SpawnOptions(TaskOptions, total=False):
     """The options of one spawn.
 
     idempotency_key: 1-255 bytes, unique in the queue: spawning again with the same key
-        gives the same task.
+        gives the same task. None: no key.
     """
 
-    idempotency_key: str
+    idempotency_key: str | None
 
 
 def spawn_options_json(
@@ -122,6 +122,14 @@ def _headers(value: object) -> dict[str, JSON]:
     return headers
 
 
+def _key(value: Any) -> str | None:
+    return None if value is None else check_key(value)
+
+
+def _queue(value: Any) -> str | None:
+    return None if value is None else check_queue_name(value)
+
+
 def _header_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONG:
         raise InvalidArgument(
@@ -139,8 +147,8 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_attempts": _max_attempts,
     "retry": _retry,
     "headers": _headers,
-    "idempotency_key": check_key,
+    "idempotency_key": _key,
     "max_delay": lambda value: seconds(value, "max_delay"),
     "max_duration": lambda value: seconds(value, "max_duration"),
-    "queue": check_queue_name,
+    "queue": _queue,
 }

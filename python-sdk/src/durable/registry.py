@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 from durable._annotations import generic_arguments, parameter_type, return_type
@@ -38,6 +39,14 @@ class TaskDefinition(Generic[P, R]):
     is_async: bool
     source: type[Task[P, R]] | Task[P, R] = field(repr=False)
 
+    def load_params(self, text: str) -> P:
+        """Return params as the task takes them.
+
+        SQL spawns with `{}` if nothing is said: None, to a task that takes that.
+        """
+        nothing = text == "{}" and self.params_codec.type is NoneType
+        return self.params_codec.load("null" if nothing else text)
+
     def bind(self) -> Callable[[P, Any], R | Awaitable[R]]:
         """Return the `run` of one run: of a new instance, if a class was registered."""
         task = self.source() if isinstance(self.source, type) else self.source
@@ -54,7 +63,7 @@ def define(task: AnyTask) -> TaskDefinition[Any, Any]:
     Raises TypeError if it cannot be run, or if pydantic has no schema for what it takes
     or gives.
     """
-    cls = task if isinstance(task, type) else type(task)
+    cls = _class(task)
     _refuse_unless_runnable(task, cls)
     params, result = _types(cls)
     return TaskDefinition(
@@ -75,6 +84,7 @@ class Registry:
     def __init__(self, tasks: Iterable[AnyTask] = ()) -> None:
         self.by_name: dict[str, TaskDefinition[Any, Any]] = {}
         self._spawned: dict[str, TaskDefinition[Any, Any]] = {}
+        self._foreign: set[str] = set()
         for task in tasks:
             self.add(task)
 
@@ -83,7 +93,7 @@ class Registry:
 
         Raises InvalidArgument if another one has its name, TypeError as `define` does.
         """
-        known = self.by_name.get(task.name)
+        known = self.by_name.get(_name(task))
         if known is None:
             known = self.by_name[task.name] = define(task)
         elif known.source is not task:
@@ -105,9 +115,9 @@ class Registry:
         """
         if isinstance(task, str):
             if task not in self.by_name:
-                raise InvalidArgument(self._unknown(task))
+                raise InvalidArgument(self.unknown(task))
             return self.by_name[task]
-        name = task.name
+        name = _name(task)
         known = self.by_name.get(name) or self._spawned.get(name)
         if known is None:
             known = self._spawned[name] = define(task)
@@ -115,7 +125,20 @@ class Registry:
             raise InvalidArgument(_clash(task, known))
         return known
 
-    def _unknown(self, name: str) -> str:
+    def source_of(self, name: str) -> AnyTask | None:
+        """Return the task registered under a name, if there is one."""
+        known = self.by_name.get(name)
+        return None if known is None else known.source
+
+    def is_news(self, name: str) -> bool:
+        """Whether a name that is not registered here is new, where others are."""
+        if not self.by_name or name in self._foreign:
+            return False
+        self._foreign.add(name)
+        return True
+
+    def unknown(self, name: str) -> str:
+        """Say that nobody registered the name, and what was probably meant."""
         meant = nearest(name, list(self.by_name))
         advice = f'did you mean "{meant}"?' if meant else "pass it in tasks=[…]"
         return f'no task named "{name}" is registered here: {advice}'
@@ -123,6 +146,17 @@ class Registry:
 
 def _class(task: AnyTask) -> type[Task[Any, Any]]:
     return task if isinstance(task, type) else type(task)
+
+
+def _name(task: AnyTask) -> str:
+    """Return the task's name; TypeError for what is no task."""
+    cls = _class(task)
+    if cls is Task or Task not in cls.__mro__:
+        raise TypeError(
+            f"{task!r:.100} is no task: pass a Task class, an instance of one, a"
+            " function under @task, or a registered name"
+        )
+    return task.name
 
 
 def _clash(task: AnyTask, known: TaskDefinition[Any, Any]) -> str:

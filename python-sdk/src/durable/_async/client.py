@@ -17,21 +17,31 @@ from durable import _foreign, _schema, _sql
 from durable._application import Application, Lifespan
 from durable._async.handle import AsyncTaskHandle
 from durable._connections import (
+    conninfo_of_pool,
     conninfo_or_environment,
     has_something_to_say,
 )
+from durable._ids import as_uuid
 from durable._names import check_event_name, check_queue_name
 from durable._policy import QueuePolicy, checked
-from durable._requests import SpawnRequest, one_queue, spawn_request, tasks_json
+from durable._requests import (
+    OMITTED,
+    SpawnRequest,
+    check_reason,
+    one_queue,
+    spawn_request,
+    spawn_requests,
+    tasks_json,
+)
 from durable._results import QueueStats, TaskResult
 from durable._sql import Statement
-from durable._values import UNTYPED, codec
+from durable._values import PLAIN, codec
 
 # sync: from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.hosting import until_signalled
 from durable._worker.options import WorkerOptions, worker_of
 from durable._worker.worker import Worker
-from durable.errors import NotFound, from_database
+from durable.errors import UnknownQueue, from_database
 from durable.options import SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
@@ -52,7 +62,8 @@ class AsyncDurable:
     without one, DURABLE_DATABASE_URL says where. `queue` is where tasks go that name
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
-    as some poolers need. Nothing is connected before the first call.
+    as some poolers need. Nothing is connected before the first call, and what was
+    closed may be entered again.
     """
 
     def __init__(
@@ -64,27 +75,18 @@ class AsyncDurable:
         lifespan: Lifespan | None = None,
         prepare: bool = True,
     ) -> None:
+        self._owns_pool = not isinstance(database, AsyncConnectionPool)
         if isinstance(database, AsyncConnectionPool):
-            self._pool, self._owns_pool = database, False
-            conninfo = str(database.conninfo)
+            self._pool = database
+            conninfo = conninfo_of_pool(database.conninfo, database.kwargs)
         else:
             conninfo = conninfo_or_environment(database)
-            self._owns_pool = True
-            self._pool = AsyncConnectionPool(
-                conninfo,
-                min_size=0,
-                max_size=10,
-                open=False,
-                check=_check,
-                kwargs={
-                    "autocommit": True,
-                    "prepare_threshold": 5 if prepare else None,
-                },
-            )
+            self._pool = _own_pool(conninfo, prepare=prepare)
         self.application = Application(
             conninfo, queue, tasks, lifespan, prepare=prepare
         )
         self._version_checked = False
+        self._closed = False
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -96,6 +98,10 @@ class AsyncDurable:
         return self.application.queue
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            application = self.application
+            self._pool = _own_pool(application.conninfo, prepare=application.prepare)
+            self._closed = False
         await self._open()
         return self
 
@@ -110,6 +116,7 @@ class AsyncDurable:
     async def close(self) -> None:
         """Close the connections; a pool that was given stays open."""
         if self._owns_pool:
+            self._closed = True
             await self._pool.close()
 
     def register(self, *tasks: AnyTask) -> None:
@@ -129,16 +136,17 @@ class AsyncDurable:
         """
         await self._open()
         async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute(_schema.LOCK)
+            cursor = connection.cursor(row_factory=tuple_row)
+            await cursor.execute(_schema.LOCK)
             applied = None
-            cursor = await connection.execute(_schema.INSTALLED)
+            await cursor.execute(_schema.INSTALLED)
             if await cursor.fetchone() == (True,):
-                cursor = await connection.execute(_schema.APPLIED)
+                await cursor.execute(_schema.APPLIED)
                 applied = [number for (number,) in await cursor.fetchall()]
-            await connection.execute(_schema.script(applied).encode())
+            await cursor.execute(_schema.script(applied).encode())
             for queue in {"default", self.queue}:
                 create = _sql.create_queue(queue, {})
-                await connection.execute(create.text.encode(), create.args)
+                await cursor.execute(create.text.encode(), create.args)
         self._version_checked = True
 
     async def create_queue(
@@ -148,13 +156,13 @@ class AsyncDurable:
 
         Raises InvalidArgument for a name or a policy it cannot have.
         """
-        name = check_queue_name(queue or self.queue)
-        ((created,),) = await self.fetch(_sql.create_queue(name, checked(policy)))
+        statement = _sql.create_queue(self._named(queue), checked(policy))
+        ((created,),) = await self.fetch(statement)
         return bool(created)
 
     async def drop_queue(self, queue: str | None = None) -> bool:
         """Delete a queue and everything in it; return whether there was one."""
-        ((dropped,),) = await self.fetch(_sql.drop_queue(queue or self.queue))
+        ((dropped,),) = await self.fetch(_sql.drop_queue(self._named(queue)))
         return bool(dropped)
 
     async def list_queues(self) -> list[str]:
@@ -162,10 +170,14 @@ class AsyncDurable:
         return [name for (name,) in await self.fetch(_sql.list_queues())]
 
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
-        """Count what a queue holds. Reads all of it: for people, not for loops."""
-        rows = await self.fetch(_sql.queue_stats(check_queue_name(queue or self.queue)))
+        """Count what a queue holds. Reads all of it: for people, not for loops.
+
+        Raises UnknownQueue.
+        """
+        name = self._named(queue)
+        rows = await self.fetch(_sql.queue_stats(name))
         if not rows:
-            raise NotFound(f"no queue {queue or self.queue!r}")
+            raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
         return QueueStats(*rows[0])
 
     # -- tasks ---------------------------------------------------------------------
@@ -182,14 +194,16 @@ class AsyncDurable:
         self, task: str, params: Any = ..., **options: Unpack[SpawnOptions]
     ) -> AsyncTaskHandle[Any]: ...
     async def spawn(
-        self, task: AnyTask | str, params: Any = None, **options: Any
+        self, task: AnyTask | str, params: Any = OMITTED, **options: Any
     ) -> AsyncTaskHandle[Any]:
         """Spawn a task, in a transaction of its own.
 
-        Params are what the task takes, or what can be validated as that; options are
-        `SpawnOptions`. Raises pydantic's ValidationError for params, InvalidArgument
-        for options, UnknownQueue, and Conflict if the idempotency key belongs to a task
-        with another name or params; nothing has been written then.
+        Params are what the task takes, or what can be validated as that; without any
+        it gets None if it takes that, else `{}`. Options are `SpawnOptions`. A name that
+        is not registered here is a task that others run. Raises pydantic's
+        ValidationError for params, InvalidArgument for options, UnknownQueue, and
+        Conflict if the idempotency key belongs to a task with another name or params;
+        nothing has been written then.
         """
         request = self._request(task, params, options)
         (row,) = await self.fetch(_spawn(request))
@@ -208,7 +222,7 @@ class AsyncDurable:
     ) -> list[AsyncTaskHandle[Any]]: ...
     @overload
     async def spawn_many(
-        self, tasks: Iterable[tuple[Any, ...]]
+        self, tasks: Iterable[tuple[Any, ...]], **options: Unpack[SpawnOptions]
     ) -> list[AsyncTaskHandle[Any]]: ...
     async def spawn_many(
         self, tasks: Any, params: Iterable[Any] | None = None, **options: Any
@@ -216,16 +230,14 @@ class AsyncDurable:
         """Spawn many tasks in one statement, all or none.
 
         Either one task with an iterable of params, or an iterable of (task, params) or
-        (task, params, options). All must go to one queue. Returns handles in the order
+        (task, params, options), whose options go before those given for all. All must
+        go to one queue. Returns handles in the order
         given, and raises what `spawn` raises, for any of them.
         """
-        if params is not None:
-            requests = [self._request(tasks, param, options) for param in params]
-        else:
-            requests = [
-                self._request(task, param, dict(*given))
-                for task, param, *given in tasks
-            ]
+        application = self.application
+        requests = spawn_requests(
+            application.registry, application.queue, tasks, params, options
+        )
         if not requests:
             return []
         statement = _sql.spawn_many(one_queue(requests), tasks_json(requests))
@@ -252,12 +264,12 @@ class AsyncDurable:
         **options: Unpack[SpawnOptions],
     ) -> AsyncTaskHandle[Any]: ...
     async def spawn_with(
-        self, conn: object, task: AnyTask | str, params: Any = None, **options: Any
+        self, conn: object, task: AnyTask | str, params: Any = OMITTED, **options: Any
     ) -> AsyncTaskHandle[Any]:
         """Spawn a task in the transaction of the application's own connection.
 
-        `conn` is an async connection of psycopg (or a cursor), SQLAlchemy (or a
-        session) or asyncpg. The task exists if and when that transaction commits;
+        `conn` is one of psycopg (or a cursor), of SQLAlchemy (or a session), of asyncpg
+        or Django, of this client's colour. The task exists if and when that transaction commits;
         durable never commits it. Raises as `spawn` does; TypeError for a connection of
         the other colour, InvalidArgument for one that would commit by itself.
         """
@@ -303,7 +315,8 @@ class AsyncDurable:
         At once: what their workers write from now on is refused. Raises NotFound.
         """
         found = self._found(task, queue)
-        statement = _sql.cancel_task(found.queue, found.task_id, reason)
+        why = None if reason is None else check_reason(reason)
+        statement = _sql.cancel_task(found.queue, found.task_id, why)
         ((cancelled,),) = await self.fetch(statement)
         return bool(cancelled)
 
@@ -367,13 +380,15 @@ class AsyncDurable:
         queue: str | None = None,
     ) -> AsyncTaskHandle[Any]:
         """Return a handle to a task by its id, without asking the database."""
-        kind = codec(UNTYPED)
-        home = None
+        kind, home = PLAIN, None
+        registry = self.application.registry
+        if isinstance(task, str):
+            task = registry.source_of(task)
         if task is not None:
-            definition = self.application.registry.definition_for(task)
+            definition = registry.definition_for(task)
             kind, home = definition.result_codec, definition.queue
-        name = check_queue_name(queue or home or self.queue)
-        return AsyncTaskHandle(self, name, UUID(str(task_id)), kind)
+        name = self._named(home if queue is None else queue)
+        return AsyncTaskHandle(self, name, as_uuid(task_id), kind)
 
     # -- workers -------------------------------------------------------------------
 
@@ -420,11 +435,14 @@ class AsyncDurable:
     async def _open(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError("connections do not survive a fork: make a new client")
-        if self._owns_pool and self._pool.closed:
+        if self._closed:
+            raise RuntimeError("the client is closed: enter it again")
+        if self._pool.closed:
             await self._pool.open()
 
     async def _check_version(self, connection: AsyncConnection[Any]) -> None:
-        cursor = await connection.execute(_sql.version().text.encode())
+        cursor = connection.cursor(row_factory=tuple_row)
+        await cursor.execute(_sql.version().text.encode())
         row = await cursor.fetchone()
         _schema.check_version(row[0] if row else "")
         self._version_checked = True
@@ -437,10 +455,12 @@ class AsyncDurable:
             application.registry, application.queue, task, params, options
         )
 
+    def _named(self, queue: str | None) -> str:
+        return self.queue if queue is None else check_queue_name(queue)
+
     def _emit(self, event: str, payload: Any, queue: str | None) -> Statement:
-        name = check_queue_name(queue or self.queue)
         text = codec(type(payload)).dump(payload)
-        return _sql.emit_event(name, check_event_name(event), text)
+        return _sql.emit_event(self._named(queue), check_event_name(event), text)
 
     def _handle(
         self, request: SpawnRequest[R], row: tuple[Any, ...]
@@ -462,6 +482,17 @@ class AsyncDurable:
         if isinstance(task, AsyncTaskHandle):
             return task
         return self.handle(task, queue=queue)
+
+
+def _own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:
+    return AsyncConnectionPool(
+        conninfo,
+        min_size=0,
+        max_size=10,
+        open=False,
+        check=_check,
+        kwargs={"autocommit": True, "prepare_threshold": 5 if prepare else None},
+    )
 
 
 async def _check(connection: AsyncConnection[Any]) -> None:

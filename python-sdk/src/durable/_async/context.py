@@ -19,7 +19,7 @@ import typing_extensions
 
 from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
-from durable._requests import spawn_request, task_json
+from durable._requests import OMITTED, spawn_request, task_json
 from durable._time import moment, required_seconds, seconds
 from durable._values import PLAIN, UNTYPED, Codec, codec, step_codec
 from durable._worker.blocking import AsyncRun
@@ -276,7 +276,7 @@ class TaskContext(Generic[State_co]):
         self, name: str, task: str, params: Any = ..., **options: Unpack[SpawnOptions]
     ) -> ChildHandle[Any]: ...
     def spawn(
-        self, name: str, task: AnyTask | str, params: Any = None, **options: Any
+        self, name: str, task: AnyTask | str, params: Any = OMITTED, **options: Any
     ) -> Any:
         """Spawn a child, once, together with the checkpoint that says so.
 

@@ -17,19 +17,29 @@ from psycopg_pool import ConnectionPool
 from durable import _foreign, _schema, _sql
 from durable._application import Application, Lifespan
 from durable._connections import (
+    conninfo_of_pool,
     conninfo_or_environment,
     has_something_to_say,
 )
+from durable._ids import as_uuid
 from durable._names import check_event_name, check_queue_name
 from durable._policy import QueuePolicy, checked
-from durable._requests import SpawnRequest, one_queue, spawn_request, tasks_json
+from durable._requests import (
+    OMITTED,
+    SpawnRequest,
+    check_reason,
+    one_queue,
+    spawn_request,
+    spawn_requests,
+    tasks_json,
+)
 from durable._results import QueueStats, TaskResult
 from durable._sql import Statement
 from durable._sync.handle import TaskHandle
-from durable._values import UNTYPED, codec
+from durable._values import PLAIN, codec
 from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.options import WorkerOptions, worker_of
-from durable.errors import NotFound, from_database
+from durable.errors import UnknownQueue, from_database
 from durable.options import SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
@@ -50,7 +60,8 @@ class Durable:
     without one, DURABLE_DATABASE_URL says where. `queue` is where tasks go that name
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
-    as some poolers need. Nothing is connected before the first call.
+    as some poolers need. Nothing is connected before the first call, and what was
+    closed may be entered again.
     """
 
     def __init__(
@@ -62,27 +73,18 @@ class Durable:
         lifespan: Lifespan | None = None,
         prepare: bool = True,
     ) -> None:
+        self._owns_pool = not isinstance(database, ConnectionPool)
         if isinstance(database, ConnectionPool):
-            self._pool, self._owns_pool = database, False
-            conninfo = str(database.conninfo)
+            self._pool = database
+            conninfo = conninfo_of_pool(database.conninfo, database.kwargs)
         else:
             conninfo = conninfo_or_environment(database)
-            self._owns_pool = True
-            self._pool = ConnectionPool(
-                conninfo,
-                min_size=0,
-                max_size=10,
-                open=False,
-                check=_check,
-                kwargs={
-                    "autocommit": True,
-                    "prepare_threshold": 5 if prepare else None,
-                },
-            )
+            self._pool = _own_pool(conninfo, prepare=prepare)
         self.application = Application(
             conninfo, queue, tasks, lifespan, prepare=prepare
         )
         self._version_checked = False
+        self._closed = False
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -94,6 +96,10 @@ class Durable:
         return self.application.queue
 
     def __enter__(self) -> Self:
+        if self._closed:
+            application = self.application
+            self._pool = _own_pool(application.conninfo, prepare=application.prepare)
+            self._closed = False
         self._open()
         return self
 
@@ -108,6 +114,7 @@ class Durable:
     def close(self) -> None:
         """Close the connections; a pool that was given stays open."""
         if self._owns_pool:
+            self._closed = True
             self._pool.close()
 
     def register(self, *tasks: AnyTask) -> None:
@@ -127,16 +134,17 @@ class Durable:
         """
         self._open()
         with self._pool.connection() as connection, connection.transaction():
-            connection.execute(_schema.LOCK)
+            cursor = connection.cursor(row_factory=tuple_row)
+            cursor.execute(_schema.LOCK)
             applied = None
-            cursor = connection.execute(_schema.INSTALLED)
+            cursor.execute(_schema.INSTALLED)
             if cursor.fetchone() == (True,):
-                cursor = connection.execute(_schema.APPLIED)
+                cursor.execute(_schema.APPLIED)
                 applied = [number for (number,) in cursor.fetchall()]
-            connection.execute(_schema.script(applied).encode())
+            cursor.execute(_schema.script(applied).encode())
             for queue in {"default", self.queue}:
                 create = _sql.create_queue(queue, {})
-                connection.execute(create.text.encode(), create.args)
+                cursor.execute(create.text.encode(), create.args)
         self._version_checked = True
 
     def create_queue(
@@ -146,13 +154,13 @@ class Durable:
 
         Raises InvalidArgument for a name or a policy it cannot have.
         """
-        name = check_queue_name(queue or self.queue)
-        ((created,),) = self.fetch(_sql.create_queue(name, checked(policy)))
+        statement = _sql.create_queue(self._named(queue), checked(policy))
+        ((created,),) = self.fetch(statement)
         return bool(created)
 
     def drop_queue(self, queue: str | None = None) -> bool:
         """Delete a queue and everything in it; return whether there was one."""
-        ((dropped,),) = self.fetch(_sql.drop_queue(queue or self.queue))
+        ((dropped,),) = self.fetch(_sql.drop_queue(self._named(queue)))
         return bool(dropped)
 
     def list_queues(self) -> list[str]:
@@ -160,10 +168,14 @@ class Durable:
         return [name for (name,) in self.fetch(_sql.list_queues())]
 
     def queue_stats(self, queue: str | None = None) -> QueueStats:
-        """Count what a queue holds. Reads all of it: for people, not for loops."""
-        rows = self.fetch(_sql.queue_stats(check_queue_name(queue or self.queue)))
+        """Count what a queue holds. Reads all of it: for people, not for loops.
+
+        Raises UnknownQueue.
+        """
+        name = self._named(queue)
+        rows = self.fetch(_sql.queue_stats(name))
         if not rows:
-            raise NotFound(f"no queue {queue or self.queue!r}")
+            raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
         return QueueStats(*rows[0])
 
     # -- tasks ---------------------------------------------------------------------
@@ -180,14 +192,16 @@ class Durable:
         self, task: str, params: Any = ..., **options: Unpack[SpawnOptions]
     ) -> TaskHandle[Any]: ...
     def spawn(
-        self, task: AnyTask | str, params: Any = None, **options: Any
+        self, task: AnyTask | str, params: Any = OMITTED, **options: Any
     ) -> TaskHandle[Any]:
         """Spawn a task, in a transaction of its own.
 
-        Params are what the task takes, or what can be validated as that; options are
-        `SpawnOptions`. Raises pydantic's ValidationError for params, InvalidArgument
-        for options, UnknownQueue, and Conflict if the idempotency key belongs to a task
-        with another name or params; nothing has been written then.
+        Params are what the task takes, or what can be validated as that; without any
+        it gets None if it takes that, else `{}`. Options are `SpawnOptions`. A name that
+        is not registered here is a task that others run. Raises pydantic's
+        ValidationError for params, InvalidArgument for options, UnknownQueue, and
+        Conflict if the idempotency key belongs to a task with another name or params;
+        nothing has been written then.
         """
         request = self._request(task, params, options)
         (row,) = self.fetch(_spawn(request))
@@ -205,23 +219,23 @@ class Durable:
         self, tasks: str, params: Iterable[Any], **options: Unpack[SpawnOptions]
     ) -> list[TaskHandle[Any]]: ...
     @overload
-    def spawn_many(self, tasks: Iterable[tuple[Any, ...]]) -> list[TaskHandle[Any]]: ...
+    def spawn_many(
+        self, tasks: Iterable[tuple[Any, ...]], **options: Unpack[SpawnOptions]
+    ) -> list[TaskHandle[Any]]: ...
     def spawn_many(
         self, tasks: Any, params: Iterable[Any] | None = None, **options: Any
     ) -> list[TaskHandle[Any]]:
         """Spawn many tasks in one statement, all or none.
 
         Either one task with an iterable of params, or an iterable of (task, params) or
-        (task, params, options). All must go to one queue. Returns handles in the order
+        (task, params, options), whose options go before those given for all. All must
+        go to one queue. Returns handles in the order
         given, and raises what `spawn` raises, for any of them.
         """
-        if params is not None:
-            requests = [self._request(tasks, param, options) for param in params]
-        else:
-            requests = [
-                self._request(task, param, dict(*given))
-                for task, param, *given in tasks
-            ]
+        application = self.application
+        requests = spawn_requests(
+            application.registry, application.queue, tasks, params, options
+        )
         if not requests:
             return []
         statement = _sql.spawn_many(one_queue(requests), tasks_json(requests))
@@ -248,12 +262,12 @@ class Durable:
         **options: Unpack[SpawnOptions],
     ) -> TaskHandle[Any]: ...
     def spawn_with(
-        self, conn: object, task: AnyTask | str, params: Any = None, **options: Any
+        self, conn: object, task: AnyTask | str, params: Any = OMITTED, **options: Any
     ) -> TaskHandle[Any]:
         """Spawn a task in the transaction of the application's own connection.
 
-        `conn` is an async connection of psycopg (or a cursor), SQLAlchemy (or a
-        session) or asyncpg. The task exists if and when that transaction commits;
+        `conn` is one of psycopg (or a cursor), of SQLAlchemy (or a session), of asyncpg
+        or Django, of this client's colour. The task exists if and when that transaction commits;
         durable never commits it. Raises as `spawn` does; TypeError for a connection of
         the other colour, InvalidArgument for one that would commit by itself.
         """
@@ -299,7 +313,8 @@ class Durable:
         At once: what their workers write from now on is refused. Raises NotFound.
         """
         found = self._found(task, queue)
-        statement = _sql.cancel_task(found.queue, found.task_id, reason)
+        why = None if reason is None else check_reason(reason)
+        statement = _sql.cancel_task(found.queue, found.task_id, why)
         ((cancelled,),) = self.fetch(statement)
         return bool(cancelled)
 
@@ -363,13 +378,15 @@ class Durable:
         queue: str | None = None,
     ) -> TaskHandle[Any]:
         """Return a handle to a task by its id, without asking the database."""
-        kind = codec(UNTYPED)
-        home = None
+        kind, home = PLAIN, None
+        registry = self.application.registry
+        if isinstance(task, str):
+            task = registry.source_of(task)
         if task is not None:
-            definition = self.application.registry.definition_for(task)
+            definition = registry.definition_for(task)
             kind, home = definition.result_codec, definition.queue
-        name = check_queue_name(queue or home or self.queue)
-        return TaskHandle(self, name, UUID(str(task_id)), kind)
+        name = self._named(home if queue is None else queue)
+        return TaskHandle(self, name, as_uuid(task_id), kind)
 
     # -- workers -------------------------------------------------------------------
 
@@ -410,11 +427,14 @@ class Durable:
     def _open(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError("connections do not survive a fork: make a new client")
-        if self._owns_pool and self._pool.closed:
+        if self._closed:
+            raise RuntimeError("the client is closed: enter it again")
+        if self._pool.closed:
             self._pool.open()
 
     def _check_version(self, connection: Connection[Any]) -> None:
-        cursor = connection.execute(_sql.version().text.encode())
+        cursor = connection.cursor(row_factory=tuple_row)
+        cursor.execute(_sql.version().text.encode())
         row = cursor.fetchone()
         _schema.check_version(row[0] if row else "")
         self._version_checked = True
@@ -427,10 +447,12 @@ class Durable:
             application.registry, application.queue, task, params, options
         )
 
+    def _named(self, queue: str | None) -> str:
+        return self.queue if queue is None else check_queue_name(queue)
+
     def _emit(self, event: str, payload: Any, queue: str | None) -> Statement:
-        name = check_queue_name(queue or self.queue)
         text = codec(type(payload)).dump(payload)
-        return _sql.emit_event(name, check_event_name(event), text)
+        return _sql.emit_event(self._named(queue), check_event_name(event), text)
 
     def _handle(self, request: SpawnRequest[R], row: tuple[Any, ...]) -> TaskHandle[R]:
         task_id, run_id, attempt, created = row
@@ -450,6 +472,17 @@ class Durable:
         if isinstance(task, TaskHandle):
             return task
         return self.handle(task, queue=queue)
+
+
+def _own_pool(conninfo: str, *, prepare: bool) -> ConnectionPool[Any]:
+    return ConnectionPool(
+        conninfo,
+        min_size=0,
+        max_size=10,
+        open=False,
+        check=_check,
+        kwargs={"autocommit": True, "prepare_threshold": 5 if prepare else None},
+    )
 
 
 def _check(connection: Connection[Any]) -> None:

@@ -290,7 +290,7 @@ class Worker:
     async def _execute(self, run: Run) -> None:
         definition = run.definition
         try:
-            params = definition.params_codec.load(run.claimed.params)
+            params = definition.load_params(run.claimed.params)
             body = definition.bind()
         except Exception as error:  # noqa: BLE001 - models and constructors are the user's
             await run.fail(mark_recorded(error))

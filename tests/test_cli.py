@@ -1,0 +1,189 @@
+"""durable's command line does what a client does, and never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import psycopg
+import pytest
+
+from durable import DurableError, _schema
+from tests.support.processes import COMMAND_LINE, ROOT, Process, Processes
+
+Run: TypeAlias = Callable[..., str]
+Work: TypeAlias = Callable[..., Process]
+
+UNREACHABLE = "postgresql://postgres@127.0.0.1:1/postgres"
+NOBODY = "01a1fb65-86b6-7000-9188-49b6bfbacafb"
+SHOP = """
+from durable import AsyncDurable, task
+
+@task(name="double")
+async def double(number: int, ctx) -> list[int]:
+    return [2 * number]
+
+@task(name="fail", no_retry=(ValueError,))
+async def fail(params: object, ctx) -> None:
+    raise ValueError("no\\nway")
+
+app = AsyncDurable(tasks=[double, fail])
+"""
+
+
+@pytest.fixture
+def run(dsn: str) -> Run:
+    """Run a command that ends with `code`; give what it says, on stderr if not 0."""
+
+    def run(*command: str, code: int = 0, dsn: str = dsn) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND_LINE, *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"DURABLE_DATABASE_URL": dsn},
+        )
+        assert done.returncode == code, done.stderr
+        assert (done.stdout == "") >= (code != 0)
+        assert "Traceback" not in done.stderr
+        if code == 1:
+            assert done.stderr.startswith("durable: ")
+            assert done.stderr.count("\n") == 1
+        return (done.stderr if code else done.stdout).rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def work(processes: Processes, tmp_path: Path) -> Work:
+    """Start `durable worker` for SHOP."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    environment = {"PYTHONPATH": str(tmp_path)}
+
+    def work(*options: str) -> Process:
+        return processes.durable("worker", "shop:app", *options, env=environment)
+
+    return work
+
+
+def test_migrates_an_empty_database(run: Run, db: psycopg.Connection) -> None:
+    db.execute("drop schema durable cascade")
+    assert "durable migrate" in run("queues", code=1)
+    assert run("migrate", "--queue", "orders") == ""
+    assert run("migrate") == ""
+    assert run("queues").split() == ["default", "orders"]
+
+
+def test_prints_the_schema_that_it_installs(run: Run) -> None:
+    assert run("sql") == _schema.flatten().rstrip("\n")
+
+
+def test_spawns_a_task_and_prints_its_id(run: Run, db: psycopg.Connection) -> None:
+    command = ["spawn", "default", "double", "--params", '{"a": [1, "ß"]}']
+    command += ["--key", "once", "--max-attempts", "7"]
+    task_id = run(*command)
+    assert run(*command) == task_id
+    stored = "select task_id::text, params, max_attempts from durable.tasks"
+    assert db.execute(stored).fetchall() == [(task_id, {"a": [1, "ß"]}, 7)]
+
+
+@pytest.mark.parametrize("many", ["1", "2"])
+def test_works_until_it_is_told_to_stop(run: Run, work: Work, many: str) -> None:
+    worker = work("--processes", many, "--concurrency", "2", "--lease", "9.5")
+    task_id = run("spawn", "default", "double", "--params", "21")
+    assert json.loads(run("result", "default", task_id, "--timeout", "20")) == [42]
+    worker.terminate()
+    assert worker.wait() == 0, worker.output()
+
+
+def test_works_on_the_queues_it_is_given(
+    run: Run, work: Work, db: psycopg.Connection
+) -> None:
+    db.execute("select durable.create_queue('orders')")
+    work("--queue", "default", "--queue", "orders")
+    for queue in ("default", "orders"):
+        task_id = run("spawn", queue, "double", "--params", "4")
+        assert run("result", queue, task_id, "--timeout", "20") == "[8]"
+
+
+def test_tells_a_failure_and_tries_again(run: Run, work: Work) -> None:
+    work()
+    task_id = run("spawn", "default", "fail")
+    failure = run("result", "default", task_id, "--timeout", "20", code=1)
+    assert failure == "durable: ValueError: no way"
+    assert run("retry", "default", task_id) == "attempt 2"
+
+
+def test_cancels_a_task_once(run: Run) -> None:
+    task_id = run("spawn", "default", "double")
+    assert "still pending" in run("result", "default", task_id, code=1)
+    assert run("cancel", "default", task_id, "--reason", "sold out") == "cancelled"
+    assert run("cancel", "default", task_id) == "already finished"
+    assert "sold out" in run("result", "default", task_id, code=1)
+
+
+def test_emits_an_event_once(run: Run, db: psycopg.Connection) -> None:
+    assert run("emit", "default", "packed", "--payload", "[1]") == "emitted"
+    assert run("emit", "default", "packed", "--payload", "[2]") == "already emitted"
+    stored = db.execute("select name, payload from durable.events").fetchall()
+    assert stored == [("packed", [1])]
+
+
+def test_counts_the_tasks_of_queues(run: Run, db: psycopg.Connection) -> None:
+    db.execute("select durable.create_queue('orders')")
+    run("spawn", "orders", "double")
+    header, *rows = (line.split() for line in run("stats").splitlines())
+    assert header[:2] == ["queue", "pending"]
+    assert [row[:2] for row in rows] == [["default", "0"], ["orders", "1"]]
+    (counted,) = json.loads(run("stats", "orders", "--json"))
+    assert (counted["queue"], counted["pending"]) == ("orders", 1)
+    assert counted["ready_by_name"] == {"double": 1}
+
+
+def test_lists_the_errors(run: Run) -> None:
+    codes = [line.split()[0] for line in run("errors").splitlines()]
+    assert codes == sorted(DurableError.by_code)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["spawn", "nowhere", "double"], 'no queue "nowhere"'),
+        (["spawn", "default", ""], "name"),
+        (["spawn", "default", "double", "--params", "NaN"], "nan"),
+        (["result", "default", NOBODY], NOBODY),
+        (["stats", "nowhere"], "nowhere"),
+        (["queues", "--dsn", UNREACHABLE], "refused"),
+        (["worker", "no_such_module:app"], "no_such_module"),
+        (["worker", "json:dumps"], "not an AsyncDurable or a Durable"),
+    ],
+)
+def test_says_in_one_line_what_went_wrong(
+    run: Run, command: list[str], words: str
+) -> None:
+    assert words in run(*command, code=1)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["spawn", "default"], "Missing argument 'task'"),
+        (["spawn", "default", "double", "--params", "{'a': 1}"], "is not JSON"),
+        (["result", "default", "42"], "UUID"),
+        (["worker", "shop:app", "--processes", "0"], "'--processes'"),
+    ],
+)
+def test_says_how_a_command_is_meant(run: Run, command: list[str], words: str) -> None:
+    said = run(*command, code=2)
+    assert said.startswith("Usage: durable ")
+    assert words in said
+
+
+def test_asks_for_a_database(run: Run) -> None:
+    assert "DURABLE_DATABASE_URL" in run("queues", code=2, dsn="")
