@@ -64,7 +64,7 @@ create or replace function durable.flush(queue text, checkpoints json, completio
 returns setof durable.write_outcome
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -85,7 +85,7 @@ create or replace function durable.complete_tasks(queue text, tasks json)
 returns setof durable.write_outcome
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -105,7 +105,7 @@ create or replace function durable.fail_tasks(queue text, tasks json)
 returns setof durable.write_outcome
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off

@@ -5,7 +5,7 @@ create or replace function durable.cancel_task(queue text, task_id uuid, reason 
 returns boolean
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off

@@ -5,7 +5,7 @@ create or replace function durable.save_checkpoints(queue text, checkpoints json
 returns setof durable.write_outcome
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -75,7 +75,7 @@ create or replace function durable.load_checkpoints(queue text, tasks json)
 returns setof durable.loaded_checkpoint
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off

@@ -6,7 +6,7 @@ create or replace function durable.spawn_children(queue text, task_id uuid, clai
 returns setof durable.spawned_child
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -21,6 +21,14 @@ begin
     array['name', 'task', 'params', 'options', 'position', 'after']);
   perform durable._check_name('name of a child', child ->> 'name', 512)
   from jsonb_array_elements(children) as child;
+  perform durable._refuse_argument(format('two children are named "%s"', twice.name),
+    'Pass a name of its own for each.')
+  from (
+    select child ->> 'name' as name
+    from jsonb_array_elements(children) as child
+    group by 1
+    having count(*) > 1
+  ) as twice;
   _new := durable._reserve_keys(_queue, durable._new_tasks(children, _now, task_id));
   if not durable._hold(_queue, task_id, claim) then
     perform durable._refuse_claim(_queue, task_id, claim);
@@ -125,7 +133,7 @@ create or replace function durable.emit_from_task(
 returns boolean
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off

@@ -16,7 +16,7 @@ create or replace function durable.claim_tasks(
 returns setof durable.claimed_task
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
@@ -27,8 +27,7 @@ declare
   _now timestamptz := durable._now();
   _names text[] := coalesce(names, durable._waiting_names(_queue));
   _head record;
-  _place record;
-  _claimed durable.claimed_task;
+  _claimed integer;
   _left integer := quantity;
 begin
   perform durable._require_queue(_queue);
@@ -50,27 +49,12 @@ begin
     ) as first
     order by first.available_at, first.task_id
   loop
-    for _place in
-      select tasks.task_id, tasks.available_at, tasks.max_duration, tasks.started_at, tasks.deadline_at
-      from durable.tasks
-      where tasks.queue = _queue
-        and tasks.name = _head.name
-        and tasks.available_at <= _now
-        and (tasks.available_at, tasks.task_id) > (
-          coalesce(_head.after_at, '-infinity'),
-          coalesce(_head.after_id, '00000000-0000-0000-0000-000000000000'))
-      order by tasks.available_at, tasks.task_id
-      limit _left
-      for no key update skip locked
-    loop
-      _claimed := durable._claim(_queue, _place.task_id, worker, _now, lease,
-        case when _place.started_at is null
-          then _now + make_interval(secs => _place.max_duration)
-          else _place.deadline_at end);
-      _claimed.available_at := _place.available_at;
-      return next _claimed;
-      _left := _left - 1;
-    end loop;
+    return query
+      select * from durable._claim(_queue, _head.name, worker, _left, _now, lease,
+        coalesce(_head.after_at, '-infinity'),
+        coalesce(_head.after_id, '00000000-0000-0000-0000-000000000000'));
+    get diagnostics _claimed = row_count;
+    _left := _left - _claimed;
     exit when _left = 0;
   end loop;
 end;
@@ -105,40 +89,65 @@ end;
 $$;
 
 
--- The caller holds the row, which is due.
+-- Claims the oldest due tasks of a name. The update reaches them by primary key, from
+-- the array of those just locked: there is no join that could be turned round.
 create or replace function durable._claim(
   queue text,
-  task_id uuid,
+  name text,
   worker text,
+  quantity integer,
   at timestamptz,
   lease double precision,
-  deadline_at timestamptz
+  after_at timestamptz,
+  after_id uuid
 )
-returns durable.claimed_task
+returns setof durable.claimed_task
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
+  _name text collate "C" := name;
   _expires_at timestamptz := at + make_interval(secs => lease);
-  _claimed durable.claimed_task;
 begin
-  update durable.tasks
-  set
-    worker = _claim.worker,
-    claim = tasks.claim + 1,
-    state = 'running',
-    available_at = null,
-    lease_expires_at = _expires_at,
-    deadline_at = _claim.deadline_at,
-    started_at = coalesce(tasks.started_at, at),
-    error = null
-  where tasks.queue = _queue and tasks.task_id = _claim.task_id
-  returning
-    tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
-    tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, null::timestamptz, at,
-    durable._run_id(tasks.task_id, tasks.attempt)
-  into _claimed;
-  return _claimed;
+  return query
+    with place as materialized (
+      select tasks.task_id, tasks.available_at
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = _name
+        and tasks.available_at <= at
+        and (tasks.available_at, tasks.task_id) > (after_at, after_id)
+      order by tasks.available_at, tasks.task_id
+      limit quantity
+      for no key update skip locked
+    ),
+    claimed as (
+      update durable.tasks
+      set
+        worker = _claim.worker,
+        claim = tasks.claim + 1,
+        state = 'running',
+        available_at = null,
+        lease_expires_at = _expires_at,
+        deadline_at = case
+          when tasks.started_at is null then durable._later(at, tasks.max_duration)
+          else tasks.deadline_at
+        end,
+        started_at = coalesce(tasks.started_at, at),
+        error = null
+      where tasks.queue = _queue
+        and tasks.task_id = any (array(select place.task_id from place))
+      returning
+        tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
+        tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at
+    )
+    select
+      claimed.task_id, claimed.claim, claimed.name::text, claimed.attempt, claimed.params,
+      claimed.headers, claimed.parent_task_id, claimed.spawned_at, claimed.deadline_at,
+      place.available_at, at, durable._run_id(claimed.task_id, claimed.attempt)
+    from claimed
+    join place using (task_id)
+    order by place.available_at, claimed.task_id;
 end;
 $$;
 
@@ -171,7 +180,7 @@ create or replace function durable.get_next_due(queue text, names text[] default
 returns double precision
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off
@@ -206,7 +215,7 @@ create or replace function durable.list_waiting_names(queue text)
 returns setof text
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off
@@ -223,7 +232,7 @@ create or replace function durable.extend_leases(queue text, tasks json, lease d
 returns setof durable.write_outcome
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 as $$
@@ -270,7 +279,7 @@ create or replace function durable.release_tasks(queue text, tasks json)
 returns setof durable.write_outcome
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -309,7 +318,7 @@ create or replace function durable.release_unknown(queue text, worker text, know
 returns integer
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off

@@ -14,7 +14,7 @@ create or replace function durable.take_door(queue text, door text default 'work
 returns boolean
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return pg_try_advisory_lock(hashtext('durable.' || door), hashtext(queue));
@@ -32,7 +32,7 @@ create or replace function durable.leave_door(queue text, door text default 'wor
 returns void
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_advisory_unlock(hashtext('durable.' || door), hashtext(queue));

@@ -7,7 +7,7 @@ returns table (code text, name text, meaning text)
 language sql
 immutable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   values
     ('22023', 'invalid_argument', 'An argument was refused, before anything was written; the hint says what to pass.'),

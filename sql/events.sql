@@ -9,7 +9,7 @@ create or replace function durable.emit_event(queue text, event text, payload js
 returns boolean
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 as $$

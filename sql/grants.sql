@@ -1,5 +1,7 @@
 -- The public surface, in full. Nothing is granted to everybody; what is not listed
--- here is private.
+-- here is private. What is listed runs with the owner's rights, so it sets
+-- `search_path = pg_catalog, pg_temp`: with an empty one a caller's temporary types
+-- would come before Postgres's own.
 --
 --   durable_client    spawns, emits, cancels, reads results
 --   durable_worker    that, and everything a worker calls

@@ -1,11 +1,12 @@
 -- Housekeeping is not in the path of a claim. Any worker may do it, about once a
--- second, also when all its slots are full; whoever gets the lock does.
+-- second, also when all its slots are full; whoever gets the lock does. It holds rows
+-- until it commits, so it does little at a time; who sees it do all it may comes again.
 
-create or replace function durable.keep_house(queue text, quantity integer default 1000)
+create or replace function durable.keep_house(queue text, quantity integer default 100)
 returns durable.house_kept
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
 declare
@@ -16,8 +17,8 @@ begin
       durable.expire_leases(queue, quantity),
       durable.expire_deadlines(queue, quantity),
       durable.apply_notes(queue, quantity),
-      durable.cleanup(queue, quantity),
-      durable.prune_events(queue, quantity)
+      durable.cleanup(queue, quantity * 10),
+      durable.prune_events(queue, quantity * 10)
     );
   end if;
   return _kept;
@@ -25,5 +26,6 @@ end;
 $$;
 
 comment on function durable.keep_house is
-'Does all the housekeeping of a queue that is due, at most quantity of each kind, never
-waiting for anybody. Returns what it did; nulls when somebody else is at it.';
+'Does the housekeeping of a queue that is due, never waiting for anybody: at most
+quantity leases, deadlines and notes, and a look at ten times as many finished tasks and
+events. Returns what it did; nulls when somebody else is at it.';

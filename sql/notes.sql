@@ -33,12 +33,12 @@ $$;
 
 
 -- A note is deleted first and acted on then: what still cannot be had leaves a new
--- note, in the same transaction.
+-- note, in the same transaction. One that cannot be applied goes to the end of the line.
 create or replace function durable.apply_notes(queue text, quantity integer default 100)
 returns integer
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 as $$
@@ -59,13 +59,19 @@ begin
     for update skip locked
   loop
     delete from durable.notes where notes.queue = _queue and notes.note_id = _note.note_id;
-    case _note.kind
-      when 'waiter' then perform durable._reconsider(_queue, _note.task_id);
-      when 'finished' then perform durable._finished(_queue, array[_note.task_id]);
-      when 'event' then perform durable._wake_waiters(_queue, _note.event_name, _note.task_id);
-      when 'cascade' then perform durable._cascade(_queue, _note.task_id);
-    end case;
-    _applied := _applied + 1;
+    begin
+      case _note.kind
+        when 'waiter' then perform durable._reconsider(_queue, _note.task_id);
+        when 'finished' then perform durable._finished(_queue, array[_note.task_id]);
+        when 'event' then perform durable._wake_waiters(_queue, _note.event_name, _note.task_id);
+        when 'cascade' then perform durable._cascade(_queue, _note.task_id);
+      end case;
+      _applied := _applied + 1;
+    exception when others then
+      raise warning 'durable: the note "%" on % cannot be applied: %',
+        _note.kind, coalesce(_note.event_name, _note.task_id::text), sqlerrm;
+      perform durable._leave_note(_queue, _note.kind, _note.task_id, _note.event_name);
+    end;
   end loop;
   return _applied;
 end;

@@ -4,7 +4,7 @@ create or replace function durable.create_queue(queue text, policy jsonb default
 returns boolean
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   _queue text collate "C" := queue;
@@ -46,7 +46,7 @@ create or replace function durable.drop_queue(queue text)
 returns boolean
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   _queue text collate "C" := queue;
@@ -97,7 +97,7 @@ returns setof text
 language sql
 stable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select queues.queue
   from durable.queues
@@ -130,7 +130,7 @@ returns text
 language sql
 immutable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select '0.1.0';
 $$;

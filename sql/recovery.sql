@@ -6,7 +6,7 @@ create or replace function durable.expire_leases(queue text, quantity integer de
 returns integer
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
@@ -56,7 +56,7 @@ create or replace function durable.expire_deadlines(queue text, quantity integer
 returns integer
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
@@ -100,7 +100,8 @@ comment on function durable.expire_deadlines is
 lives below them. Returns how many.';
 
 
--- Tasks that have just ended badly, in this transaction.
+-- Tasks that have just ended badly, in this transaction. If what follows from that
+-- cannot be done, their end still stands, and the rest is left to notes.
 create or replace function durable._ended(queue text, task_ids uuid[])
 returns void
 language plpgsql
@@ -110,5 +111,11 @@ begin
     perform durable._finished(queue, task_ids);
     perform durable._cascade(queue, ended.task_id) from unnest(task_ids) as ended (task_id);
   end if;
+exception when others then
+  raise warning 'durable: what follows from the end of % cannot be done yet: %', task_ids, sqlerrm;
+  perform
+    durable._leave_note(queue, 'finished', ended.task_id),
+    durable._leave_note(queue, 'cascade', ended.task_id)
+  from unnest(task_ids) as ended (task_id);
 end;
 $$;

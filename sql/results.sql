@@ -5,7 +5,7 @@ returns setof durable.task_result
 language plpgsql
 stable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 as $$
@@ -36,7 +36,7 @@ returns setof durable.task_result
 language sql
 stable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select * from durable.get_task_results(queue, array[task_id]);
 $$;

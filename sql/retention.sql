@@ -6,7 +6,7 @@ create or replace function durable.cleanup(queue text, quantity integer default 
 returns integer
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
@@ -106,7 +106,7 @@ create or replace function durable.prune_events(queue text, quantity integer def
 returns integer
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off

@@ -4,7 +4,7 @@ create or replace function durable.retry_task(queue text, task_id uuid, options 
 returns durable.spawned_task
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off

@@ -13,7 +13,7 @@ create or replace function durable.spawn(
 returns durable.spawned_task
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 declare
@@ -53,7 +53,7 @@ create or replace function durable.spawn_many(queue text, tasks jsonb)
 returns setof durable.spawned_task
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 declare

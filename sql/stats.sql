@@ -5,7 +5,7 @@ returns setof durable.queue_statistics
 language sql
 stable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
   select
     queues.queue::text,

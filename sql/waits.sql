@@ -13,7 +13,7 @@ create or replace function durable.suspend_tasks(queue text, tasks json)
 returns setof durable.wait_outcome
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -36,7 +36,7 @@ create or replace function durable.poll_waits(queue text, tasks json)
 returns setof durable.wait_outcome
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -76,7 +76,7 @@ create or replace function durable.sleep_until(
 returns durable.wait_outcome
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -96,7 +96,7 @@ create or replace function durable.await_event(
 returns durable.wait_outcome
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -119,7 +119,7 @@ create or replace function durable.await_tasks(
 returns durable.wait_outcome
 language sql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
 set jit = off
@@ -145,6 +145,10 @@ declare
   _own record;
 begin
   perform durable._require_queue(queue);
+  perform durable._refuse_argument('a task is to be suspended without any wait',
+    'Pass what it waits for, or release it.')
+  from json_to_recordset(tasks) as own (waits json)
+  where leave and coalesce(json_array_length(own.waits), 0) = 0;
   perform durable._check_wait(wait)
   from json_to_recordset(tasks) as own (waits json)
   cross join lateral json_array_elements(own.waits) as wait;
@@ -400,7 +404,9 @@ begin
     where events.queue = wait.queue and events.name = wait.event_name and events.emitted_at is not null;
   elsif wait.task_ids is not null then
     if durable._all_finished(wait.queue, wait.task_ids) then
-      _resolution := ('done', durable._outcomes(wait.queue, wait.task_ids));
+      _resolution.value := durable._outcomes(wait.queue, wait.task_ids);
+      _resolution.state := case when _resolution.value is not null
+        then 'done'::durable.checkpoint_state end;
     end if;
   elsif wait.deadline_at <= at then
     _resolution := ('done', to_json(wait.deadline_at));
@@ -434,6 +440,7 @@ end;
 $$;
 
 
+-- Null when one of them is live after all: retry_task may have come between.
 create or replace function durable._outcomes(queue text, task_ids uuid[])
 returns json
 language plpgsql
@@ -447,11 +454,12 @@ begin
       '[]')
     from unnest(task_ids) with ordinality as wanted (task_id, ordinal)
     left join lateral (
-      select tasks.state, tasks.result, tasks.error
+      select tasks.state, tasks.result, tasks.error, tasks.finished_at
       from durable.tasks
       where tasks.queue = _outcomes.queue collate "C" and tasks.task_id = wanted.task_id
       offset 0
     ) as task on true
+    having coalesce(bool_and(task.state is null or task.finished_at is not null), true)
   );
 end;
 $$;
