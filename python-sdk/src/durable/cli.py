@@ -215,9 +215,9 @@ def sql() -> None:
 @app.command()
 def demo() -> None:
     """Kill a real job halfway with kill -9, and see that it goes on."""
-    from durable import demo as story  # noqa: PLC0415 - needs durable[demo]
+    from durable.demo import main as play  # noqa: PLC0415 - needs durable[demo]
 
-    story.main()
+    play()
 
 
 def main() -> None:
