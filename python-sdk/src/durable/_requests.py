@@ -95,15 +95,13 @@ def spawn_requests(
     Raises InvalidArgument for what is neither, and what `spawn_request` raises.
     """
     if params is not None:
-        if isinstance(params, Mapping | str | bytes) or not isinstance(
-            params, Iterable
-        ):
+        if not _is_listed(params):
             raise InvalidArgument(
                 "spawn_many takes a list of params, one for each task,"
                 f" not a {type(params).__name__}"
             )
         return [spawn_request(registry, queue, tasks, one, given) for one in params]
-    if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+    if not _is_listed(tasks):
         raise InvalidArgument(
             "spawn_many takes a task and a list of params, or a list of"
             " (task, params) and (task, params, options)"
@@ -112,6 +110,10 @@ def spawn_requests(
         spawn_request(registry, queue, task, one, {**given, **options})
         for task, one, options in map(_triple, tasks)
     ]
+
+
+def _is_listed(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, Mapping | str | bytes)
 
 
 def check_reason(reason: object) -> str:
@@ -123,13 +125,14 @@ def check_reason(reason: object) -> str:
 
 
 def _triple(item: Any) -> tuple[Any, Any, Mapping[str, Any]]:
-    if isinstance(item, tuple | list) and 1 <= len(item) <= 3:  # noqa: PLR2004 - said below
-        task, params, options = (*item, *(OMITTED, {})[len(item) - 1 :])
-        if isinstance(options, Mapping):
+    match item:
+        case (task, params):
+            return task, params, {}
+        case (task, params, Mapping() as options):
             return task, params, options
     raise InvalidArgument(
-        f"each task of spawn_many is (task, params) or (task, params, options), not"
-        f" {item!r:.100}"
+        "each task of spawn_many is (task, params) or (task, params, options),"
+        f" not {item!r:.100}"
     )
 
 

@@ -24,6 +24,7 @@ class Statement:
     args: tuple[object, ...] = ()
 
 
+HOUSE_AT_ONCE: Final = 100
 # What the claim of a worker brings, in this order.
 CLAIMED: Final = (
     "task_id, claim, name, attempt, params::text, headers::text, parent_task_id,"
@@ -104,8 +105,11 @@ def claim_tasks(
     )
 
 
-def get_next_due(queue: str, names: Sequence[str]) -> Statement:
-    return Statement("select durable.get_next_due(%s, %s)", (queue, list(names)))
+def before_rest(queue: str, names: Sequence[str]) -> Statement:
+    return Statement(
+        "select durable.apply_notes(%s), durable.get_next_due(%s, %s)",
+        (queue, queue, list(names)),
+    )
 
 
 def list_waiting_names(queue: str) -> Statement:
@@ -199,7 +203,7 @@ def leave_door(queue: str, door: str) -> Statement:
 
 
 def keep_house(queue: str) -> Statement:
-    return Statement("select * from durable.keep_house(%s)", (queue,))
+    return Statement("select * from durable.keep_house(%s, %s)", (queue, HOUSE_AT_ONCE))
 
 
 def apply_notes(queue: str) -> Statement:

@@ -28,7 +28,9 @@ __all__ = ["load_app", "run_worker"]
 
 logger = logging.getLogger("durable.worker")
 
-_SOONEST_SECONDS: Final = 1.0
+_SOONEST_SECONDS: Final = 5.0  # long enough for a slow import of the application
+# not `-m`, which would run a second copy of this module
+_WORK: Final = "from durable._supervisor import work_alone; work_alone()"
 
 
 def run_worker(
@@ -96,7 +98,7 @@ def _start(app: str, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         key: value.total_seconds() if isinstance(value, timedelta) else value
         for key, value in options.items()
     }
-    command = [sys.executable, "-m", "durable._supervisor", app, json.dumps(plain)]
+    command = [sys.executable, "-c", _WORK, app, json.dumps(plain)]
     return subprocess.Popen(command, start_new_session=True)  # noqa: S603 - its own interpreter
 
 
@@ -107,7 +109,8 @@ def _refuse_hopeless(child: subprocess.Popen[bytes], started: float) -> None:
         raise SystemExit(child.returncode)
 
 
-if __name__ == "__main__":
+def work_alone() -> None:
+    """Be one of several processes; the arguments are those of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
         run_worker(sys.argv[1], **json.loads(sys.argv[2]))

@@ -199,8 +199,8 @@ class AsyncDurable:
         """Spawn a task, in a transaction of its own.
 
         Params are what the task takes, or what can be validated as that; without any
-        it gets None if it takes that, else `{}`. Options are `SpawnOptions`. A name that
-        is not registered here is a task that others run. Raises pydantic's
+        it gets None if it takes that, else `{}`. A name that is not registered is a
+        task that others run. Options are `SpawnOptions`. Raises pydantic's
         ValidationError for params, InvalidArgument for options, UnknownQueue, and
         Conflict if the idempotency key belongs to a task with another name or params;
         nothing has been written then.
@@ -268,10 +268,10 @@ class AsyncDurable:
     ) -> AsyncTaskHandle[Any]:
         """Spawn a task in the transaction of the application's own connection.
 
-        `conn` is one of psycopg (or a cursor), of SQLAlchemy (or a session), of asyncpg
-        or Django, of this client's colour. The task exists if and when that transaction commits;
-        durable never commits it. Raises as `spawn` does; TypeError for a connection of
-        the other colour, InvalidArgument for one that would commit by itself.
+        `conn` is a connection of psycopg (or a cursor), SQLAlchemy (or a session),
+        asyncpg or Django. The task exists if and when that transaction commits; durable
+        never commits it. Raises as `spawn` does; TypeError for a connection of the
+        other colour, InvalidArgument for one that would commit by itself.
         """
         request = self._request(task, params, options)
         row = await _foreign.execute_async(conn, _spawn(request))
@@ -418,15 +418,23 @@ class AsyncDurable:
 
     # -- inside --------------------------------------------------------------------
 
-    async def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        """Execute one statement of durable's, and return its rows after the commit."""
+    async def fetch(
+        self, statement: Statement, *, within: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Execute one statement of durable's, and return its rows after the commit.
+
+        A connection is waited for `within` so many seconds, else as the pool has it.
+        """
         await self._open()
         try:
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(timeout=within) as connection:
                 if not self._version_checked:
                     await self._check_version(connection)
                 cursor = connection.cursor(row_factory=tuple_row)
-                await cursor.execute(statement.text.encode(), statement.args)
+                # binary: a session's date style has no say in how moments are read
+                await cursor.execute(
+                    statement.text.encode(), statement.args, binary=True
+                )
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows
         except psycopg.Error as error:

@@ -6,7 +6,6 @@ functions that return something to await. What is decided is decided by the run.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from durable._time import moment, required_seconds, seconds
 from durable._values import PLAIN, UNTYPED, Codec, codec, step_codec
 from durable._worker.blocking import AsyncRun
 from durable._worker.outcomes import child_of, joined, read
-from durable._worker.run import Call
+from durable._worker.run import Call, current_branch
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
 from durable.errors import InvalidArgument
@@ -175,24 +174,14 @@ class TaskContext(Generic[State_co]):
         return self._begin_step(self._take("", check_step_name(name)), codec(as_type))
 
     async def _begin_step(self, call: Call, kind: Codec[Any]) -> OpenStep[Any]:
-        saved = await self._run.begin(call)
-        if saved is None:
-            self._run.close()
-            self._run.open_steps.add(call.key)
+        saved = await self._run.begin_step(call)
         value = None if saved is None else read(saved, kind)
         return OpenStep(call.key, saved is not None, value, call, kind)
 
     async def complete_step(self, step: OpenStep[T], value: T) -> T:
         """Save the value of a step that was begun; return it as it reads back."""
-        if step.name not in self._run.open_steps:
-            raise RuntimeError(f"step {step.name!r} is not open")
-        self._run.open_steps.discard(step.name)
-        await self._run.begin(step.call)
-        try:
-            saved: T = await self._run.save_value(step.call, value, step.codec)
-            return saved
-        finally:
-            self._run.close()
+        saved: T = await self._run.complete_step(step.call, value, step.codec)
+        return saved
 
     def sleep_for(
         self, name: str, duration: timedelta | float
@@ -428,5 +417,5 @@ class TaskContext(Generic[State_co]):
     def _take(self, kind: str, name: str) -> Call:
         key = f"{self._prefix}{name}"
         return self._run.take(
-            kind, key, asyncio.current_task()
+            kind, key, current_branch()
         )  # sync: return self._run.take(kind, key, None)

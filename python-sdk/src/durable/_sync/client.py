@@ -197,8 +197,8 @@ class Durable:
         """Spawn a task, in a transaction of its own.
 
         Params are what the task takes, or what can be validated as that; without any
-        it gets None if it takes that, else `{}`. Options are `SpawnOptions`. A name that
-        is not registered here is a task that others run. Raises pydantic's
+        it gets None if it takes that, else `{}`. A name that is not registered is a
+        task that others run. Options are `SpawnOptions`. Raises pydantic's
         ValidationError for params, InvalidArgument for options, UnknownQueue, and
         Conflict if the idempotency key belongs to a task with another name or params;
         nothing has been written then.
@@ -266,10 +266,10 @@ class Durable:
     ) -> TaskHandle[Any]:
         """Spawn a task in the transaction of the application's own connection.
 
-        `conn` is one of psycopg (or a cursor), of SQLAlchemy (or a session), of asyncpg
-        or Django, of this client's colour. The task exists if and when that transaction commits;
-        durable never commits it. Raises as `spawn` does; TypeError for a connection of
-        the other colour, InvalidArgument for one that would commit by itself.
+        `conn` is a connection of psycopg (or a cursor), SQLAlchemy (or a session),
+        asyncpg or Django. The task exists if and when that transaction commits; durable
+        never commits it. Raises as `spawn` does; TypeError for a connection of the
+        other colour, InvalidArgument for one that would commit by itself.
         """
         request = self._request(task, params, options)
         row = _foreign.execute(conn, _spawn(request))
@@ -410,15 +410,21 @@ class Durable:
 
     # -- inside --------------------------------------------------------------------
 
-    def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        """Execute one statement of durable's, and return its rows after the commit."""
+    def fetch(
+        self, statement: Statement, *, within: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Execute one statement of durable's, and return its rows after the commit.
+
+        A connection is waited for `within` so many seconds, else as the pool has it.
+        """
         self._open()
         try:
-            with self._pool.connection() as connection:
+            with self._pool.connection(timeout=within) as connection:
                 if not self._version_checked:
                     self._check_version(connection)
                 cursor = connection.cursor(row_factory=tuple_row)
-                cursor.execute(statement.text.encode(), statement.args)
+                # binary: a session's date style has no say in how moments are read
+                cursor.execute(statement.text.encode(), statement.args, binary=True)
                 rows: list[tuple[Any, ...]] = cursor.fetchall()
                 return rows
         except psycopg.Error as error:

@@ -171,24 +171,14 @@ class SyncTaskContext(Generic[State_co]):
         return self._begin_step(self._take("", check_step_name(name)), codec(as_type))
 
     def _begin_step(self, call: Call, kind: Codec[Any]) -> OpenStep[Any]:
-        saved = self._run.begin(call)
-        if saved is None:
-            self._run.close()
-            self._run.open_steps.add(call.key)
+        saved = self._run.begin_step(call)
         value = None if saved is None else read(saved, kind)
         return OpenStep(call.key, saved is not None, value, call, kind)
 
     def complete_step(self, step: OpenStep[T], value: T) -> T:
         """Save the value of a step that was begun; return it as it reads back."""
-        if step.name not in self._run.open_steps:
-            raise RuntimeError(f"step {step.name!r} is not open")
-        self._run.open_steps.discard(step.name)
-        self._run.begin(step.call)
-        try:
-            saved: T = self._run.save_value(step.call, value, step.codec)
-            return saved
-        finally:
-            self._run.close()
+        saved: T = self._run.complete_step(step.call, value, step.codec)
+        return saved
 
     def sleep_for(self, name: str, duration: timedelta | float) -> None:
         """Sleep for a while: a timedelta or seconds. It holds no worker meanwhile."""

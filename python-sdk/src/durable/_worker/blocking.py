@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from durable._values import Codec
-from durable._worker.run import Call, Claimed, Run, inside_a_step
+from durable._worker.run import Call, Claimed, Run, exit_refused, inside_a_step
 from durable._worker.waits import Resolved, Wait
 from durable.errors import Suspended
 
@@ -60,11 +60,6 @@ class BlockingRun:
         """The application whose worker this is."""
         return self._run.application
 
-    @property
-    def open_steps(self) -> set[str]:
-        """The steps that were begun and not completed."""
-        return self._run.open_steps
-
     def take(self, kind: str, name: str, branch: object) -> Call:
         """Take the name of a call that is being made."""
         here = threading.get_ident()
@@ -86,6 +81,8 @@ class BlockingRun:
         token = inside_a_step.set(True)
         try:
             return function(*args)
+        except SystemExit as error:
+            raise exit_refused(error) from error
         finally:
             inside_a_step.reset(token)
 
@@ -96,6 +93,14 @@ class BlockingRun:
     def keep_failure(self, call: Call, error: Exception) -> None:
         """Keep a step's failure."""
         self._run.keep_failure(call, error)
+
+    def begin_step(self, call: Call) -> Resolved | None:
+        """Begin a step that stays open."""
+        return self._block(lambda: self._run.begin_step(call))
+
+    def complete_step(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
+        """Save the value of an open step, and close it."""
+        return self._block(lambda: self._run.complete_step(call, value, codec))
 
     def wait(self, call: Call, wait: Wait) -> Resolved:
         """Wait until something happens."""

@@ -103,8 +103,10 @@ class Claims:
             return
         longest = self._poll * random.uniform(0.8, 1)  # noqa: S311 - no secret
         for queue in self._queues:
-            ((due,),) = await self._link.fetch(_sql.get_next_due(queue, self._names))
+            statement = _sql.before_rest(queue, self._names)
+            ((noted, due),) = await self._link.fetch(statement)
             longest = longest if due is None else min(longest, due or _TAKEN_SECONDS)
+            longest = min(longest, _TAKEN_SECONDS) if noted else longest
         await _set_within(self.heard, longest)
 
     async def _until_a_slot_is_free(self) -> None:

@@ -89,9 +89,9 @@ class Doors:
                 application_name="durable listen",
                 **KEEPALIVE,
             )
+            self._connection = connection
             connection.add_notify_handler(self._notified)
             await connection.execute("listen durable_work")
-            self._connection = connection
         return self._connection
 
     def _notified(self, notify: Notify) -> None:

@@ -79,7 +79,6 @@ class Leases:
         pause = min(_TICK, self._lease / 3)
         while not self._stopping.wait(backoff(failures) if failures else pause):
             self._watch_the_loop()
-            self._drop_expired()
             try:
                 self._tick()
                 failures = 0
@@ -88,6 +87,7 @@ class Leases:
                     logger.warning("leases: %s; trying again", error)
                 failures += 1
                 self._close()
+            self._drop_expired()
         self._close()
         self._tell(self._ended.set)
 
@@ -97,10 +97,17 @@ class Leases:
             self._extend()
             self._extend_at = now + self._lease / 3
         for queue in self._queues:
-            self._fetch(_sql.keep_house(queue))
+            self._keep_house(queue)
         if now >= self._ask_at:
             self._ask_at = now + _ASK_FOR_NAMES
             self._report_unknown_names()
+
+    def _keep_house(self, queue: str) -> None:
+        """Do what is due; it is done a little at a time."""
+        while not self._stopping.is_set():
+            ((*expired_and_noted, _, _),) = self._fetch(_sql.keep_house(queue))
+            if max(done or 0 for done in expired_and_noted) < _sql.HOUSE_AT_ONCE:
+                return
 
     def _extend(self) -> None:
         held: defaultdict[str, dict[Any, Run]] = defaultdict(dict)

@@ -125,7 +125,10 @@ class Link:
 
     async def _fetch_once(self, statement: Statement) -> list[tuple[Any, ...]]:
         connection = await self.connection()
-        cursor = await connection.execute(statement.text.encode(), statement.args)
+        # binary: a session's date style has no say in how moments are read
+        cursor = await connection.execute(
+            statement.text.encode(), statement.args, binary=True
+        )
         rows: list[tuple[Any, ...]] = await cursor.fetchall()
         return rows
 

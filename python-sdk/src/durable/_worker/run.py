@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import io
 import json
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,16 +44,26 @@ if TYPE_CHECKING:
     from durable._application import Application
     from durable._worker.services import Services
 
-__all__ = ["Call", "Claimed", "Run", "WaitItem", "WaitLane", "inside_a_step"]
+__all__ = [
+    "Call",
+    "Claimed",
+    "Run",
+    "WaitItem",
+    "WaitLane",
+    "current_branch",
+    "exit_refused",
+    "inside_a_step",
+]
 
 logger = logging.getLogger("durable.worker")
+task_logger = logging.getLogger("durable.task")
 
 _LONGEST_KEY: Final = 512
 _PATIENCE: Final = 10.0  # seconds a coroutine may take to end after its run has left
 
 # Set while a step's function runs: steps are leaves.
 inside_a_step: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "durableinside_a_step", default=False
+    "durable.inside_a_step", default=False
 )
 _compared: set[tuple[str, str]] = set()
 
@@ -124,12 +134,14 @@ class Run:
         self.loop = asyncio.get_running_loop()
         self.left: Suspended | None = None
         self.lease_until = claimed.asked + services.lease
-        self.open_steps: set[str] = set()
+        self._open_steps: dict[str, asyncio.Task[Any] | None] = {}
+        self._threads: set[asyncio.Future[Any]] = set()
         self._checkpoints = checkpoints
         self._failures: list[tuple[int, str, Exception]] = []
         self._names = Names()
         self._position = 0
         self._root: asyncio.Task[tuple[Any, BaseException | None]] | None = None
+        self._over = False  # the code has ended, its last calls perhaps not
         self._ended = False
         self._waits = Waits(self._suspend, self._poll)
 
@@ -159,13 +171,15 @@ class Run:
     def take(self, kind: str, name: str, branch: object) -> Call:
         """Take the name of a call that is being made; Suspended once it is over."""
         self._refuse_unless_open()
-        if branch is not None and asyncio.get_running_loop() is not self.loop:
-            raise RuntimeError("the context is used on another event loop than its own")
         if inside_a_step.get():
             raise RuntimeError(
                 f"{kind or 'step'} {name!r} is called inside a step's function: "
                 "a step is a leaf, make durable calls from the task itself"
             )
+        if branch is None and self.definition.is_async:
+            raise RuntimeError("the context is used on another thread than its own")
+        if branch is not None and asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("the context is used on another event loop than its own")
         key = self._names.take(kind, name, branch)
         if len(key.encode()) > _LONGEST_KEY:
             raise InvalidArgument(f"a name of over {_LONGEST_KEY} bytes: {key[:40]!r}…")
@@ -176,6 +190,8 @@ class Run:
         """Begin a call. Returns its checkpoint, if it has one; else it must `close`."""
         await self._waits.enter(self._own_branch())
         try:
+            if time.monotonic() >= self.lease_until:
+                self.leave("lease lost")
             self._refuse_unless_open()
         except BaseException:
             self.close()
@@ -195,10 +211,34 @@ class Run:
         try:
             if _is_async(function):
                 return await function(*args)
-            result = await self.services.threads.run(function, *args)
+            result = await self._in_thread(function, args)
             return await result if inspect.isawaitable(result) else result
+        except asyncio.CancelledError as error:
+            raise self.left or error from None
+        except SystemExit as error:  # in a branch, it would tear down the loop
+            raise exit_refused(error) from error
         finally:
             inside_a_step.reset(token)
+
+    async def _in_thread(
+        self, function: Callable[..., Any], args: Sequence[Any]
+    ) -> Any:
+        """Call a function in a thread; the run is busy until it returns, whatever."""
+        work = self.services.threads.run(function, *args)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not work.done():
+                self._waits.hold()
+                self._threads.add(work)
+                work.add_done_callback(self._thread_returned)
+            raise
+
+    def _thread_returned(self, work: asyncio.Future[Any]) -> None:
+        self._threads.discard(work)
+        self._waits.let_go()
+        if not work.cancelled():
+            work.exception()  # what it brought is discarded
 
     async def save_value(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
         """Save what a step returned. Returns it as every replay will see it."""
@@ -216,10 +256,30 @@ class Run:
         text = self._checkpoint(call, "failed", step_error_json(error))
         self._failures.append((self._position, text, error))
 
+    async def begin_step(self, call: Call) -> Resolved | None:
+        """Begin a step that stays open: until `complete_step`, the run is busy."""
+        saved = await self.begin(call)
+        if saved is None:
+            self._open_steps[call.key] = asyncio.current_task()
+        return saved
+
+    async def complete_step(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
+        """Save the value of an open step, and close it."""
+        self._refuse_unless_open()
+        if call.key not in self._open_steps:
+            raise RuntimeError(f"step {call.key!r} is not open")
+        del self._open_steps[call.key]
+        try:
+            return await self.save_value(call, value, codec)
+        finally:
+            self.close()
+
     async def wait(self, call: Call, wait: Wait) -> Resolved:
         """Park until something happens. Ends in Suspended if the run leaves first."""
-        if self.open_steps:
-            opened = ", ".join(sorted(self.open_steps))
+        if asyncio.current_task() in self._open_steps.values() or (
+            self._open_steps and not self.definition.is_async
+        ):
+            opened = ", ".join(sorted(self._open_steps))
             raise RuntimeError(f"a wait while a step is open: complete {opened} first")
         saved = await self.begin(call)
         if saved is not None:
@@ -261,8 +321,8 @@ class Run:
         """Spawn children in one statement, each with its checkpoint."""
         if not children:
             return []
-        first, _ = children[0]
-        if await self.begin(first) is None:
+        missing = [call for call, _ in children if call.key not in self._checkpoints]
+        if await self.begin((missing or [children[0][0]])[0]) is None:
             try:
                 await self._spawn_missing(children)
             finally:
@@ -285,6 +345,7 @@ class Run:
 
     async def heartbeat(self) -> None:
         """Extend the lease now. Raises Suspended if it is lost."""
+        self._refuse_unless_open()
         await self._refusable(self.services.extend(self))
 
     def database_now(self) -> datetime:
@@ -300,6 +361,7 @@ class Run:
             return
         self.left = Suspended(reason)
         self._waits.release(self.left)
+        self._cancel_branches()
         if self._root is not None and self.definition.is_async:
             self._root.cancel(reason)
 
@@ -312,8 +374,10 @@ class Run:
             value, error = await self._until_it_ends(self._root)
             if self.left is None:
                 await self._conclude(value, error)
+            while self._threads:
+                await asyncio.wait(self._threads)
         finally:
-            self._ended = True
+            self._over = self._ended = True
             self._waits.release(Suspended("ended"))
 
     async def _until_it_ends(
@@ -337,8 +401,13 @@ class Run:
         return root.result()
 
     async def _conclude(self, value: Any, error: BaseException | None) -> None:
+        self._over = True
+        await self._waits.end(Suspended("ended"))
         if error is not None:
-            self._waits.cancel_busy()
+            self._cancel_branches()
+        while self._open_steps:
+            self._open_steps.popitem()
+            self._waits.let_go()
         await self._waits.idle()
         if self.left is not None:
             return None
@@ -348,11 +417,36 @@ class Run:
             except (Unsavable, psycopg.Error) as refused:
                 error = mark_recorded(refused)
         final = is_final(error, self.definition.no_retry)
+        self._log_failure(error)
         return await self._end(error=error_json(error), final=final)
+
+    def _cancel_branches(self) -> None:
+        """Cancel what is busy, but not the task's own coroutine, nor the caller."""
+        spared = (self._root, asyncio.current_task())
+        for task in {*self._waits.busy(), *self._open_steps.values()}:
+            if task is not None and task not in spared:
+                task.cancel()
 
     def adopt(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a call that a synchronous task has made from its thread."""
         return self.loop.create_task(call)
+
+    def _log_failure(self, error: BaseException) -> None:
+        claimed = self.claimed
+        task_logger.warning(
+            "attempt %d of %s %s failed: %s",
+            claimed.attempt,
+            claimed.name,
+            claimed.task_id,
+            error,
+            exc_info=error,
+            extra={
+                "queue": claimed.queue,
+                "task_id": str(claimed.task_id),
+                "run_id": str(claimed.run_id),
+                "attempt": claimed.attempt,
+            },
+        )
 
     async def fail(self, error: BaseException) -> None:
         """Fail the task for good, before its code has begun."""
@@ -411,6 +505,8 @@ class Run:
             outcome = await answer
         except (LeaseLost, TaskCancelled) as error:
             self._give_up("cancelled" if isinstance(error, TaskCancelled) else "lost")
+        except asyncio.CancelledError as error:
+            raise self.left or error from None
         if outcome in ("cancelled", "lost"):
             self._give_up(str(outcome))
         return outcome
@@ -426,7 +522,7 @@ class Run:
     def _refuse_unless_open(self) -> None:
         if self.left is not None:
             raise self.left
-        if self._ended:
+        if self._over:
             raise RuntimeError("the context is used after its run has ended")
 
     def _remember(self, key: str, saved: Resolved) -> Resolved:
@@ -467,6 +563,19 @@ class Run:
             )
 
 
+def current_branch() -> asyncio.Task[Any] | None:
+    """Return the asyncio task that makes a call; None on a thread without a loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def exit_refused(error: SystemExit) -> RuntimeError:
+    """Return what a step's function fails with that wants to end the process."""
+    return RuntimeError(f"the step's function called sys.exit({error.code!r})")
+
+
 async def _outcome(body: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     """Run a task's code; whatever comes out of it is an outcome, never an upheaval."""
     try:
@@ -485,6 +594,10 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _stack(task: asyncio.Task[Any]) -> str:
-    out = io.StringIO()
-    task.print_stack(file=out)
-    return out.getvalue()
+    """Return where a task is; of a coroutine, its own `print_stack` shows one frame."""
+    lines: list[str] = []
+    awaited: Any = task.get_coro()
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        lines += traceback.format_stack(frame, limit=1)
+        awaited = awaited.cr_await
+    return "".join(lines)

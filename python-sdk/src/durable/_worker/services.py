@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import psycopg
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Child", "Services"]
 
 logger = logging.getLogger("durable.worker")
+
+_NOTES_SECONDS: Final = 0.02
 
 # queue, parent, its claim, and the child as JSON
 Child = tuple[str, UUID, int, str]
@@ -55,6 +59,7 @@ class Services:
         self.claiming = connect("claim")
         self.flushing = connect("flush")
         self.calling = connect("call")
+        self._noted: dict[str, asyncio.Task[None]] = {}
         self.saving = Saving(self.flushing)
         self.suspending: WaitLane = Lane(self._suspend)
         self.polling: WaitLane = Lane(self._poll)
@@ -66,6 +71,8 @@ class Services:
         """Give up what has not been sent, and close the connections."""
         for lane in (self.saving, self.suspending, self.polling, self.spawning):
             await lane.close()
+        for task in list(self._noted.values()):
+            task.cancel()
         for link in (self.claiming, self.flushing, self.calling):
             await link.close()
 
@@ -94,7 +101,23 @@ class Services:
         return str(outcome)
 
     async def _suspend(self, items: Sequence[WaitItem]) -> Outcomes:
-        return await self._ask(_sql.suspend_tasks, items)
+        outcomes = await self._ask(_sql.suspend_tasks, items)
+        for queue in {item.queue for item in items if '"task_ids"' in item.waits}:
+            self._look_at_notes_soon(queue)
+        return outcomes
+
+    def _look_at_notes_soon(self, queue: str) -> None:
+        """Apply what a join left undone because its child was just finishing.
+
+        Housekeeping would, within a second.
+        """
+        if queue not in self._noted:
+            self._noted[queue] = asyncio.create_task(self._apply_notes(queue))
+
+    async def _apply_notes(self, queue: str) -> None:
+        await asyncio.sleep(_NOTES_SECONDS)
+        del self._noted[queue]
+        await self.calling.fetch(_sql.apply_notes(queue))
 
     async def _poll(self, items: Sequence[WaitItem]) -> Outcomes:
         return await self._ask(_sql.poll_waits, items)
@@ -107,17 +130,42 @@ class Services:
             by_queue[item.queue].append(item)
         outcome: dict[UUID, str] = {}
         resolved: defaultdict[UUID, dict[str, Resolved]] = defaultdict(dict)
+        refused: dict[UUID, object] = {}
         for queue, asked in by_queue.items():
-            tasks = ",".join(
-                f'{{"task_id":"{item.task_id}","claim":{item.claim},"waits":{item.waits}}}'
-                for item in asked
-            )
-            rows = await self.calling.fetch(statement(queue, f"[{tasks}]"))
-            for task_id, what, key, state, value in rows:
+            ask = partial(statement, queue)
+            for task_id, what, key, state, value in await self._ask_of(
+                ask, asked, refused
+            ):
                 outcome[task_id] = what
                 if what == "resolved":
                     resolved[task_id][key] = Resolved(state, value)
-        return [(outcome[item.task_id], resolved[item.task_id]) for item in items]
+        return [
+            refused.get(item.task_id) or (outcome[item.task_id], resolved[item.task_id])
+            for item in items
+        ]
+
+    async def _ask_of(
+        self,
+        ask: Callable[[str], Statement],
+        items: Sequence[WaitItem],
+        refused: dict[UUID, object],
+    ) -> list[tuple[Any, ...]]:
+        """Ask for some tasks; what is refused is refused alone."""
+        tasks = ",".join(
+            f'{{"task_id":"{item.task_id}","claim":{item.claim},"waits":{item.waits}}}'
+            for item in items
+        )
+        try:
+            return await self.calling.fetch(ask(f"[{tasks}]"), patient=False)
+        except (DurableError, psycopg.Error) as error:
+            if len(items) == 1:
+                refused[items[0].task_id] = AGAIN if is_busy(error) else error
+                return []
+            middle = len(items) // 2
+            return [
+                *await self._ask_of(ask, items[:middle], refused),
+                *await self._ask_of(ask, items[middle:], refused),
+            ]
 
     async def _spawn(self, children: Sequence[Child]) -> Outcomes:
         by_parent: defaultdict[tuple[str, UUID, int], list[int]] = defaultdict(list)

@@ -85,6 +85,7 @@ class Waits:
         self._busy_count = 0
         self._calls = 0
         self._only_root = True
+        self._over = False
         self._gate: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -102,16 +103,10 @@ class Waits:
 
     def exit(self, task: asyncio.Task[Any] | None) -> None:
         """End a durable call."""
-        self._busy_count -= 1
-        if (
-            task is None
-        ):  # a synchronous task ends its calls from outside, one at a time
+        if task is None:  # a synchronous task ends its one call from outside
             self._busy.clear()
         self._busy.discard(task)
-        if self._busy_count == 0 and self._idle is not None:
-            self._idle.set_result(None)
-            self._idle = None
-        self._consider()
+        self.let_go()
 
     async def park(self, wait: Wait) -> Resolved:
         """Park the calling branch, which has entered, until its wait is over."""
@@ -133,11 +128,33 @@ class Waits:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
 
-    def cancel_busy(self) -> None:
-        """Cancel the branches that are in a durable call."""
-        for task in list(self._busy):
-            if task is not None:
-                task.cancel()
+    def busy(self) -> list[asyncio.Task[Any] | None]:
+        """Return the branches that are in a durable call."""
+        return list(self._busy)
+
+    def hold(self) -> None:
+        """Count as busy what no branch waits for any more, until `let_go`."""
+        self._busy_count += 1
+
+    def let_go(self) -> None:
+        """Count one call less as busy."""
+        self._busy_count -= 1
+        if self._busy_count == 0 and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+        self._consider()
+
+    async def end(self, error: BaseException) -> None:
+        """End what is parked with an error: the code is over, there is no leaving.
+
+        Unless the run is on its way out already: then this returns when it has left,
+        or has been told that it stays.
+        """
+        self._over = True
+        leaving = self._leaving
+        if leaving is not None and self._gate is not None:
+            await asyncio.wait({leaving})
+        self.release(error)
 
     def release(self, error: BaseException) -> None:
         """End all waits of the run with an error, and let nothing begin."""
@@ -150,7 +167,7 @@ class Waits:
                 task.cancel()
 
     def _consider(self) -> None:
-        if not self._pending():
+        if self._over or not self._pending():
             return
         if self._busy_count:
             if self._polling is None:
@@ -160,7 +177,7 @@ class Waits:
 
     async def _leave(self) -> None:
         try:
-            while self._pending() and not self._busy_count:
+            while self._may_leave():
                 if self._only_root or await self._settled():
                     await self._try_to_leave()
                 await asyncio.sleep(0)  # whoever was resolved goes on first
@@ -172,18 +189,25 @@ class Waits:
         await asyncio.sleep(_SETTLE_SECONDS)
         for _ in range(_SETTLE_TURNS):
             await asyncio.sleep(0)
-        return calls == self._calls
+        return calls == self._calls and self._may_leave()
+
+    def _may_leave(self) -> bool:
+        return bool(not self._over and not self._busy_count and self._pending())
 
     async def _try_to_leave(self) -> None:
         self._gate = asyncio.get_running_loop().create_future()
         try:
             resolved = await self._suspend(self._as_json())
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            self._fail(error)
         except BaseException:
             self._open_gate()
             raise
-        if resolved is not None:
+        else:
+            if resolved is None:
+                return
             self._resolve(resolved)
-            self._open_gate()
+        self._open_gate()
 
     async def _poll_parked(self) -> None:
         try:
@@ -193,6 +217,8 @@ class Waits:
                 await asyncio.sleep(max(min([_POLL_SECONDS, *due]), _POLL_AGAIN))
                 if self._pending() and self._gate is None:
                     self._resolve(await self._poll(self._as_json()) or {})
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            self._fail(error)
         finally:
             self._polling = None
 
@@ -201,6 +227,10 @@ class Waits:
             wait = self._parked.get(key)
             if wait is not None and not wait.future.done():
                 wait.future.set_result(outcome)
+
+    def _fail(self, error: Exception) -> None:
+        for wait in self._pending():
+            wait.future.set_exception(error)
 
     def _open_gate(self) -> None:
         gate, self._gate = self._gate, None

@@ -72,22 +72,23 @@ class Worker:
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: set[tuple[UUID, int]] = set()
+        self._left: list[Run] = []
         self._ended = 0
+        self._stopping = False
         self._exits = contextlib.AsyncExitStack()
         self._host: asyncio.Task[Any] | None = None
         self._fatal: Exception | None = None
         self._pid = os.getpid()
 
     async def __aenter__(self) -> Self:
-        self._host = asyncio.current_task()
+        if self._pid != os.getpid():
+            raise RuntimeError("a worker does not survive a fork: make a new one")
         try:
             await self._start()
-        except BaseException as error:
+        except BaseException:
             await self._exits.aclose()
-            if self._fatal is not None and isinstance(error, asyncio.CancelledError):
-                self._uncancel()
-                raise self._fatal from None
             raise
+        self._host = asyncio.current_task()  # from here on it may be cancelled
         return self
 
     async def __aexit__(
@@ -96,12 +97,16 @@ class Worker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        host, self._host = self._host, None  # what fails from here on ends nothing
+        if self._fatal is not None and host is not None:
+            if not isinstance(exc, asyncio.CancelledError):  # it may be on its way
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+            host.uncancel()
         await self._stop()
         if self._fatal is not None and (
-            exc_type is None or issubclass(exc_type, asyncio.CancelledError)
+            exc is None or isinstance(exc, asyncio.CancelledError)
         ):
-            if exc_type is not None:
-                self._uncancel()
             raise self._fatal
 
     async def drain(self) -> int:
@@ -184,22 +189,31 @@ class Worker:
         self._claiming.add_done_callback(self._claims_ended)
 
     async def _stop(self) -> None:
-        self._claiming.cancel()
-        await asyncio.wait({self._claiming})
-        if self._tasks and self._fatal is None:
-            await asyncio.wait(self._tasks, timeout=self._shutdown_timeout)
-        left = list(self._runs.values())
-        for run in left:
-            run.leave("shutdown")
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_LEAVING_SECONDS)
-        if self._fatal is None:
-            await self._release(left)
-        for task in self._tasks:
-            task.cancel()
-        await self._exits.aclose()
+        try:
+            self._claiming.cancel()
+            await asyncio.wait({self._claiming})
+            if self._fatal is None:
+                await self._all_have_ended(self._shutdown_timeout)
+            self._stopping = True
+            for run in list(self._runs.values()):
+                run.leave("shutdown")
+            await self._all_have_ended(_LEAVING_SECONDS)
+            if self._fatal is None:
+                await self._release([*self._left, *self._runs.values()])
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._exits.aclose()
+
+    async def _all_have_ended(self, timeout: float) -> None:
+        """Return when nothing runs here, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
     async def _release(self, left: Sequence[Run]) -> None:
+        """Give back what has not ended, in its place in line."""
         held: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for run in left:
             if run.left is not None and run.left.reason == "shutdown":
@@ -211,13 +225,16 @@ class Worker:
                         "available_at": claimed.available_at.isoformat(),
                     }
                 )
-        for queue, tasks in held.items():
-            statement = _sql.release_tasks(queue, json.dumps(tasks))
-            try:
-                async with asyncio.timeout(_LEAVING_SECONDS):
-                    await self._services.calling.fetch(statement)
-            except TimeoutError:
-                logger.warning("the database is away: tasks go on when leases expire")
+        fetch = self._services.calling.fetch
+        try:
+            async with asyncio.timeout(_LEAVING_SECONDS):
+                for queue in self._queues:
+                    if queue in held:
+                        await fetch(_sql.release_tasks(queue, json.dumps(held[queue])))
+                    # a claim's answer may have been cut off
+                    await fetch(_sql.release_unknown(queue, self.worker_id, ()))
+        except TimeoutError:
+            logger.warning("the database is away: tasks go on when leases expire")
 
     # -- what cannot go on ---------------------------------------------------------
 
@@ -232,10 +249,6 @@ class Worker:
             self._give_up(
                 error if isinstance(error, Exception) else RuntimeError(error)
             )
-
-    def _uncancel(self) -> None:
-        if self._host is not None:
-            self._host.uncancel()
 
     async def _give_back_unknown(self, connection: AsyncConnection[Any]) -> None:
         """After a lost connection: a claim's answer may have been lost with it."""
@@ -275,7 +288,10 @@ class Worker:
         run = Run(claimed, definition, checkpoints, self._services)
         self._runs[claimed.task_id] = run
         try:
-            await self._execute(run)
+            if self._stopping:
+                run.leave("shutdown")
+            else:
+                await self._execute(run)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -284,8 +300,12 @@ class Worker:
             if self._runs.get(claimed.task_id) is run:
                 del self._runs[claimed.task_id]
             self._held.discard((claimed.task_id, claimed.claim))
+            if self._stopping:
+                self._left.append(run)
             self._ended += 1
             self._claims.freed.set()
+            if run.left is not None and run.left.reason == "waiting":
+                self._claims.heard.set()  # it may be due before the next look for work
 
     async def _execute(self, run: Run) -> None:
         definition = run.definition

@@ -1,0 +1,316 @@
+"""Eight sessions do anything at any time: nothing deadlocks, is lost or left behind.
+
+Transactions pause and roll back at random, leases lapse, snapshots are old. The order
+in which threads run is not repeatable, but what each of them wants to do is: give the
+seed that a failure prints in DURABLE_TEST_SEED.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+
+from tests.support.wait import eventually
+
+SECONDS = 10
+SESSIONS = 8
+EVENTS = 300
+LEVELS = [None, None, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+
+# What the loser of a race is told; anything else fails the test.
+EXPECTED = {"40001", "55P03", "WFCAN", "WFFIN", "WFLST"}
+
+ASLEEP_THOUGH_OVER = """
+select count(*)
+from durable.tasks join durable.waits using (queue, task_id)
+where tasks.state = 'sleeping' and tasks.error is null and (
+  exists (
+    select from durable.events
+    where events.queue = waits.queue and events.name = waits.event_name
+      and events.emitted_at is not null)
+  or waits.task_ids is not null and not exists (
+    select from durable.tasks as target
+    where target.queue = waits.queue and target.task_id = any (waits.task_ids)
+      and target.finished_at is null))
+"""
+ASLEEP_UNWATCHED = """
+select count(*)
+from durable.tasks join durable.waits using (queue, task_id)
+where tasks.state = 'sleeping' and tasks.error is null and waits.task_ids is not null
+  and not exists (
+    select from durable.tasks as target
+    where target.queue = waits.queue and target.task_id = waits.target_task_id
+      and target.finished_at is null)
+"""
+ASLEEP_FOR_NOTHING = """
+select count(*) from durable.tasks
+where state = 'sleeping' and available_at is null and not exists (
+  select from durable.waits
+  where waits.queue = tasks.queue and waits.task_id = tasks.task_id)
+"""
+ORPHANS = """
+select count(*)
+from durable.tasks as child
+join durable.tasks as parent
+  on parent.queue = child.queue and parent.task_id = child.parent_task_id
+where parent.state in ('failed', 'cancelled') and child.finished_at is null
+"""
+COUNT = "select count(*) from durable.tasks where state::text like %s"
+CLAIM = """
+select task_id, claim from durable.claim_tasks('default', 'w', null, %s, %s)
+"""
+SPAWN_CHILDREN = """
+select name, created from durable.spawn_children('default', %s, %s, %s)
+"""
+DEADLOCKS = """
+select deadlocks from pg_stat_database where datname = current_database()
+"""
+
+
+class Player(threading.Thread):
+    """A session that is a client, a worker and a housekeeper by turns."""
+
+    def __init__(self, dsn: str, seed: str, over: threading.Event) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+        self.failure: BaseException | None = None
+        self._dsn = dsn
+        self._random = Random(seed)
+        self._over = over
+        self._roots: list[UUID] = []
+
+    def run(self) -> None:
+        try:
+            with psycopg.connect(self._dsn) as self._db:
+                self._db.execute("set deadlock_timeout = '100ms'")
+                self._db.commit()
+                while not self._over.is_set():
+                    self._move()
+        except psycopg.OperationalError as failure:
+            self.failure = failure
+        except BaseException as failure:  # noqa: BLE001 - the test raises it again
+            self.failure = failure
+
+    def _move(self) -> None:
+        moves: list[tuple[int, Callable[[], Any]]] = [
+            (6, self._emit),
+            (5, self._cancel),
+            (3, self._retry),
+            (10, self._spawn),
+            (4, lambda: self._tell("select durable.apply_notes('default', 20)")),
+            (4, lambda: self._tell("select durable.expire_leases('default')")),
+            (2, lambda: self._tell("select durable.expire_deadlines('default')")),
+            (1, lambda: self._tell("select durable.prune_events('default')")),
+            (30, self._work),
+        ]
+        weights = [weight for weight, _ in moves]
+        self._random.choices([move for _, move in moves], weights)[0]()
+
+    def _tell(
+        self, query: str, *args: Any, level: IsolationLevel | None = None
+    ) -> list[tuple[Any, ...]] | None:
+        """Make a call; None when it was refused, or rolled back for the fun of it."""
+        self._db.isolation_level = level
+        try:
+            with self._db.transaction() as transaction:
+                if level is not None:
+                    self._db.execute("select from durable.queues")
+                    self._pause()
+                rows = self._db.execute(query, args).fetchall()
+                self._pause()
+                if self._random.random() < 0.03:
+                    raise psycopg.Rollback(transaction)
+                return rows
+        except psycopg.Error as refusal:
+            self.count[str(refusal.sqlstate)] += 1
+            if refusal.sqlstate not in EXPECTED:
+                raise
+        self.count["rolled back"] += 1
+        return None
+
+    def _pause(self) -> None:
+        if self._random.random() < 0.5:
+            time.sleep(self._random.random() * 0.003)
+
+    def _event(self) -> str:
+        return f"event-{self._random.randrange(EVENTS)}"
+
+    def _level(self) -> IsolationLevel | None:
+        return self._random.choice(LEVELS)
+
+    # Clients
+
+    def _emit(self) -> None:
+        emit = "select durable.emit_event('default', %s)"
+        self._tell(emit, self._event(), level=self._level())
+
+    def _cancel(self) -> None:
+        if self._roots:
+            cancel = "select durable.cancel_task('default', %s)"
+            self._tell(
+                cancel, self._random.choice(self._roots[-30:]), level=self._level()
+            )
+
+    def _retry(self) -> None:
+        if self._roots:
+            retry = "select durable.retry_task('default', %s)"
+            self._tell(retry, self._random.choice(self._roots[-30:]))
+
+    def _spawn(self) -> None:
+        chance = self._random.random()
+        options: dict[str, Any] = {"retry": {"kind": "fixed", "base_seconds": 0.01}}
+        if chance < 0.3 and self._roots:
+            options["parent_task_id"] = str(self._random.choice(self._roots[-10:]))
+        elif chance < 0.5:
+            options["idempotency_key"] = f"key-{self._random.randrange(10**4)}"
+        elif chance < 0.6:
+            options["max_duration"] = self._random.random() * 0.1
+        spawn = "select task_id, created from durable.spawn('default', 'a', '{}', %s)"
+        rows = self._tell(spawn, json.dumps(options), level=self._level())
+        for task_id, created in rows or []:
+            self.count["spawned"] += created
+            if "parent_task_id" not in options:
+                self._roots.append(task_id)
+
+    # Workers
+
+    def _work(self) -> None:
+        claim = CLAIM
+        lease = self._random.choice([0.005, 60, 60, 60])
+        helds = self._tell(claim, self._random.randint(1, 6), lease)
+        done = [held for held in helds or [] if self._goes_on(*held)]
+        while done:
+            ends = self._elements(done, result=1)
+            steps = self._elements(done, name="step", value=1)
+            rows = self._tell(
+                "select * from durable.flush('default', %s, %s, null)", steps, ends
+            )
+            if rows is not None:
+                self.count["completed"] += len(done) - len(rows)
+                break
+            done = done[1:]
+
+    def _goes_on(self, task_id: UUID, claim: int) -> bool:
+        """Do what this task does; whether it is then done."""
+        held = [(task_id, claim)]
+        load = "select name, value from durable.load_checkpoints('default', %s)"
+        rows = self._tell(load, self._elements(held))
+        if rows is None:
+            return False
+        known = dict(rows)
+        kind = Random(str(task_id)).random()
+        if kind < 0.3:
+            return self._join(task_id, claim, known)
+        if kind < 0.55:
+            timeout = {"seconds": 0.02} if kind < 0.4 else {}
+            wait = {
+                "name": "$event",
+                "event": f"event-{int(kind * 1e6) % EVENTS}",
+                **timeout,
+            }
+            return "$event" in known or self._suspend(held, wait)
+        if kind < 0.6:
+            failed = self._elements(
+                held, retryable=kind < 0.58, error={"type": "E", "message": "no"}
+            )
+            self._tell("select * from durable.fail_tasks('default', %s)", failed)
+            return False
+        if kind < 0.65:
+            self._tell(
+                "select * from durable.extend_leases('default', %s)",
+                self._elements(held),
+            )
+        return kind < 0.98 or self._random.random() < 0.5  # the rest vanishes
+
+    def _join(self, task_id: UUID, claim: int, known: dict[str, Any]) -> bool:
+        if "$join" in known:
+            return True
+        names = [f"$child#{n}" for n in range(1 + task_id.int % 4)]
+        if "$child#0" not in known:
+            children = [{"name": name, "task": "child"} for name in names]
+            spawn = SPAWN_CHILDREN
+            rows = self._tell(spawn, task_id, claim, json.dumps(children))
+            if rows is None:
+                return False
+            self.count["spawned"] += len(rows)
+            load = "select name, value from durable.load_checkpoints('default', %s)"
+            known = dict(self._tell(load, self._elements([(task_id, claim)])) or [])
+        ids = [known[name]["task_id"] for name in names if name in known]
+        waits = [{"name": "$join", "task_ids": ids}]
+        if task_id.int % 3 == 0:
+            waits.append({"name": "$event", "event": self._event()})
+        if task_id.int % 5 == 0:
+            polled = self._elements([(task_id, claim)], waits=waits)
+            self._tell("select * from durable.poll_waits('default', %s)", polled)
+        return self._suspend([(task_id, claim)], *waits)
+
+    def _suspend(self, held: list[tuple[UUID, int]], *waits: dict[str, Any]) -> bool:
+        suspend = "select outcome from durable.suspend_tasks('default', %s)"
+        rows = self._tell(
+            suspend, self._elements(held, waits=waits), level=self._level()
+        )
+        outcome = rows[0][0] if rows else "none"
+        self.count[outcome] += 1
+        return bool(outcome == "resolved")
+
+    @staticmethod
+    def _elements(helds: list[tuple[UUID, int]], **more: Any) -> str:
+        return json.dumps([{"task_id": str(i), "claim": n, **more} for i, n in helds])
+
+
+@pytest.fixture
+def seed() -> str:
+    seed = os.environ.get("DURABLE_TEST_SEED", str(Random().randrange(10**6)))
+    print("DURABLE_TEST_SEED =", seed)
+    return seed
+
+
+@pytest.mark.slow
+def test_keeps_every_promise_whoever_meets_whom(
+    dsn: str, db: psycopg.Connection, seed: str
+) -> None:
+    over = threading.Event()
+    players = [Player(dsn, f"{seed}/{n}", over) for n in range(SESSIONS)]
+    for player in players:
+        player.start()
+    over.wait(SECONDS)
+    over.set()
+    count: Counter[str] = Counter()
+    for player in players:
+        player.join()
+        if player.failure is not None:
+            raise player.failure
+        count += player.count
+    print(dict(count))
+
+    def value(query: str, *args: Any) -> int:
+        row = db.execute(query, args).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def no_notes() -> bool:
+        db.execute("select durable.apply_notes('default', 1000)")
+        return value("select count(*) from durable.notes") == 0
+
+    eventually(no_notes, what="all notes applied")
+    found = {
+        "asleep though over": value(ASLEEP_THOUGH_OVER),
+        "asleep unwatched": value(ASLEEP_UNWATCHED),
+        "asleep for nothing": value(ASLEEP_FOR_NOTHING),
+        "orphans": value(ORPHANS),
+        "deadlocks": value(DEADLOCKS),
+    }
+    assert found == dict.fromkeys(found, 0)
+    assert value(COUNT, "%") == count["spawned"]
+    assert value(COUNT, "completed") == count["completed"]
