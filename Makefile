@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types pgtap pytest pytest18 container dist env clean
+.PHONY: help demo test check lint types pgtap pytest pytest18 container docs golden dist env clean
 
 BIN := .venv/bin
 WORKERS ?= 4
@@ -43,6 +43,12 @@ pytest18: .venv/dev ## the same on the embedded Postgres 18
 container: .venv/dev ## the same promise in a container, if an engine can be had
 	.ci/postgres > /dev/null
 	$(BIN)/python -m tests.container.engine $(BIN)/pytest tests/test_container.py
+
+docs: .venv/dev ## the pages that are made: the SQL API and the errors
+	$(BIN)/python python-sdk/tools/make_docs.py
+
+golden: .venv/dev ## accept the schema as it is into tests/golden
+	$(BIN)/python -m tests.support.schema
 
 dist: .venv/dev ## dist/: one flat durable.sql for psql, and the wheel
 	mkdir -p dist

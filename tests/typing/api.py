@@ -60,7 +60,7 @@ class NotifyCustomer(Task[Slip, None]):
     def run(self, slip: Slip, ctx: SyncTaskContext) -> None:
         assert_type(ctx.step("weigh", weigh, Order(id=1), "kg"), float)
         ctx.sleep_for("cool-off", 1)
-        ctx.step("weigh", weigh, "no order", "kg")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        ctx.step("weigh", weigh, "no order", "kg")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType]
 
 
 class ProcessOrder(Task[Order, str]):

@@ -1,0 +1,288 @@
+-- What every test starts with: two queues, a clock that stands still until it is
+-- moved, and helpers. The test's own rollback removes all of it.
+--
+-- Tests call tasks by nicknames: spawned('a') makes one, id('a') is its id,
+-- held('a b') the argument by which a worker speaks of a and b under the last claims
+-- on them, held('a', '{"claim": 1}') under the first.
+
+create schema tap;
+grant usage on schema tap to public;
+
+\ir _search_path.sql
+select set_config('timezone', 'UTC', true) as timezone,
+  set_config('test.now', '2030-01-01 00:00:00+00', true) as now \gset
+
+create or replace function durable._now()
+returns timestamptz
+language sql
+volatile
+as $$
+  select current_setting('test.now')::timestamptz;
+$$;
+
+select durable.create_queue('q') as q, durable.create_queue('other') as other \gset
+
+create table tap.nicknames (
+  nick    text primary key,
+  task_id uuid not null
+);
+
+
+-- The moment so many seconds after the test's beginning.
+create function tap.at(seconds double precision)
+returns timestamptz
+language sql
+immutable
+as $$
+  select timestamptz '2030-01-01 00:00:00+00' + make_interval(secs => seconds);
+$$;
+
+
+-- Moves the clock to that moment.
+create function tap.move_to(seconds double precision)
+returns text
+language sql
+as $$
+  select set_config('test.now', tap.at(seconds)::text, true);
+$$;
+
+
+create function tap.call_it(nick text, task_id uuid)
+returns uuid
+language sql
+as $$
+  insert into tap.nicknames values (nick, task_id)
+  on conflict on constraint nicknames_pkey do update set task_id = excluded.task_id
+  returning nicknames.task_id;
+$$;
+
+
+create function tap.id(nick text)
+returns uuid
+language sql
+as $$
+  select task_id from tap.nicknames where nicknames.nick = id.nick;
+$$;
+
+
+create function tap.nick(task_id uuid)
+returns text
+language sql
+as $$
+  select nicknames.nick from tap.nicknames where nicknames.task_id = nick.task_id;
+$$;
+
+
+create function tap.spawned(nick text, options jsonb default '{}', task text default 'job')
+returns uuid
+language sql
+as $$
+  select tap.call_it(nick, (durable.spawn('q', task, '{}', options)).task_id);
+$$;
+
+
+-- Spawned below another task.
+create function tap.spawned_below(parent text, nick text, options jsonb default '{}')
+returns uuid
+language sql
+as $$
+  select tap.spawned(nick, options || jsonb_build_object('parent_task_id', tap.id(parent)));
+$$;
+
+
+-- Held by the worker for 30 seconds, whatever else is due.
+create function tap.claimed(nick text, worker text default 'worker')
+returns integer
+language sql
+as $$
+  select (durable._claim('q', tap.id(nick), claimed.worker, durable._now(), 30,
+    case when started_at is null
+      then durable._now() + make_interval(secs => max_duration) else deadline_at end)).claim
+  from durable.tasks
+  where queue = 'q' and task_id = tap.id(nick);
+$$;
+
+
+-- Spawned and held.
+create function tap.started(nick text, options jsonb default '{}')
+returns integer
+language sql
+as $$
+  select tap.claimed(nick) from tap.spawned(nick, options);
+$$;
+
+
+create function tap.started_below(parent text, nick text, options jsonb default '{}')
+returns integer
+language sql
+as $$
+  select tap.claimed(nick) from tap.spawned_below(parent, nick, options);
+$$;
+
+
+create function tap.task(nick text)
+returns durable.tasks
+language sql
+as $$
+  select tasks from durable.tasks where task_id = tap.id(nick);
+$$;
+
+
+-- The claim under which it is held, or was held last.
+create function tap.claim(nick text)
+returns integer
+language sql
+as $$
+  select greatest(claim - 1 + claim % 2, 1) from tap.task(nick);
+$$;
+
+
+-- 'a b c' to three rows.
+create function tap.words(nicks text)
+returns table (nick text, place bigint)
+language sql
+immutable
+as $$
+  select * from string_to_table(nicks, ' ') with ordinality;
+$$;
+
+
+create function tap.states(nicks text)
+returns text
+language sql
+as $$
+  select string_agg(coalesce((tap.task(nick)).state::text, 'gone'), ' ' order by place)
+  from tap.words(nicks);
+$$;
+
+
+create function tap.held(nicks text, said jsonb default '{}')
+returns json
+language sql
+as $$
+  select json_agg(
+    jsonb_build_object('task_id', tap.id(nick), 'claim', tap.claim(nick)) || said
+    order by place)
+  from tap.words(nicks);
+$$;
+
+
+-- The ids of tasks, as await_tasks takes them.
+create function tap.ids(nicks text)
+returns uuid[]
+language sql
+as $$
+  select array_agg(tap.id(nick) order by place) from tap.words(nicks);
+$$;
+
+
+create function tap.completed(nicks text, result jsonb default 'null')
+returns text
+language sql
+as $$
+  select string_agg(outcome, ' ')
+  from durable.complete_tasks('q', tap.held(nicks, jsonb_build_object('result', result)));
+$$;
+
+
+create function tap.failed(nicks text, said jsonb default '{}')
+returns text
+language sql
+as $$
+  select string_agg(outcome, ' ')
+  from durable.fail_tasks('q', tap.held(nicks,
+    '{"error": {"type": "Oops", "message": "no"}}'::jsonb || said));
+$$;
+
+
+-- Given back by its worker, and due at once.
+create function tap.released(nicks text)
+returns text
+language sql
+as $$
+  select string_agg(outcome, ' ') from durable.release_tasks('q', tap.held(nicks));
+$$;
+
+
+create function tap.saved(nicks text, name text, value json default 'null')
+returns text
+language sql
+as $$
+  select string_agg(outcome, ' ')
+  from durable.save_checkpoints('q', (
+    select json_agg(json_build_object(
+      'task_id', tap.id(nick), 'claim', tap.claim(nick), 'name', name, 'value', value))
+    from tap.words(nicks)));
+$$;
+
+
+-- Asleep until all of these have finished, or for so long at most.
+create function tap.joining(nick text, others text, timeout double precision default null)
+returns text
+language sql
+as $$
+  select outcome
+  from durable.await_tasks('q', tap.id(nick), tap.claim(nick), '$join', tap.ids(others), timeout);
+$$;
+
+
+create function tap.awaiting(nick text, event text, timeout double precision default null)
+returns text
+language sql
+as $$
+  select outcome
+  from durable.await_event('q', tap.id(nick), tap.claim(nick), '$event:' || event, event, timeout);
+$$;
+
+
+create function tap.sleeping(nick text, seconds double precision)
+returns text
+language sql
+as $$
+  select outcome
+  from durable.sleep_until('q', tap.id(nick), tap.claim(nick), '$sleep', tap.at(seconds));
+$$;
+
+
+-- What a task has done, as one line: "name state value, ...".
+create function tap.history(nick text)
+returns text
+language sql
+as $$
+  select coalesce(string_agg(concat_ws(' ', name, state, value), ', ' order by name), '')
+  from durable.checkpoints
+  where task_id = tap.id(nick);
+$$;
+
+
+-- A fingerprint of every row: what compares equal was not touched.
+create function tap.everything()
+returns text
+language sql
+as $$
+  select md5(string_agg(line, e'\n' order by line))
+  from (
+    select tasks::text from durable.tasks
+    union all select runs::text from durable.runs
+    union all select checkpoints::text from durable.checkpoints
+    union all select events::text from durable.events
+    union all select waits::text from durable.waits
+    union all select idempotency_keys::text from durable.idempotency_keys
+    union all select notes::text from durable.notes
+    union all select queues::text from durable.queues
+  ) as lines (line);
+$$;
+
+
+-- Whether a statement raises nothing and leaves every row as it was.
+create function tap.changes_nothing(statement text, description text)
+returns text
+language plpgsql
+as $$
+declare
+  _before text := tap.everything();
+begin
+  execute statement;
+  return is(tap.everything(), _before, description);
+end;
+$$;

@@ -1,0 +1,148 @@
+begin;
+\ir _setup.sql
+select plan(107);
+
+-- every argument that is a name, by its longest
+
+create function pg_temp.spawn_child(name text, task text)
+returns setof durable.spawned_child
+language sql
+as $$
+  select * from durable.spawn_children('q', tap.id('t'), 1,
+    jsonb_build_array(jsonb_build_object('name', name, 'task', task)));
+$$;
+
+create function pg_temp.poll(name text, event text)
+returns setof durable.wait_outcome
+language sql
+as $$
+  select * from durable.poll_waits('q', tap.held('t', jsonb_build_object('waits',
+    jsonb_build_array(jsonb_build_object('name', name, 'event', event, 'seconds', 1)))));
+$$;
+
+create temp table arguments (what, call, most) as values
+  ('create_queue''s queue',    'select durable.create_queue(%L)', 100),
+  ('spawn''s task',            'select durable.spawn(''q'', %L)', 100),
+  ('spawn_many''s task',       'select durable.spawn_many(''q'', json_build_array(json_build_object(''task'', %L))::jsonb)', 100),
+  ('spawn''s idempotency_key', 'select durable.spawn(''q'', ''job'', ''{}'', jsonb_build_object(''idempotency_key'', %L))', 255),
+  ('claim_tasks''s worker',    'select durable.claim_tasks(''q'', %L, array[''nothing''])', 255),
+  ('emit_event''s event',      'select durable.emit_event(''q'', %L)', 255),
+  ('emit_from_task''s event',  'select durable.emit_from_task(''q'', id(''t''), 1, gen_random_uuid()::text, %L)', 255),
+  ('emit_from_task''s name',   'select durable.emit_from_task(''q'', id(''t''), 1, %L, ''e'')', 512),
+  ('spawn_children''s name',   'select pg_temp.spawn_child(%L, ''job'')', 512),
+  ('spawn_children''s task',   'select pg_temp.spawn_child(gen_random_uuid()::text, %L)', 100),
+  ('save_checkpoints''s name', 'select durable.save_checkpoints(''q'', held(''t'', jsonb_build_object(''name'', %L)))', 512),
+  ('poll_waits''s name',       'select pg_temp.poll(%L, null)', 512),
+  ('poll_waits''s event',      'select pg_temp.poll(gen_random_uuid()::text, %L)', 255);
+
+select started('t') \g /dev/null
+select throws_ok(format(call, name), '22023', null, format('%s is refused: %s', what, why))
+from arguments
+cross join lateral (values
+  ('',                              'empty'),
+  (' ',                             'blank'),
+  (e'new\nline',                    'a control character'),
+  (repeat('n', most - 1) || 'é',    'one byte too long, in characters just right')
+) as refused (name, why);
+select lives_ok(format(call, name), format('%s may be: %s', what, why))
+from arguments
+cross join lateral (values
+  (repeat('é', (most - 1) / 2) || repeat('n', most - (most - 1) / 2 * 2), 'as long as it gets'),
+  ('it''s "a" \ $$ %s {} -- ; 🐘',  'full of quotes')
+) as accepted (name, why);
+
+-- hostile text goes through a whole life unharmed
+
+select 'it''s "a" \\ $$ %s -- 🐘' as name \gset
+select durable.create_queue(:'name') \g /dev/null
+select (durable.spawn(:'name', :'name', to_jsonb(:'name'::text), jsonb_build_object(
+  'idempotency_key', :'name', 'headers',
+    jsonb_build_object(:'name', :'name')))).task_id as task_id \gset
+select results_eq(
+  format('select task_id, name, params #>> %L, headers ->> %L from durable.claim_tasks(%L, %L, array[%L])',
+    '{}', :'name', :'name', :'name', :'name'),
+  format('values (%L::uuid, %L, %L, %L)', :'task_id', :'name', :'name', :'name'),
+  'hostile text is claimed as it was spawned');
+select is((durable.await_event(:'name', :'task_id', 1, :'name', :'name')).outcome, 'suspended',
+  'waits for an event');
+select is(durable.emit_event(:'name', :'name', to_jsonb(:'name'::text)), true, 'is emitted');
+select durable.claim_tasks(:'name', :'name') \g /dev/null
+select is(value #>> '{}', :'name', 'comes back')
+from durable.load_checkpoints(:'name',
+  json_build_array(json_build_object('task_id', :'task_id', 'claim', 3)));
+select is(outcome, 'ok', 'and completes')
+from durable.complete_tasks(:'name',
+  json_build_array(json_build_object('task_id', :'task_id', 'claim', 3, 'result', :'name')));
+select is((durable.get_task_result(:'name', :'task_id')).result #>> '{}', :'name',
+  'with the result that was meant');
+select results_eq($$ select * from durable.list_queues()
+  where list_queues like '%🐘%' and list_queues not like '%;%' $$,
+  format('values (%L)', :'name'), 'the queue is listed');
+select is(durable.drop_queue(:'name'), true, 'and dropped');
+
+-- a caller's columns may have any collation
+
+create collation pg_temp.german (provider = icu, locale = 'de');
+create temp table callers (q text collate "POSIX", d text collate pg_temp.german,
+  e text collate "C");
+insert into callers values ('q', 'job', 'e');
+select lives_ok(format(call, ''), format('%s takes columns of any collation', what))
+from (values
+  ('create_queue',    'select durable.create_queue(q || d) from callers'),
+  ('spawn',           'select durable.spawn(q, d) from callers'),
+  ('spawn_many',      'select durable.spawn_many(q, ''[{"task": "job"}]'') from callers'),
+  ('emit_event',      'select durable.emit_event(q, d) from callers'),
+  ('claim_tasks',     'select durable.claim_tasks(q, d, array[d]) from callers'),
+  ('get_next_due',    'select durable.get_next_due(q, array[d]) from callers'),
+  ('list_waiting_names', 'select durable.list_waiting_names(q) from callers'),
+  ('release_unknown', 'select durable.release_unknown(q, d, ''{}'') from callers'),
+  ('cancel_task',     'select durable.cancel_task(q, id(''t''), d) from callers'),
+  ('retry_task',      'select durable.retry_task(q, id(''t'')) from callers'),
+  ('get_task_result', 'select durable.get_task_result(q, id(''t'')) from callers'),
+  ('queue_stats',     'select durable.queue_stats(q) from callers'),
+  ('keep_house',      'select durable.keep_house(q) from callers'),
+  ('take_door',       'select durable.take_door(q, d), durable.leave_door(q, d) from callers'),
+  ('await_event',     'select claimed(''t''); select durable.await_event(q, id(''t''), 3, d, e) from callers'),
+  ('drop_queue',      'select durable.drop_queue(q || d) from callers')
+) as calls (what, call);
+select is((durable.spawn(q, d, '{}', jsonb_build_object('idempotency_key', d))).created, true,
+  'a key may have any collation')
+from callers;
+select is((durable.spawn(q, d, '{}', jsonb_build_object('idempotency_key', d))).created, false,
+  'and is found again')
+from callers;
+
+-- what a session has set does not matter
+
+select started('early'), started('late') \g /dev/null
+create temp table claims as select nick, claim(nick), id(nick) from words('early late');
+create temp table said (sentence text);
+set local search_path = '';
+set local timezone = 'America/New_York';
+set local datestyle = 'German';
+set local intervalstyle = 'iso_8601';
+set local enable_indexscan = off;
+set local plpgsql.variable_conflict = use_column;
+insert into pg_temp.said
+select concat_ws(' ', (durable.spawn('q', 'elsewhere', '{}', '{"max_delay": 86400}')).created,
+  (durable.sleep_until('q', id, claim, '$sleep', '2030-03-10 12:00:00+00')).outcome)
+from pg_temp.claims where nick = 'early';
+insert into pg_temp.said
+select (durable.await_event('q', id, claim, '$event', 'never', 70 * 86400)).outcome
+  from pg_temp.claims where nick = 'late';
+reset search_path;
+set local timezone = 'UTC';
+reset datestyle;
+reset plpgsql.variable_conflict;
+\ir _search_path.sql
+select results_eq($$ select * from said $$, array['t suspended', 'suspended'],
+  'calls work under any search_path, time zone and style');
+select results_eq(
+  $$ select available_at from durable.tasks where task_id = any (ids('early late')) order by 1 $$,
+  $$ values (timestamptz '2030-03-10 12:00:00+00'), (at(70 * 86400)) $$,
+  'and mean the same times, also across a change of clocks');
+select is((select deadline_at from durable.tasks where name = 'elsewhere'), at(86400),
+  'a day is 86,400 seconds');
+
+select * from finish();
+rollback;

@@ -1,0 +1,142 @@
+begin;
+\ir ../_setup.sql
+select plan(9);
+
+-- The API, in full. Who changes it changes this list, and the version.
+
+create temp table surface (call, returns, granted_to) as values
+  -- client operator worker
+  ('cancel_task(queue text, task_id uuid, reason text DEFAULT NULL::text)',
+   'boolean', 'client operator worker'),
+  ('emit_event(queue text, event text, payload jsonb DEFAULT ''null''::jsonb)',
+   'boolean', 'client operator worker'),
+  ('errors()',
+   'TABLE(code text, name text, meaning text)', 'client operator worker'),
+  ('get_task_result(queue text, task_id uuid)',
+   'SETOF durable.task_result', 'client operator worker'),
+  ('get_task_results(queue text, task_ids uuid[])',
+   'SETOF durable.task_result', 'client operator worker'),
+  ('leave_door(queue text, door text DEFAULT ''work''::text)',
+   'void', 'client operator worker'),
+  ('list_queues()',
+   'SETOF text', 'client operator worker'),
+  ('spawn(queue text, task text, params jsonb DEFAULT ''{}''::jsonb, options jsonb DEFAULT ''{}''::jsonb)',
+   'durable.spawned_task', 'client operator worker'),
+  ('spawn_many(queue text, tasks jsonb)',
+   'SETOF durable.spawned_task', 'client operator worker'),
+  ('take_door(queue text, door text DEFAULT ''work''::text)',
+   'boolean', 'client operator worker'),
+  ('version()',
+   'text', 'client operator worker'),
+  -- worker
+  ('await_event(queue text, task_id uuid, claim integer, name text, event text, timeout double precision DEFAULT NULL::double precision)',
+   'durable.wait_outcome', 'worker'),
+  ('await_tasks(queue text, task_id uuid, claim integer, name text, task_ids uuid[], timeout double precision DEFAULT NULL::double precision)',
+   'durable.wait_outcome', 'worker'),
+  ('claim_tasks(queue text, worker text, names text[] DEFAULT NULL::text[], quantity integer DEFAULT 1, lease double precision DEFAULT 30, after_at timestamp with time zone[] DEFAULT NULL::timestamp with time zone[], after_ids uuid[] DEFAULT NULL::uuid[])',
+   'SETOF durable.claimed_task', 'worker'),
+  ('complete_tasks(queue text, tasks json)',
+   'SETOF durable.write_outcome', 'worker'),
+  ('emit_from_task(queue text, task_id uuid, claim integer, name text, event text, payload jsonb DEFAULT ''null''::jsonb, "position" integer DEFAULT 0, after integer DEFAULT 0)',
+   'boolean', 'worker'),
+  ('extend_leases(queue text, tasks json, lease double precision DEFAULT 30)',
+   'SETOF durable.write_outcome', 'worker'),
+  ('fail_tasks(queue text, tasks json)',
+   'SETOF durable.write_outcome', 'worker'),
+  ('flush(queue text, checkpoints json, completions json, failures json)',
+   'SETOF durable.write_outcome', 'worker'),
+  ('get_next_due(queue text, names text[] DEFAULT NULL::text[])',
+   'double precision', 'worker'),
+  ('list_waiting_names(queue text)',
+   'SETOF text', 'worker'),
+  ('load_checkpoints(queue text, tasks json)',
+   'SETOF durable.loaded_checkpoint', 'worker'),
+  ('poll_waits(queue text, tasks json)',
+   'SETOF durable.wait_outcome', 'worker'),
+  ('release_tasks(queue text, tasks json)',
+   'SETOF durable.write_outcome', 'worker'),
+  ('release_unknown(queue text, worker text, known uuid[])',
+   'integer', 'worker'),
+  ('save_checkpoints(queue text, checkpoints json)',
+   'SETOF durable.write_outcome', 'worker'),
+  ('sleep_until(queue text, task_id uuid, claim integer, name text, until timestamp with time zone)',
+   'durable.wait_outcome', 'worker'),
+  ('spawn_children(queue text, task_id uuid, claim integer, children jsonb)',
+   'SETOF durable.spawned_child', 'worker'),
+  ('suspend_tasks(queue text, tasks json)',
+   'SETOF durable.wait_outcome', 'worker'),
+  -- operator worker
+  ('apply_notes(queue text, quantity integer DEFAULT 100)',
+   'integer', 'operator worker'),
+  ('cleanup(queue text, quantity integer DEFAULT 1000)',
+   'integer', 'operator worker'),
+  ('expire_deadlines(queue text, quantity integer DEFAULT 100)',
+   'integer', 'operator worker'),
+  ('expire_leases(queue text, quantity integer DEFAULT 100)',
+   'integer', 'operator worker'),
+  ('keep_house(queue text, quantity integer DEFAULT 1000)',
+   'durable.house_kept', 'operator worker'),
+  ('prune_events(queue text, quantity integer DEFAULT 1000)',
+   'integer', 'operator worker'),
+  -- operator
+  ('create_queue(queue text, policy jsonb DEFAULT ''{}''::jsonb)',
+   'boolean', 'operator'),
+  ('drop_queue(queue text)',
+   'boolean', 'operator'),
+  ('queue_stats(queue text DEFAULT NULL::text)',
+   'SETOF durable.queue_statistics', 'operator'),
+  ('retry_task(queue text, task_id uuid, options jsonb DEFAULT ''{}''::jsonb)',
+   'durable.spawned_task', 'operator');
+
+create function pg_temp.grantees(acl aclitem[])
+returns text
+language sql
+as $$
+  select string_agg(
+    case grantee when 0 then 'public' else replace(grantee::regrole::text, 'durable_', '') end, ' '
+    order by grantee::regrole::text)
+  from aclexplode(acl)
+  where grantor <> grantee;
+$$;
+
+select set_eq(
+  $$ select format('%s(%s)', proname, pg_get_function_arguments(oid)), pg_get_function_result(oid)
+     from pg_proc where pronamespace = 'durable'::regnamespace and proname !~ '^_' $$,
+  $$ select call, returns from surface $$,
+  'the public functions are these, with these arguments and results');
+select set_eq(
+  $$ select format('%s(%s)', proname, pg_get_function_arguments(oid)), pg_temp.grantees(proacl)
+     from pg_proc where pronamespace = 'durable'::regnamespace and proname !~ '^_' $$,
+  $$ select call, granted_to from surface $$,
+  'they are granted to exactly these roles');
+select is_empty(
+  $$ select proname, pg_temp.grantees(proacl) from pg_proc
+     where pronamespace = 'durable'::regnamespace and proname ~ '^_'
+       and (proacl is null or pg_temp.grantees(proacl) is not null)
+       and oid <> 'durable._now()'::regprocedure $$,
+  'a function whose name begins with _ is granted to nobody');
+select is_empty(
+  $$ select proname from pg_proc
+     where pronamespace = 'durable'::regnamespace and (proacl is null or pg_temp.grantees(proacl) ~ 'public') $$,
+  'no function is granted to everybody');
+select results_eq(
+  $$ select relname::text collate "default", pg_temp.grantees(relacl) from pg_class
+     where relnamespace = 'durable'::regnamespace and pg_temp.grantees(relacl) is not null order by 1 $$,
+  $$ values ('attempts', 'operator'), ('history', 'operator'), ('task_list', 'operator'), ('waiting', 'operator'),
+       ('workers', 'operator') $$,
+  'of the tables and views only the views are granted, to operators');
+select is_empty(
+  $$ select relname, privilege_type from pg_class cross join aclexplode(relacl)
+     where relnamespace = 'durable'::regnamespace and grantor <> grantee and privilege_type <> 'SELECT' $$,
+  'and only to be read');
+select is(pg_temp.grantees(nspacl), 'client operator worker', 'the schema is open to the three roles')
+from pg_namespace where nspname = 'durable';
+select is_empty(
+  $$ select rolname from pg_roles
+     where rolname in ('durable_client', 'durable_worker', 'durable_operator')
+       and (rolcanlogin or rolsuper or rolcreaterole or rolcreatedb or rolbypassrls) $$,
+  'none of which can log in, or anything else');
+select matches(durable.version(), '^\d+\.\d+\.\d+$', 'version() is major.minor.patch');
+
+select * from finish();
+rollback;

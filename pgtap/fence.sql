@@ -1,0 +1,146 @@
+begin;
+\ir _setup.sql
+select plan(60);
+
+-- A task per way of losing it, each once held under claim 1:
+--   taken     its lease ran out, and another worker has it now
+--   expired   its lease ran out, and it waits for the next attempt
+--   given-up  its lease ran out, and there was no other attempt
+--   asleep    it was suspended
+--   done      it has completed
+--   broken    it has failed
+--   released  it was given back
+--   stopped   it was cancelled
+--   revived   it was cancelled, and tried again by hand
+--   gone      it was deleted
+
+select started('taken'), started('expired'), started('given-up', '{"max_attempts": 1}') \g /dev/null
+select move_to(31), durable.expire_leases('q'), claimed('taken', 'another') \g /dev/null
+select started('asleep'), started('done'), started('broken', '{"max_attempts": 1}'),
+  started('released'),
+  started('stopped'), started('revived'), started('gone')
+\g /dev/null
+select saved('done', 'kept'), sleeping('asleep', 90), completed('done'), failed('broken'),
+  released('released'),
+  durable.cancel_task('q', id('stopped')), durable.cancel_task('q', id('revived'))
+\g /dev/null
+select durable.retry_task('q', id('revived')) \g /dev/null
+delete from durable.tasks where task_id = id('gone');
+insert into durable.events values ('q', 'emitted', at(0), '1');
+
+create temp table lost (nick, outcome) as
+values
+  ('taken', 'lost'), ('expired', 'lost'), ('given-up', 'lost'), ('asleep', 'lost'), ('done', 'lost'),
+  ('broken', 'lost'), ('released', 'lost'), ('stopped', 'cancelled'), ('revived', 'lost'), ('gone', 'lost');
+
+select is(
+  states((select string_agg(nick, ' ') from lost)),
+  'running pending failed sleeping completed failed pending cancelled pending gone',
+  'ten ways to lose a task');
+
+create function pg_temp.nobody(said jsonb default '{}')
+returns json
+language sql
+as $$
+  select tap.held((select string_agg(nick, ' ') from lost), said || '{"claim": 1}');
+$$;
+
+-- the functions that answer for each task
+
+select everything() as before \gset
+select results_eq(
+  $$ select nick(task_id), outcome
+     from durable.save_checkpoints('q', pg_temp.nobody('{"name": "s", "value": 1}')) order by 1 $$,
+  $$ select * from lost order by 1 $$,
+  'save_checkpoints() refuses a claim that is over');
+select results_eq(
+  $$ select nick(task_id), outcome from durable.extend_leases('q', pg_temp.nobody(), 999)
+     order by 1 $$,
+  $$ select * from lost order by 1 $$,
+  'extend_leases() refuses a claim that is over');
+select results_eq(
+  $$ select nick(task_id), outcome from durable.release_tasks('q', pg_temp.nobody()) order by 1 $$,
+  $$ select * from lost order by 1 $$,
+  'release_tasks() refuses a claim that is over');
+select results_eq(
+  $$ select nick(task_id), outcome from durable.complete_tasks('q', pg_temp.nobody('{"result": 7}'))
+     order by 1 $$,
+  $$ select nick, case when nick = 'done' then 'ok' else outcome end from lost order by 1 $$,
+  'complete_tasks() refuses a claim that is over, unless it ended so');
+select results_eq(
+  $$ select nick(task_id), outcome
+     from durable.fail_tasks('q', pg_temp.nobody('{"error": {"type": "Late"}}')) order by 1 $$,
+  $$ select nick, case when nick = 'broken' then 'ok' else outcome end from lost order by 1 $$,
+  'fail_tasks() refuses a claim that is over, unless it ended so');
+select results_eq(
+  $$ select nick(task_id), outcome
+     from durable.flush('q', pg_temp.nobody('{"name": "s"}'), null, null) order by 1 $$,
+  $$ select * from lost order by 1 $$,
+  'flush() refuses the checkpoints of a claim that is over');
+select results_eq(
+  $$ select nick(task_id), outcome
+     from durable.poll_waits('q',
+     pg_temp.nobody('{"waits": [{"name": "$event:emitted", "event": "emitted"}]}'))
+     where nick(task_id) not in ('asleep', 'released', 'revived') order by 1 $$,
+  $$ select * from lost where nick not in ('asleep', 'released', 'revived') order by 1 $$,
+  'poll_waits() refuses a claim that is over');
+select results_eq(
+  $$ select nick(task_id), outcome
+     from durable.suspend_tasks('q',
+     pg_temp.nobody('{"waits": [{"name": "$event:emitted", "event": "emitted"}]}'))
+     where nick(task_id) not in ('released', 'revived') order by 1 $$,
+  $$ select nick, case when nick = 'asleep' then 'suspended' else outcome end
+     from lost where nick not in ('released', 'revived') order by 1 $$,
+  'suspend_tasks() refuses a claim that is over, unless it ended so');
+select is(everything(), :'before', 'none of them changed anything');
+
+-- the functions that raise
+
+select throws_ok(format(call, format('%L, %L, 1', 'q', id(nick))),
+  case outcome when 'lost' then 'WFLST' else 'WFCAN' end, null,
+  format('%s a task that is %s: refused as %s', what, nick, outcome))
+from lost
+cross join (values
+  ('spawn_children() by',  'select durable.spawn_children(%s, ''[{"name": "$spawn:a", "task": "a"}]'')'),
+  ('emit_from_task() by',  'select durable.emit_from_task(%s, ''$emit:a'', ''a'')'),
+  ('await_event() by',     'select durable.await_event(%s, ''$event:emitted'', ''emitted'')'),
+  ('await_tasks() by',     'select durable.await_tasks(%s, ''$join'', ''{}'')'),
+  ('sleep_until() by',     'select durable.sleep_until(%s, ''$sleep'', ''2020-01-01'')')
+) as calls (what, call)
+where (what ~ 'spawn_children|emit' or nick not in ('asleep', 'released', 'revived'));
+select is(everything(), :'before', 'they did not change anything either');
+
+-- load_checkpoints only reads for a claim that is over
+
+select claimed('expired'), awaiting('expired', 'soon', 5), move_to(60),
+  claimed('expired') \g /dev/null
+select everything() as before \gset
+select is_empty($$ select * from durable.load_checkpoints('q', held('expired', '{"claim": 3}')) $$,
+  'load_checkpoints() settles no waits under a claim that is over');
+select is(everything(), :'before', 'and leaves them to the present one');
+
+-- a claim that nobody has taken over is good, however late
+
+select started('late') \g /dev/null
+select move_to(86400) \g /dev/null
+select is(saved('late', 'step'), 'ok', 'an expired lease that nobody took over still saves');
+select is(completed('late'), 'ok', 'and completes');
+select is(history('late'), 'step done null', 'with its checkpoint');
+
+-- a second life of the same worker
+
+select spawned('twice'), claimed('twice', 'me'), saved('twice', 'one'),
+  sleeping('twice', 86500) \g /dev/null
+select move_to(86501), claimed('twice', 'me') \g /dev/null
+select results_eq(
+  $$ select outcome from durable.save_checkpoints('q', held('twice', '{"claim": 1, "name": "two"}'))
+     union all select outcome from durable.complete_tasks('q', held('twice', '{"claim": 1}')) $$,
+  array['lost', 'lost'],
+  'after sleep and re-claim the former claim is over, even for the same worker and attempt');
+select is((task('twice')).attempt, 1, 'the attempt is the same');
+select results_eq(
+  $$ select outcome from durable.save_checkpoints('q', held('twice', '{"name": "two"}')) $$,
+  array['ok'], 'the present claim goes on');
+
+select * from finish();
+rollback;

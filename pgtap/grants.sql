@@ -1,0 +1,109 @@
+begin;
+\ir _setup.sql
+select plan(45);
+
+create role tap_visitor;
+create role tap_client in role durable_client;
+create role tap_worker in role durable_worker;
+create role tap_operator in role durable_operator;
+
+grant select, insert, update on all tables in schema tap to public;
+
+-- What becomes of a statement in another role: ok, or the SQLSTATE.
+create function pg_temp.try(role text, statement text)
+returns text
+language plpgsql
+set search_path from current
+as $$
+begin
+  perform set_config('role', role, true);
+  execute statement;
+  perform set_config('role', 'none', true);
+  return 'ok';
+exception when others then
+  return sqlstate;
+end;
+$$;
+
+-- one function, granted by name
+
+select is(pg_temp.try('tap_visitor', $$ select durable.spawn('q', 'x') $$), '42501',
+  'nothing is granted to everybody');
+grant usage on schema durable to tap_visitor;
+select is(pg_temp.try('tap_visitor', $$ select durable.spawn('q', 'x') $$), '42501',
+  'nor is it with the schema alone');
+grant execute on function durable.spawn to tap_visitor;
+select is(pg_temp.try('tap_visitor', $$ select * from durable.spawn('q', 'x', '{}') $$), 'ok',
+  'who has been granted spawn() can spawn');
+select is(
+  pg_temp.try('tap_visitor', $$ select *
+    from durable.spawn('q', 'x', '{}', '{"idempotency_key": "k", "max_attempts": 2,
+    "retry": {"kind": "fixed"}, "headers": {}, "max_delay": 1, "max_duration": 1}') $$), 'ok',
+  'with all its options');
+select is(pg_temp.try('tap_visitor', $$ select * from durable.spawn('none', 'x') $$), 'WFQUE',
+  'and gets its typed errors');
+select is(pg_temp.try('tap_visitor', statement), '42501', format('but cannot %s', what))
+from (values
+  ('read a table',           'select * from durable.tasks'),
+  ('write a table',          'insert into durable.events (queue, name) values (''q'', ''x'')'),
+  ('read a view',            'select * from durable.task_list'),
+  ('call another function',  'select durable.emit_event(''q'', ''x'')'),
+  ('call a private one',     'select durable._insert_tasks(''q'', ''{}'', now())'),
+  ('move the clock',         'create or replace function durable._now() returns timestamptz language sql as ''select now()''')
+) as refused (what, statement);
+
+-- the roles
+
+select started('t'), spawned('u'), started('dead', '{"max_attempts": 1}'),
+  failed('dead') \g /dev/null
+select is(pg_temp.try(role, statement), outcome,
+  format('%s %s: %s', role, case outcome when 'ok' then 'can' else 'cannot' end, what))
+from (values
+  ('tap_client',   'ok',    'select durable.spawn_many(''q'', ''[{"task": "x"}]'')'),
+  ('tap_client',   'ok',    'select durable.emit_event(''q'', ''e'')'),
+  ('tap_client',   'ok',    'select durable.cancel_task(''q'', tap.id(''u''))'),
+  ('tap_client',   'ok',    'select * from durable.get_task_result(''q'', tap.id(''u''))'),
+  ('tap_client',   'ok',    'select durable.list_queues(), durable.version()'),
+  ('tap_client',   'ok',    'select * from durable.errors()'),
+  ('tap_client',   'ok',    'select durable.take_door(''q'', ''results''), durable.leave_door(''q'', ''results'')'),
+  ('tap_client',   '42501', 'select durable.claim_tasks(''q'', ''w'')'),
+  ('tap_client',   '42501', 'select durable.complete_tasks(''q'', ''[]'')'),
+  ('tap_client',   '42501', 'select durable.create_queue(''x'')'),
+  ('tap_client',   '42501', 'select durable.retry_task(''q'', tap.id(''dead''))'),
+  ('tap_client',   '42501', 'select * from durable.tasks'),
+  ('tap_client',   '42501', 'select * from durable.task_list'),
+  ('tap_worker',   'ok',    'select durable.spawn(''q'', ''x'')'),
+  ('tap_worker',   'ok',    format('select durable.save_checkpoints(''q'', %L)', held('t', '{"name": "s"}'))),
+  ('tap_worker',   'ok',    format('select durable.load_checkpoints(''q'', %L)', held('t'))),
+  ('tap_worker',   'ok',    format('select durable.await_event(''q'', %L, 1, ''w'', ''never'')', id('t'))),
+  ('tap_worker',   'ok',    'select durable.claim_tasks(''q'', ''w'', null, 9)'),
+  ('tap_worker',   'ok',    'select durable.get_next_due(''q''), durable.list_waiting_names(''q'')'),
+  ('tap_worker',   'ok',    'select durable.keep_house(''q'')'),
+  ('tap_worker',   '42501', 'select durable.drop_queue(''q'')'),
+  ('tap_worker',   '42501', 'select * from durable.tasks'),
+  ('tap_operator', 'ok',    'select durable.create_queue(''x''), durable.drop_queue(''x'')'),
+  ('tap_operator', 'ok',    'select durable.retry_task(''q'', tap.id(''dead''))'),
+  ('tap_operator', 'ok',    'select * from durable.queue_stats()'),
+  ('tap_operator', 'ok',    'select * from durable.attempts'),
+  ('tap_operator', 'ok',    'select * from durable.waiting'),
+  ('tap_operator', 'ok',    'select * from durable.workers'),
+  ('tap_operator', 'ok',    'select * from durable.task_list'),
+  ('tap_operator', 'ok',    'select * from durable.history'),
+  ('tap_operator', '42501', 'select durable.claim_tasks(''q'', ''w'')'),
+  ('tap_operator', '42501', 'select * from durable.tasks'),
+  ('tap_operator', '42501', 'update durable.task_list set worker = null')
+) as roles (role, outcome, statement)
+cross join lateral regexp_replace(statement, '''[^'']*-[^'']*''', '...', 'g') as what;
+
+-- the functions do with the owner's rights, and only with those, what they do
+
+create schema tap_trap authorization tap_visitor;
+select is(
+  pg_temp.try('tap_visitor', $$
+    create function tap_trap.octet_length(text) returns integer language plpgsql as 'begin raise sqlstate ''TRAP0''; end';
+    set local search_path = tap_trap, pg_catalog;
+    select durable.spawn('q', 'x') $$),
+  'ok', 'a caller''s search_path does not lead a function to the caller''s own');
+
+select * from finish();
+rollback;

@@ -1,0 +1,37 @@
+begin;
+\ir _setup.sql
+select plan(12);
+
+select ok(bool_and(task_id::text ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'),
+  'a task''s id is a uuid v7')
+from (select (durable.spawn('q', 'job')).task_id from generate_series(1, 100)) as spawned;
+select is(durable._uuid7(milliseconds => 1893456000000)::text like '01b8dac5-b400-7000-%', true,
+  'it begins with the time');
+select is(left(durable._uuid7(1893456000000, 4095)::text, 18), '01b8dac5-b400-7fff', 'then counts');
+select is(left(durable._uuid7(1893456000000, 4096)::text, 18), '01b8dac5-b401-7000',
+  'and carries over into the time');
+select is(count(distinct durable._uuid7(1893456000000)), 1000::bigint, 'the rest is random')
+from generate_series(1, 1000);
+select ok(durable._uuid7(1893456000000, 1) > durable._uuid7(1893456000000, 0),
+  'ids sort as they count');
+
+select is(durable._id_milliseconds(at(0)), 1893456000000, 'an id is of its moment');
+select is(durable._id_milliseconds(at(0), durable._uuid7(1893456000000)), 1893456000001,
+  'a child''s is after its parent''s, when no time has passed');
+select is(durable._id_milliseconds(at(0), durable._uuid7(1893456009999, 7)), 1893456010000,
+  'also when the clock has stepped back');
+select is(durable._id_milliseconds(at(9), durable._uuid7(1893456000000)), 1893456009000,
+  'and of its own moment otherwise');
+
+select ok(
+  durable._uuid7_floor(at(0)) <= durable._uuid7(1893456000000) and durable._uuid7(1893455999999,
+    4095) < durable._uuid7_floor(at(0)),
+  'the floor of a moment lies between the ids before it and its own');
+select is(durable._run_id(uuid '01b8dac5-b400-7000-8000-000000000000', 1),
+  durable._run_id(uuid '01b8dac5-b400-7000-8000-000000000000', 1),
+  'a run''s id follows from its task and attempt')
+where durable._run_id(uuid '01b8dac5-b400-7000-8000-000000000000',
+  1) <> durable._run_id(uuid '01b8dac5-b400-7000-8000-000000000000', 2);
+
+select * from finish();
+rollback;

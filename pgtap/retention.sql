@@ -1,0 +1,143 @@
+begin;
+\ir _setup.sql
+select plan(40);
+
+-- cleanup
+
+select durable.create_queue('q', '{"keep_tasks": 100, "keep_events": 100}') \g /dev/null
+select started('done', '{"idempotency_key": "k", "retry": {"kind": "fixed", "base_seconds": 0}}'),
+  failed('done'),
+  claimed('done'), saved('done', 's'), completed('done'),
+  started('failed', '{"max_attempts": 1}'), failed('failed'),
+  spawned('cancelled'), durable.cancel_task('q', id('cancelled')),
+  spawned('pending'), started('running'), started('sleeping'), sleeping('sleeping', 9999)
+\g /dev/null
+select move_to(50), started('young'), completed('young') \g /dev/null
+select move_to(100) \g /dev/null
+select is(durable.cleanup('other'), 0, 'cleanup() sees no other queue''s tasks');
+select is(durable.cleanup('nowhere'), 0, 'an unknown queue has none');
+select is(durable.cleanup('q'), 0, 'cleanup() keeps what is not old enough');
+select move_to(100.01) \g /dev/null
+select is(durable.cleanup('q'), 3, 'cleanup() deletes finished tasks once they are old enough');
+select is(states('done failed cancelled young pending running sleeping'),
+  'gone gone gone completed pending running sleeping',
+  'it keeps the young and the living');
+select is(durable.cleanup('q'), 0, 'a second pass finds nothing');
+select is_empty(
+  $$ select task_id from durable.checkpoints where task_id = id('done')
+     union all select task_id from durable.runs where task_id = id('done')
+     union all select task_id from durable.idempotency_keys $$,
+  'with a task go its checkpoints, runs and key');
+select move_to(100000), sleeping('running', 200000) \g /dev/null
+select is(durable.cleanup('q'), 1, 'cleanup() deletes');
+select is(states('pending running sleeping'), 'pending sleeping sleeping',
+  'but never what lives, however old');
+select move_to(200000), claimed('running'), completed('running') \g /dev/null
+select is(durable.cleanup('q'), 0, 'the age of a task counts from its end');
+select move_to(200101) \g /dev/null
+select is(durable.cleanup('q'), 1, 'not from its beginning');
+
+-- policy
+
+select started('forever'), completed('forever') \g /dev/null
+select durable.create_queue('q', '{"keep_tasks": null}') \g /dev/null
+select move_to(9e8) \g /dev/null
+select is(durable.cleanup('q'), 0, 'keep_tasks null keeps them for ever');
+select durable.create_queue('q', '{"keep_tasks": 0}') \g /dev/null
+select is(durable.cleanup('q'), 1, 'keep_tasks 0 keeps them not at all');
+select durable.create_queue('q', '{"keep_tasks": 100}') \g /dev/null
+
+-- families
+
+select started('parent'), started_below('parent', 'child'),
+  started_below('child', 'grandchild') \g /dev/null
+select completed('grandchild'), completed('child') \g /dev/null
+select move_to(9e8 + 200) \g /dev/null
+select is(durable.cleanup('q'), 0, 'a finished child stays while its parent lives');
+select is(joining('parent', 'child'), 'resolved', 'so that it can still be joined');
+select started_below('parent', 'survivor'), completed('parent') \g /dev/null
+select is(durable.cleanup('q'), 0, 'it stays while its parent is there');
+select move_to(9e8 + 301) \g /dev/null
+select is(durable.cleanup('q'), 3, 'and goes with it, and the whole family');
+select is(states('survivor'), 'running', 'a live child outlives its parent');
+select is(completed('survivor'), 'ok', 'and can finish');
+
+-- in turns
+
+select started('t' || i), completed('t' || i) from generate_series(1, 7) as i \g /dev/null
+select move_to(9e8 + 500) \g /dev/null
+select is(durable.cleanup('q', 3), 1,
+  'cleanup() looks at no more than quantity tasks, living ones too');
+select results_eq(
+  $$ select durable.cleanup('q', 3) from generate_series(1, 3) $$, array[3, 3, 1],
+  'the next calls go on from there');
+select is((select tasks_cleaned_to from durable.queues where queue = 'q'), null,
+  'and then begin again');
+select started('z1'), completed('z1'), move_to(9e8 + 700) \g /dev/null
+select is(durable.cleanup('q', 1) + durable.cleanup('q', 1) + durable.cleanup('q',
+  1) + durable.cleanup('q', 1), 1,
+  'a walk of single steps comes round');
+
+-- prune_events
+
+select durable.emit_event('q', 'old'), durable.emit_event('q', 'awaited'),
+  durable.emit_event('other', 'old') \g /dev/null
+select started('w'), awaiting('w', 'not yet') \g /dev/null
+select started('c'), awaiting('c', 'given up'), durable.cancel_task('q', id('c')) \g /dev/null
+select move_to(9e8 + 799) \g /dev/null
+select is(durable.prune_events('q'), 1,
+  'prune_events() deletes the place of an event that nobody waits for any more');
+select is((select string_agg(name, ', ' order by name) from durable.events where queue = 'q'),
+  'awaited, not yet, old',
+  'keeps the place where somebody waits, and events that are not old enough');
+select started('l'), started('l2') \g /dev/null
+select durable.poll_waits('q',
+  held('l', '{"waits": [{"name": "$event:awaited", "event": "later"}]}')) \g /dev/null
+insert into durable.waits (queue, task_id, name, position, after, event_name)
+values ('q', id('l2'), '$event:awaited', 0, 0, 'awaited');
+select move_to(9e8 + 800) \g /dev/null
+select is(durable.prune_events('q'), 1, 'prune_events() deletes events once they are old enough');
+select is((select string_agg(name, ', ' order by name) from durable.events where queue = 'q'),
+  'awaited, later, not yet',
+  'but none that somebody waits for');
+select is((select string_agg(name, ', ') from durable.events where queue = 'other'), 'old',
+  'and none of another queue');
+select is(durable.emit_event('q', 'not yet', '1'), true,
+  'an event whose place was kept can be emitted');
+select is(states('w'), 'pending', 'and wakes who waits: no wake-up is lost to pruning');
+select move_to(9e8 + 2000) \g /dev/null
+select is(durable.prune_events('q'), 0, 'an event stays until the task that it woke has read it');
+select claimed('w') \g /dev/null
+select is((select value::text from durable.load_checkpoints('q', held('w'))), '1',
+  'however long that takes');
+select is(durable.prune_events('q'), 1, 'then it goes');
+select is(durable.emit_event('q', 'old', '2'), true, 'a pruned event may be emitted anew');
+
+select durable.create_queue('q', '{"keep_events": null}') \g /dev/null
+select move_to(18e8) \g /dev/null
+select is(durable.prune_events('q'), 0, 'keep_events null keeps them for ever');
+select durable.create_queue('q', '{"keep_events": 0}') \g /dev/null
+select is(durable.prune_events('q'), 1, 'keep_events 0 keeps them not at all');
+select is(durable.prune_events('nowhere'), 0, 'an unknown queue has none');
+
+select durable.emit_event('q', 'e' || i) from generate_series(1, 7) as i \g /dev/null
+select results_eq(
+  $$ select durable.prune_events('q', 3) from generate_series(1, 4) $$, array[2, 3, 2, 0],
+  'prune_events() looks at no more than quantity events, goes on from there, and comes round');
+
+-- what is being used is not deleted
+
+select started('revived', '{"max_attempts": 1}'), failed('revived'),
+  move_to(18e8 + 500) \g /dev/null
+select durable.retry_task('q', id('revived')) \g /dev/null
+select durable.cleanup('q') \g /dev/null
+select is(states('revived'), 'pending',
+  'a task that was tried again is not deleted for its former end');
+select claimed('revived'), completed('revived'), move_to(18e8 + 1000) \g /dev/null
+select started('joiner'), joining('joiner', 'revived') \g /dev/null
+select durable.cleanup('q') \g /dev/null
+select is(history('joiner') like '$join done%completed%', true,
+  'what a join brought is kept by who joined');
+
+select * from finish();
+rollback;

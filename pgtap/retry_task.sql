@@ -1,0 +1,140 @@
+begin;
+\ir _setup.sql
+select plan(41);
+
+-- what can be tried again
+
+select started('failed', '{"max_attempts": 1, "max_duration": 100}'),
+  saved('failed', 'kept', '1e22'),
+  failed('failed') \g /dev/null
+select spawned('cancelled', '{"max_delay": 5}'),
+  durable.cancel_task('q', id('cancelled')) \g /dev/null
+select spawned('pending'), started('running'), started('sleeping'), started('done') \g /dev/null
+select sleeping('sleeping', 60), completed('done') \g /dev/null
+
+select everything() as before \gset
+select throws_ok(format('select durable.retry_task(%L, %L)', 'q', id(nick)), 'WFFIN', null,
+  format('retry_task() refuses a %s task', states(nick)))
+from unnest(array['pending', 'running', 'sleeping', 'done']) as refused (nick);
+select throws_ok(format('select durable.retry_task(%L, %L)', queue, task_id), code, null,
+  format('retry_task() refuses %s', what))
+from (values
+  ('nowhere', id('failed'),      'WFQUE', 'an unknown queue'),
+  ('other',   id('failed'),      'WFNFD', 'a task of another queue'),
+  ('q',       gen_random_uuid(), 'WFNFD', 'an unknown task')
+) as refused (queue, task_id, code, what);
+select throws_ok(format('select durable.retry_task(%L, %L, %L)', 'q', id('failed'), options),
+  '22023', null,
+  format('retry_task() refuses the options %s', coalesce(options, 'null')))
+from (values
+  (null),
+  ('[]'),
+  ('{"max_attempt": 2}'),
+  ('{"max_attempts": 0}'),
+  ('{"max_attempts": 1}'),
+  ('{"max_attempts": 2.5}'),
+  ('{"max_attempts": 3000000000}'),
+  ('{"max_attempts": "2"}'),
+  ('{"spawn_new": "yes"}'),
+  ('{"spawn_new": null}')
+) as refused (options);
+select is(everything(), :'before', 'what retry_task() refuses leaves no trace');
+
+-- in place
+
+select move_to(500) \g /dev/null
+select results_eq(
+  $$ select task_id, run_id = durable._run_id(task_id, 2), attempt, created
+     from durable.retry_task('q', id('failed')) $$,
+  $$ values (id('failed'), true, 2, false) $$,
+  'retry_task() gives the task its next attempt');
+select results_eq(
+  $$ select state::text, attempt, max_attempts, available_at, started_at, finished_at, error
+     from durable.tasks where task_id = id('failed') $$,
+  $$ values ('pending', 2, 2, at(500), null::timestamptz, null::timestamptz, null::jsonb) $$,
+  'the revived task is due at once, with room for one attempt more');
+select results_eq(
+  $$ select attempt, outcome::text, ended_at, error ->> 'message' from durable.runs
+     where task_id = id('failed') $$,
+  $$ values (1, 'failed', at(0), 'no') $$,
+  'the attempt that is over stays on record');
+select is(durable.expire_deadlines('q'), 0, 'the old max_duration does not end the revived task');
+select claimed('failed') \g /dev/null
+select is((task('failed')).deadline_at, at(600),
+  'max_duration counts from the start of the revived task');
+select is(history('failed'), 'kept done 1e22', 'the revived task has its checkpoints');
+select is(completed('failed', '"late"'), 'ok', 'a revived task can complete');
+select is((task('failed')).result, '"late"', 'with its result');
+
+select durable.retry_task('q', id('cancelled'), '{"max_attempts": 9}') \g /dev/null
+select is((task('cancelled')).max_attempts, 9, 'max_attempts in options is the new limit');
+select is(states('cancelled'), 'pending', 'retry_task() revives a cancelled task');
+select is((select outcome::text from durable.runs where task_id = id('cancelled')), 'cancelled',
+  'its cancellation stays on record');
+
+select started('endless', '{"max_attempts": null}'),
+  failed('endless', '{"retryable": false}') \g /dev/null
+select durable.retry_task('q', id('endless')) \g /dev/null
+select is((task('endless')).max_attempts, null,
+  'a task without a limit has none after retry_task()');
+
+-- as a new one
+
+select started('old',
+  '{"max_attempts": 1, "idempotency_key": "k", "headers": {"h": 1}, "max_duration": 9,
+  "retry": {"kind": "none"}}'), saved('old', 'kept'), failed('old') \g /dev/null
+select call_it('new',
+  (durable.retry_task('q', id('old'), '{"spawn_new": true}')).task_id) \g /dev/null
+select isnt(id('new'), id('old'), 'spawn_new makes another task');
+select results_eq(
+  $$ select name collate "default", params, headers, retry, max_attempts, max_duration, state::text,
+     attempt,
+       idempotency_key collate "default", parent_task_id
+     from durable.tasks where task_id = id('new') $$,
+  $$ values ('job'::text, '{}'::jsonb, '{"h": 1}'::jsonb, '{"kind": "none"}'::jsonb, 1, 9::float8,
+     'pending', 1,
+       null::text, null::uuid) $$,
+  'spawn_new copies name, params and options, but neither key nor parent');
+select is(history('new'), '', 'spawn_new starts without checkpoints');
+select is(states('old'), 'failed', 'spawn_new leaves the old task as it is');
+
+-- descendants
+--
+--   root ── joined ── deep
+--        ├─ own          cancelled by a person
+--        ├─ broken       failed by itself, and took `below` with it
+--        │    └─ below
+--        └─ done
+
+select started('root', '{"max_attempts": 1}'), started_below('root', 'joined'),
+  spawned_below('joined', 'deep'),
+  spawned_below('root', 'own'), started_below('root', 'broken', '{"max_attempts": 1}'),
+  spawned_below('broken', 'below'), started_below('root', 'done') \g /dev/null
+select durable.cancel_task('q', id('own')), failed('broken'), completed('done') \g /dev/null
+select is(states('below'), 'cancelled', 'a task that fails takes its children with it');
+select failed('root') \g /dev/null
+select is(states('root joined deep own broken below done'),
+  'failed cancelled cancelled cancelled failed cancelled completed',
+  'a root that fails takes with it what lived');
+
+select durable.retry_task('q', id('root')) \g /dev/null
+select is(states('root joined deep own broken below done'),
+  'pending pending pending cancelled failed cancelled completed',
+  'retry_task() revives exactly the tasks that this end had cancelled');
+select is((task('joined')).attempt || '-' || (task('joined')).max_attempts, '2-5',
+  'a revived child starts its next attempt');
+select durable.retry_task('q', id('broken')) \g /dev/null
+select is(states('broken below'), 'pending pending',
+  'so does the one whose end it was further down');
+
+select durable.cancel_task('q', id('root')) \g /dev/null
+select is(states('root joined deep broken below'),
+  'cancelled cancelled cancelled cancelled cancelled',
+  'a revived tree can be cancelled again');
+select durable.retry_task('q', id('root')) \g /dev/null
+select is(states('root joined deep broken below own'),
+  'pending pending pending pending pending cancelled',
+  'and revived again');
+
+select * from finish();
+rollback;

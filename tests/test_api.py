@@ -1,0 +1,143 @@
+"""durable shows what is public, says what it does, and shows nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+import durable
+
+PUBLIC = [
+    ("AsyncDurable", "Durable"),
+    ("TaskContext", "SyncTaskContext"),
+    ("AsyncTaskHandle", "TaskHandle"),
+    ("Worker", "ThreadedWorker"),
+]
+# `fetch` is for handles
+CLIENT = {
+    "fetch",
+    *["migrate", "create_queue", "drop_queue", "list_queues", "queue_stats"],
+    *["register", "spawn", "spawn_many", "spawn_with", "emit_event"],
+    *["emit_event_with", "cancel", "retry", "get_result", "handle", "worker"],
+    *["run_worker", "close", "queue"],
+}
+CONTEXT = {
+    *["task_id", "run_id", "attempt", "queue", "headers", "state"],
+    *["parent_task_id", "scope", "step", "begin_step", "complete_step"],
+    *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
+    *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
+}
+
+
+def members(cls: type) -> dict[str, Any]:
+    return {
+        name: member
+        for name, member in vars(cls).items()
+        if not name.startswith("_")
+        and (callable(member) or isinstance(member, property))
+    }
+
+
+def documented() -> dict[str, Any]:
+    """Every public class and function, and every public method of those classes."""
+    found: dict[str, Any] = {}
+    for name in durable.__all__:
+        thing = getattr(durable, name)
+        found[name] = thing
+        if isinstance(thing, type):
+            for cls in thing.__mro__:
+                if cls.__module__.startswith("durable"):
+                    found |= {f"{name}.{key}": one for key, one in members(cls).items()}
+    return found
+
+
+def test_lists_its_names_in_order() -> None:
+    assert durable.__all__ == sorted(durable.__all__)
+    assert len(durable.__all__) == len(set(durable.__all__))
+
+
+def test_has_every_name_it_lists_and_no_other() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(durable.__path__)}
+    names = {name for name in vars(durable) if not name.startswith("_")}
+    listed = set(durable.__all__)
+    assert listed <= names
+    assert names - listed - modules == {"annotations"}
+
+
+@pytest.mark.parametrize("module", ["errors", "retry", "task", "children", "options"])
+def test_has_public_modules_that_list_what_they_have(module: str) -> None:
+    found = importlib.import_module(f"durable.{module}")
+    assert found.__doc__
+    assert set(found.__all__) <= set(vars(found))
+
+
+@pytest.mark.parametrize("name", sorted(documented()))
+def test_says_what_everything_public_does(name: str) -> None:
+    thing = documented()[name]
+    text = inspect.getdoc(thing)
+    assert text, f"{name} has no docstring"
+    first = text.partition("\n\n")[0]
+    assert first.endswith((".", ":")), f"{name}: {first!r} is no sentence"
+
+
+@pytest.mark.parametrize("name", sorted(documented()))
+def test_annotates_everything_public(name: str) -> None:
+    thing = documented()[name]
+    function = thing.fget if isinstance(thing, property) else thing
+    if inspect.isfunction(function):
+        signature = inspect.signature(function)
+        given = [p for p in signature.parameters.values() if p.name != "self"]
+        assert all(p.annotation is not p.empty for p in given), signature
+        assert signature.return_annotation is not signature.empty
+
+
+@pytest.mark.parametrize(("asynchronous", "synchronous"), PUBLIC)
+def test_has_the_same_methods_in_both_colours(
+    asynchronous: str, synchronous: str
+) -> None:
+    one, other = getattr(durable, asynchronous), getattr(durable, synchronous)
+    if asynchronous == "Worker":
+        assert set(members(one)) == {"drain"}
+        assert set(members(other)) == {"drain", "worker_id"}
+        return
+    assert set(members(one)) == set(members(other))
+    for name, member in members(one).items():
+        if inspect.isfunction(member):
+            mine = list(inspect.signature(member).parameters)
+            assert mine == list(inspect.signature(getattr(other, name)).parameters), (
+                name
+            )
+
+
+def test_has_the_methods_that_its_documents_name() -> None:
+    assert set(members(durable.Durable)) == CLIENT
+    assert set(members(durable.TaskContext)) == CONTEXT
+
+
+def test_takes_options_by_keyword_only() -> None:
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    for name, allowed in {
+        "__init__": ["self", "database"],
+        "cancel": ["self", "task"],
+        "retry": ["self", "task"],
+        "get_result": ["self", "task"],
+        "handle": ["self", "task_id", "task"],
+        "emit_event": ["self", "event", "payload"],
+        "spawn": ["self", "task", "params"],
+        "spawn_with": ["self", "conn", "task", "params"],
+    }.items():
+        parameters = inspect.signature(getattr(durable.Durable, name)).parameters
+        given = [p.name for p in parameters.values() if p.kind is positional]
+        assert given == allowed, name
+
+
+def test_tells_type_checkers_that_it_is_typed() -> None:
+    assert (files(durable) / "py.typed").is_file()
+    hints = typing.get_type_hints(durable.SpawnOptions)
+    assert hints.keys() >= {"max_attempts", "retry", "headers", "idempotency_key"}

@@ -1,0 +1,248 @@
+"""durable comes to a new version in one transaction, and ends where an install does."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import psycopg
+import pytest
+
+from durable import AsyncDurable, Durable, SchemaVersion, _schema
+from tests.support.processes import ROOT
+from tests.support.schema import GOLDEN, bodies, described
+
+Connect: TypeAlias = Callable[[], psycopg.Connection]
+
+NAMES_SEEN = "select name from durable.migrations order by number"
+
+
+class Sources:
+    """A copy of sql/, to which a test adds the next version's changes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._sql = directory / "sql"
+        shutil.copytree(ROOT / "sql", self._sql)
+
+    def __truediv__(self, name: str) -> Path:
+        return self._sql / name
+
+    def migration(self, name: str, change: str, install: str = "") -> None:
+        """Add a migration, and what it comes to in a fresh install."""
+        (self / "migrations" / name).write_text(change)
+        with (self / "tables.sql").open("a") as tables:
+            tables.write(install or change)
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """The SQL that the package carries, to be changed."""
+    copy = Sources(tmp_path)
+    monkeypatch.setattr(_schema, "_sql", lambda: copy / "")
+    return copy
+
+
+@pytest.fixture
+def migrate(dsn: str) -> Callable[[], None]:
+    """Do what an application does when it starts."""
+
+    def migrate() -> None:
+        with Durable(dsn) as app:
+            app.migrate()
+
+    return migrate
+
+
+def reinstall(session: psycopg.Connection) -> None:
+    session.execute("drop schema durable cascade")
+    session.execute(_schema.script(None))
+
+
+def test_has_the_schema_that_was_reviewed(db: psycopg.Connection) -> None:
+    expected, found = GOLDEN.read_text().splitlines(), described(db).splitlines()
+    change = difflib.unified_diff(expected, found, "golden", "installed", "", "", 1, "")
+    assert expected == found, "`make golden` accepts this:\n" + "\n".join(change)
+
+
+def test_changes_nothing_when_there_is_nothing_new(
+    db: psycopg.Connection, migrate: Callable[[], None]
+) -> None:
+    before = described(db), bodies(db)
+    for _ in range(2):
+        migrate()
+        assert (described(db), bodies(db)) == before
+    assert db.execute(NAMES_SEEN).fetchall() == [("install",)]
+
+
+def test_keeps_tasks_through_an_upgrade(
+    dsn: str, db: psycopg.Connection, sources: Sources
+) -> None:
+    sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
+    with Durable(dsn) as app:
+        handle = app.spawn("x", {"order": 7})
+        app.migrate()
+        assert handle.state() == "pending"
+    assert db.execute("select params, rank from durable.tasks").fetchall() == [
+        ({"order": 7}, None)
+    ]
+
+
+def test_ends_where_a_fresh_install_does(
+    connect: Connect, sources: Sources, migrate: Callable[[], None]
+) -> None:
+    change = """
+alter table durable.tasks add rank integer;
+comment on column durable.tasks.rank is 'Who goes first.';
+create index tasks_rank_idx on durable.tasks (queue, rank) where rank is not null;
+"""
+    sources.migration("0002_rank.sql", change)
+    with (sources / "stats.sql").open("a") as functions:
+        functions.write("""
+create or replace function durable.count_ranked(queue text) returns bigint
+language sql stable security definer set search_path = ''
+as $$
+  select count(*) from durable.tasks
+  where tasks.queue = count_ranked.queue and rank is not null
+$$;
+""")
+    db = connect()
+    migrate()
+    upgraded = described(db), bodies(db), db.execute(NAMES_SEEN).fetchall()
+    assert "tasks.rank integer" in upgraded[0]
+    reinstall(db)
+    assert (described(db), bodies(db), db.execute(NAMES_SEEN).fetchall()) == upgraded
+
+
+def test_drops_what_the_new_version_no_longer_has(
+    db: psycopg.Connection, migrate: Callable[[], None]
+) -> None:
+    before = described(db), bodies(db)
+    db.execute("""
+create function durable._knock(queue text) returns void
+language sql as $$ $$;
+create function durable.gone(queue text) returns boolean
+language sql as $$ select true $$;
+""")
+    migrate()
+    assert (described(db), bodies(db)) == before
+
+
+def test_applies_each_migration_once_and_in_order(
+    db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
+) -> None:
+    db.execute("create table public.applied (name text)")
+    for number in (10, 2, 3):
+        name = f"{number:04}_step.sql"
+        note = f"insert into public.applied values ('{name}');\n"
+        sources.migration(name, note, install="-- nothing\n")
+    migrate()
+    (sources / "migrations" / "0011_late.sql").write_text(
+        "insert into public.applied values ('0011_late.sql');\n"
+    )
+    migrate()
+    migrate()
+    names = ["0002_step.sql", "0003_step.sql", "0010_step.sql", "0011_late.sql"]
+    assert db.execute("table public.applied").fetchall() == [(name,) for name in names]
+    assert db.execute(NAMES_SEEN).fetchall() == [("install",), *((n,) for n in names)]
+
+
+def test_leaves_nothing_of_a_migration_that_breaks_off(
+    db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
+) -> None:
+    before = described(db), bodies(db)
+    sources.migration("0002_good.sql", "alter table durable.tasks add good integer;\n")
+    sources.migration(
+        "0003_bad.sql",
+        "alter table durable.tasks add bad integer;\nselect 1 / 0;\n",
+        install="-- nothing\n",
+    )
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate()
+    assert (described(db), bodies(db)) == before
+    assert db.execute(NAMES_SEEN).fetchall() == [("install",)]
+
+
+def test_leaves_nothing_of_an_install_that_breaks_off(
+    db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
+) -> None:
+    db.execute("drop schema durable cascade")
+    with (sources / "grants.sql").open("a") as grants:
+        grants.write("select 1 / 0;\n")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate()
+    assert db.execute("select to_regnamespace('durable')").fetchone() == (None,)
+
+
+def test_is_installed_once_by_many_at_the_same_time(
+    db: psycopg.Connection, migrate: Callable[[], None]
+) -> None:
+    db.execute("drop schema durable cascade")
+    failures: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            migrate()
+        except BaseException as error:  # noqa: BLE001 - told to the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert db.execute(NAMES_SEEN).fetchall() == [("install",)]
+
+
+def test_installs_the_same_from_the_one_flat_file(db: psycopg.Connection) -> None:
+    before = described(db), bodies(db)
+    db.execute("drop schema durable cascade")
+    db.execute(_schema.flatten())
+    assert (described(db), bodies(db)) == before
+
+
+def set_version(session: psycopg.Connection, version: str) -> None:
+    session.execute(f"""
+create or replace function durable.version() returns text
+language sql immutable as $$ select '{version}' $$
+""")
+
+
+@pytest.mark.parametrize("version", ["0.0.9", "0.2.0", "1.1.0", ""])
+async def test_refuses_an_engine_of_another_version(
+    dsn: str, db: psycopg.Connection, version: str
+) -> None:
+    set_version(db, version)
+    with Durable(dsn) as client, pytest.raises(SchemaVersion, match=r"needs 0\.1"):
+        client.spawn("x")
+    async with AsyncDurable(dsn) as app:
+        with pytest.raises(SchemaVersion):
+            await app.spawn("x")
+        with pytest.raises(SchemaVersion):
+            async with app.worker():
+                pass
+        await app.migrate()
+        assert (await app.spawn("x")).created
+
+
+def test_works_with_an_engine_that_differs_in_its_last_number_only(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    set_version(db, "0.1.7")
+    with Durable(dsn) as app:
+        assert app.spawn("x").created
+
+
+async def test_says_that_the_schema_is_missing(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    db.execute("drop schema durable cascade")
+    async with AsyncDurable(dsn) as app:
+        with pytest.raises(SchemaVersion, match="durable migrate"):
+            await app.spawn("x")
+        with pytest.raises(SchemaVersion, match="durable migrate"):
+            await app.run_worker()

@@ -1,0 +1,650 @@
+"""durable keeps its workers busy, and lets go of them in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import psycopg
+import pytest
+
+from durable import (
+    AsyncDurable,
+    Durable,
+    InvalidArgument,
+    SchemaVersion,
+    Suspended,
+    SyncTaskContext,
+    Task,
+    TaskContext,
+    UnknownQueue,
+    task,
+)
+from tests.support.clock import Clock
+from tests.support.processes import Processes
+from tests.support.wait import aeventually, eventually
+from tests.support.working import DAY, outcome, working
+
+Context: TypeAlias = TaskContext[Any]
+SyncContext: TypeAlias = SyncTaskContext[Any]
+
+current = contextvars.ContextVar("current", default="default")
+
+
+@task
+async def ready(params: None, ctx: Context) -> str:
+    return "ready"
+
+
+# -- what runs at once -----------------------------------------------------------------
+
+
+async def test_runs_as_many_tasks_at_once_as_it_may_and_no_more(dsn: str) -> None:
+    running: list[asyncio.Event] = []
+    most = 0
+
+    @task
+    async def wait(params: None, ctx: Context) -> None:
+        nonlocal most
+        gate = asyncio.Event()
+        running.append(gate)
+        most = max(most, len(running))
+        await gate.wait()
+
+    async def full() -> bool:
+        return len(running) == 3
+
+    async with working(dsn, wait, concurrency=3) as (app, worker):
+        handles = await app.spawn_many(wait, [None] * 8)
+        for _ in range(5):  # three of eight are left then
+            await aeventually(full)
+            running.pop(0).set()
+        await aeventually(full)
+        for gate in running:
+            gate.set()
+        await worker.drain()
+        assert [await handle.state() for handle in handles] == ["completed"] * 8
+    assert most == 3
+
+
+async def test_drains_what_is_claimable_and_says_how_much(
+    dsn: str, clock: Clock
+) -> None:
+    @task
+    async def nap(params: None, ctx: Context) -> None:
+        await ctx.step("before", str)
+        await ctx.sleep_for("night", DAY)
+
+    async with working(dsn, nap, ready) as (app, worker):
+        assert await worker.drain() == 0
+        await app.spawn_many(ready, [None] * 20)
+        await app.spawn(nap)
+        assert await worker.drain() == 21
+        assert await worker.drain() == 0
+        clock.advance(DAY)
+        assert await worker.drain() == 1
+
+
+async def test_works_on_several_queues(dsn: str) -> None:
+    async with AsyncDurable(dsn, tasks=[ready]) as app:
+        for queue in ("left", "right", "other"):
+            await app.create_queue(queue)
+        async with app.worker(queues=["left", "right"]) as worker:
+            spawned = {
+                queue: await app.spawn(ready, queue=queue)
+                for queue in ("left", "right", "other")
+            }
+            assert await worker.drain() == 2
+            states = {queue: await handle.state() for queue, handle in spawned.items()}
+    assert states == {"left": "completed", "right": "completed", "other": "pending"}
+
+
+async def test_hears_of_work_without_polling(dsn: str) -> None:
+    async with working(dsn, ready, poll=3600) as (app, worker):
+        await worker.drain()
+        for _ in range(3):
+            handle = await app.spawn(ready)
+            assert await handle.result(timeout=10) == "ready"
+
+
+async def test_finds_work_without_hearing_of_it(dsn: str) -> None:
+    async with working(dsn, ready, poll=0.05, listen=False) as (app, worker):
+        await worker.drain()
+        assert await (await app.spawn(ready)).result(timeout=10) == "ready"
+
+
+async def test_runs_sync_tasks_in_threads_of_their_own(dsn: str) -> None:
+    meeting = threading.Barrier(3, timeout=10)
+
+    @task
+    def meet(params: None, ctx: SyncContext) -> bool:
+        meeting.wait()
+        here = threading.get_ident()
+        there = ctx.step("where", threading.get_ident)
+        return here == there != threading.main_thread().ident
+
+    async with working(dsn, meet) as (app, worker):
+        handles = await app.spawn_many(meet, [None] * 3)
+        await worker.drain()
+        assert [await handle.result() for handle in handles] == [True] * 3
+
+
+async def test_runs_sync_steps_of_an_async_task_beside_the_loop(dsn: str) -> None:
+    @task
+    async def mixed(params: None, ctx: Context) -> bool:
+        loops = threading.get_ident()
+        meeting = threading.Barrier(2, timeout=10)
+        await asyncio.gather(ctx.step("a", meeting.wait), ctx.step("b", meeting.wait))
+        return await ctx.step("where", threading.get_ident) != loops
+
+    assert (await outcome(dsn, mixed)).result is True
+
+
+async def test_gives_every_run_a_fresh_copy_of_the_workers_context(dsn: str) -> None:
+    seen = []
+
+    @task
+    async def look(params: None, ctx: Context) -> None:
+        seen.append(current.get())
+        current.set("changed")
+
+    current.set("the worker's")
+    async with working(dsn, look) as (app, worker):
+        for _ in range(2):
+            await app.spawn(look)
+            await worker.drain()
+    assert seen == ["the worker's", "the worker's"]
+
+
+async def test_gives_every_worker_what_it_needs_once(dsn: str) -> None:
+    story: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def resources() -> AsyncIterator[dict[str, int]]:
+        story.append("open")
+        yield {"answer": 42}
+        story.append("closed")
+
+    @task
+    async def use(params: None, ctx: Context) -> int:
+        story.append("used")
+        return int(ctx.state["answer"])
+
+    async with AsyncDurable(dsn, tasks=[use], lifespan=resources) as app:
+        handles = await app.spawn_many(use, [None] * 2)
+        assert story == []
+        async with app.worker() as worker:
+            await worker.drain()
+        assert [await handle.result() for handle in handles] == [42, 42]
+    assert story == ["open", "used", "used", "closed"]
+
+
+async def test_makes_an_instance_for_every_run_of_a_class(dsn: str) -> None:
+    made = []
+
+    class Counted(Task[None, int]):
+        def __init__(self) -> None:
+            made.append(self)
+
+        async def run(self, params: None, ctx: Context, /) -> int:  # noqa: ARG002
+            return len(made)
+
+    async with working(dsn, Counted) as (app, worker):
+        handles = await app.spawn_many(Counted, [None] * 2)
+        await worker.drain()
+        assert {await handle.result() for handle in handles} <= {1, 2}
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"concurrency": 0},
+        {"concurrency": True},
+        {"lease": 0},
+        {"poll": -1},
+        {"shutdown_timeout": None},
+        {"queues": "default"},
+        {"concurency": 1},
+    ],
+)
+async def test_refuses_a_worker_that_cannot_be(dsn: str, option: Any) -> None:
+    async with AsyncDurable(dsn) as app:
+        with pytest.raises(InvalidArgument):
+            app.worker(**option)
+
+
+# -- tasks that nobody knows -----------------------------------------------------------
+
+
+async def test_tells_once_of_tasks_it_does_not_know_and_leaves_them_alone(
+    dsn: str,
+    db: psycopg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    quick_leases: None,
+) -> None:
+    for _ in range(3):
+        db.execute("select durable.spawn('default', 'unheard-of')")
+
+    async def told() -> bool:
+        return "'unknown as well'" in caplog.text
+
+    async with working(dsn, ready) as (app, worker):
+        handle = await app.spawn(ready)
+        await worker.drain()
+        assert await handle.state() == "completed"
+        db.execute("select durable.spawn('default', 'unknown as well')")
+        await aeventually(told)
+        assert (await app.queue_stats()).pending == 4
+    assert caplog.text.count("'unheard-of'") == 1
+
+
+# -- leases ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look after leases, names and the loop every 50 ms instead of every second."""
+    monkeypatch.setattr("durable._worker.leases._TICK", 0.05)
+    monkeypatch.setattr("durable._worker.leases._BLOCKED_SECONDS", 0.1)
+    monkeypatch.setattr("durable._worker.leases._ASK_FOR_NAMES", 0.1)
+
+
+async def test_keeps_a_task_that_runs_longer_than_its_lease(
+    dsn: str, db: psycopg.Connection, clock: Clock, quick_leases: None
+) -> None:
+    finish = asyncio.Event()
+
+    @task
+    async def long(params: None, ctx: Context) -> int:
+        await finish.wait()
+        return ctx.attempt
+
+    async def extended() -> bool:
+        return leased_for(db) > 2
+
+    async with working(dsn, long, lease=3) as (app, worker):
+        handle = await app.spawn(long)
+        await aeventually(extended)
+        for _ in range(2):  # past the end of the first lease
+            clock.advance(2)
+            await aeventually(extended)
+        finish.set()
+        await worker.drain()
+        assert await handle.result() == 1
+
+
+async def test_keeps_the_leases_of_code_that_blocks_the_loop_and_says_so(
+    dsn: str,
+    connect: Callable[[], psycopg.Connection],
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    quick_leases: None,
+) -> None:
+    db = connect()
+
+    @task(name="block the loop")
+    async def block(params: None, ctx: Context) -> int:
+        for _ in range(2):
+            clock.advance(2)
+            eventually(lambda: leased_for(db) > 2)
+        eventually(lambda: "has been blocked" in caplog.text)
+        return await ctx.step("attempt", lambda: ctx.attempt)
+
+    async with working(dsn, block, lease=3) as (app, worker):
+        handle = await app.spawn(block)
+        await worker.drain()
+        assert await handle.result() == 1
+    assert "block the loop" in caplog.text
+    assert "eventually(" in caplog.text
+
+
+async def test_lets_go_of_code_that_blocks_the_loop_for_too_long(
+    dsn: str,
+    db: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_leases: None,
+) -> None:
+    monkeypatch.setattr("durable._worker.leases._LET_GO_SECONDS", 0.2)
+    reasons, effects = [], []
+
+    def taken_away() -> bool:
+        return db.execute("select attempt = 2 from durable.tasks").fetchone() == (True,)
+
+    @task
+    async def block(params: None, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            eventually(taken_away)
+            try:
+                await ctx.step("late", lambda: effects.append("too late"))
+            except Suspended as suspended:
+                reasons.append(suspended.reason)
+                raise
+        await ctx.step("now", lambda: effects.append("in time"))
+
+    async with working(dsn, block, lease=1) as (app, _):
+        handle = await app.spawn(block)
+        await handle.result(timeout=20)
+        assert (await handle.snapshot()).attempt == 2
+    assert reasons == ["lease lost"]
+    assert effects[-1] == "in time"
+    assert effects.count("in time") == 1
+
+
+async def test_ends_code_whose_lease_is_lost_at_its_next_call(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    reasons = []
+
+    def take_away() -> None:
+        db.execute("update durable.tasks set lease_expires_at = 'epoch'")
+        db.execute("select durable.expire_leases('default')")
+
+    @task
+    async def unlucky(params: None, ctx: Context) -> str:
+        if ctx.attempt == 1:
+            take_away()
+            try:
+                await ctx.step("late", lambda: "not saved")
+            except Suspended as suspended:
+                reasons.append(suspended.reason)
+        return await ctx.step("late", lambda: f"attempt {ctx.attempt}")
+
+    ended = await outcome(dsn, unlucky)
+    assert (ended.result, reasons) == ("attempt 2", ["lease lost"])
+
+
+# -- shutting down ---------------------------------------------------------------------
+
+
+async def test_lets_tasks_finish_when_it_shuts_down(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    started, effects = asyncio.Event(), []
+
+    @task
+    async def busy(params: None, ctx: Context) -> None:
+        started.set()
+        await asyncio.sleep(0.05)
+        await ctx.step("work", lambda: effects.append("worked"))
+
+    async with AsyncDurable(dsn, tasks=[busy]) as app:
+        first = await app.spawn(busy)
+        async with app.worker(concurrency=1):
+            await started.wait()
+            second = await app.spawn(busy)
+        assert await first.state() == "completed"
+        assert await second.state() == "pending"
+    assert effects == ["worked"]
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_gives_back_what_does_not_finish_without_using_an_attempt(
+    dsn: str, db: psycopg.Connection, colour: str
+) -> None:
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    story: list[str] = []
+
+    @task(name="async", max_attempts=1)
+    async def busy(params: None, ctx: Context) -> int:
+        await ctx.step("once", lambda: story.append("stepped"))
+        started.set()
+        try:
+            await (asyncio.sleep(0) if len(story) > 1 else asyncio.sleep(60))
+        finally:
+            story.append("tidied")
+        return ctx.attempt
+
+    @task(name="sync", max_attempts=1)
+    def busy_sync(params: None, ctx: SyncContext) -> int:
+        ctx.step("once", lambda: story.append("stepped"))
+        loop.call_soon_threadsafe(started.set)
+        try:
+            while "tidied" not in story:
+                ctx.heartbeat()
+        finally:
+            story.append("tidied")
+        return ctx.attempt
+
+    chosen = busy if colour == "async" else busy_sync
+    place = "select available_at from durable.tasks"
+    async with AsyncDurable(dsn, tasks=[chosen]) as app:
+        handle = await app.spawn(chosen)
+        before = db.execute(place).fetchall()
+        async with app.worker(shutdown_timeout=0):
+            await started.wait()
+        assert await handle.state() == "pending"
+        assert db.execute(place).fetchall() == before
+        async with app.worker() as worker:
+            await worker.drain()
+        assert await handle.result() == 1
+    assert story == ["stepped", "tidied", "tidied"]
+
+
+async def test_gives_back_even_what_it_does_not_know_it_holds(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """The answer to its last claim may have been cut off."""
+    async with AsyncDurable(dsn, tasks=[ready]) as app:
+        async with app.worker() as worker:
+            handle = await app.spawn("unheard-of", max_attempts=1)
+            claim = "select task_id from durable.claim_tasks('default', %s)"
+            assert db.execute(claim, [worker.worker_id]).fetchall()
+        assert await handle.state() == "pending"
+
+
+async def test_closes_everything_it_opened(dsn: str, db: psycopg.Connection) -> None:
+    async with working(dsn, ready) as (app, worker):
+        await app.spawn(ready)
+        await worker.drain()
+    ours = "select from pg_stat_activity where application_name like 'durable %%'"
+    ours += " and datname = current_database()"
+    eventually(lambda: not db.execute(ours).fetchall())
+
+
+ENDLESS = """
+import time
+import durable._worker.worker
+from durable import AsyncDurable, run_worker, task
+
+durable._worker.worker._LEAVING_SECONDS = 0.2  # it is ten
+
+@task(name="sleep", max_attempts=1)
+def sleep(params: None, ctx) -> None:
+    print("asleep", flush=True)
+    time.sleep(3600)
+
+app = AsyncDurable(tasks=[sleep])
+if __name__ == "__main__":
+    run_worker("endless:app", shutdown_timeout={timeout})
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ends_at_a_signal_whatever_a_sync_task_does(
+    dsn: str, processes: Processes, tmp_path: Path, signals: int
+) -> None:
+    """At the first one in its own time, at the second one at once."""
+    timeout = 0.1 if signals == 1 else 3600
+    (tmp_path / "endless.py").write_text(ENDLESS.format(timeout=timeout))
+    with Durable(dsn) as client:
+        handle = client.spawn("sleep", max_attempts=1)
+        process = processes.python(
+            str(tmp_path / "endless.py"), env={"PYTHONPATH": str(tmp_path)}
+        )
+        process.wait_for("asleep")
+        for _ in range(signals):
+            process.terminate()
+            eventually(lambda: pending_signals(process.pid) == 0)
+        assert process.wait() == (0 if signals == 1 else 128 + signal.SIGTERM)
+        assert handle.state() == ("pending" if signals == 1 else "running")
+
+
+# -- what no time heals ----------------------------------------------------------------
+
+
+async def test_does_not_start_where_it_could_not_work(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def start(address: str = dsn, queue: str = "default") -> None:
+        async with AsyncDurable(address, queue=queue) as app, app.worker():
+            pytest.fail("it has started")
+
+    with pytest.raises(UnknownQueue):
+        await start(queue="nowhere")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await start(f"{dsn}{'&' if '?' in dsn else '?'}options=-crole%3Dpg_monitor")
+    db.execute("drop schema durable cascade")
+    with pytest.raises(SchemaVersion):
+        await start()
+
+
+@pytest.mark.parametrize(
+    ("disaster", "error"),
+    [
+        ("select durable.drop_queue('default')", UnknownQueue),
+        ("drop schema durable cascade", SchemaVersion),
+    ],
+)
+@pytest.mark.parametrize("body", ["waits", "drains"])
+async def test_ends_the_block_of_a_worker_that_cannot_go_on(
+    dsn: str, db: psycopg.Connection, disaster: str, error: type[Exception], body: str
+) -> None:
+    story = []
+
+    async def work() -> None:
+        async with working(dsn, ready, poll=0.05) as (_, worker):
+            db.execute(disaster)
+            try:
+                while body == "drains":
+                    await worker.drain()
+                await asyncio.Event().wait()
+            finally:
+                story.append("left")
+
+    working_task = asyncio.current_task()
+    assert working_task is not None
+    with pytest.raises(error):
+        await work()
+    assert story == ["left"]
+    assert not working_task.cancelling()
+
+
+def test_tells_synchronous_code_what_no_time_heals(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    def work(app: Durable) -> None:
+        with app.worker(poll=0.05) as worker:
+            handle = app.spawn(ready)
+            assert worker.drain() == 1
+            assert handle.result() == "ready"
+            db.execute("drop schema durable cascade")
+            while True:
+                worker.drain()
+
+    with Durable(dsn, queue="nowhere") as app, pytest.raises(UnknownQueue):
+        work(app)
+    with Durable(dsn, tasks=[ready]) as app, pytest.raises(SchemaVersion):
+        work(app)
+
+
+# -- processes -------------------------------------------------------------------------
+
+FORK = """
+import asyncio, os, sys
+from durable import AsyncDurable, Durable
+
+sync, app = Durable(), AsyncDurable()
+worker = app.worker()
+sync.list_queues()
+
+async def work():
+    async with worker:
+        pass
+
+if os.fork() == 0:
+    run = asyncio.run
+    for use in (sync.list_queues, lambda: run(app.list_queues()), lambda: run(work())):
+        try:
+            use()
+        except RuntimeError as error:
+            print("refused:", error, flush=True)
+    os._exit(0)
+os.wait()
+assert sync.list_queues() == ["default"]
+sync.close()
+print("parent goes on", flush=True)
+"""
+
+
+def test_refuses_to_work_in_a_fork(dsn: str, processes: Processes) -> None:
+    output = processes.python("-c", FORK).wait_for("parent goes on")
+    assert output.count("survive a fork") == 3
+
+
+CREW = """
+import os
+from durable import AsyncDurable, run_worker, task
+
+@task(name="where")
+async def where(params: None, ctx) -> int:
+    return os.getpid()
+
+app = AsyncDurable(tasks=[where])
+if __name__ == "__main__":
+    run_worker("crew:app", processes=2, concurrency=1)
+"""
+
+
+def test_works_in_several_processes_and_replaces_those_that_die(
+    dsn: str, db: psycopg.Connection, processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "crew.py").write_text(CREW)
+    crew = processes.python(
+        str(tmp_path / "crew.py"), env={"PYTHONPATH": str(tmp_path)}
+    )
+    with Durable(dsn) as client:
+
+        def workers() -> set[int]:
+            handles = client.spawn_many("where", [None] * 10)
+            return {handle.result(timeout=30) for handle in handles}
+
+        seen: set[int] = set()
+        eventually(lambda: len(seen.__ior__(workers())) == 2, deadline=30)
+        victim = min(seen)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: len(seen.__ior__(workers())) == 3, deadline=30)
+        crew.terminate()
+        assert crew.wait() == 0
+        eventually(lambda: not any(map(is_alive, seen)))
+
+
+def leased_for(db: psycopg.Connection) -> float:
+    """For how many more seconds the one task of this test is leased."""
+    query = "select extract(epoch from lease_expires_at - durable._now())"
+    row = db.execute(f"{query} from durable.tasks").fetchone()
+    return float(row[0] or 0) if row else 0
+
+
+def pending_signals(pid: int) -> int:
+    """Return the signals that a process was sent and has not received, as bits."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("ShdPnd:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
