@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -81,6 +82,7 @@ def _supervise(app: str, processes: int, options: Mapping[str, Any]) -> None:
             for child, started in list(children.items()):
                 if child.poll() is not None:
                     del children[child]
+                    child.communicate()
                     _refuse_hopeless(child, started)
                     children[_start(app, options)] = time.monotonic()
             time.sleep(0.1)
@@ -88,7 +90,7 @@ def _supervise(app: str, processes: int, options: Mapping[str, Any]) -> None:
         for child in children:
             child.send_signal(signal.SIGTERM)
         for child in children:
-            child.wait()
+            child.communicate()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -99,7 +101,9 @@ def _start(app: str, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         for key, value in options.items()
     }
     command = [sys.executable, "-c", _WORK, app, json.dumps(plain)]
-    return subprocess.Popen(command, start_new_session=True)  # noqa: S603 - its own interpreter
+    return subprocess.Popen(  # noqa: S603 - its own interpreter
+        command, stdin=subprocess.PIPE, start_new_session=True
+    )
 
 
 def _refuse_hopeless(child: subprocess.Popen[bytes], started: float) -> None:
@@ -112,7 +116,14 @@ def _refuse_hopeless(child: subprocess.Popen[bytes], started: float) -> None:
 def work_alone() -> None:
     """Be one of several processes; the arguments are those of the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     try:
         run_worker(sys.argv[1], **json.loads(sys.argv[2]))
     except DurableError as error:
         sys.exit(f"durable: {error}")
+
+
+def _end_with_the_supervisor() -> None:
+    """Stop as on SIGTERM when the pipe to the supervisor breaks, whatever killed it."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
