@@ -95,11 +95,21 @@ create function tap.claimed(nick text, worker text default 'worker')
 returns integer
 language sql
 as $$
-  select (durable._claim('q', tap.id(nick), claimed.worker, durable._now(), 30,
-    case when started_at is null
-      then durable._now() + make_interval(secs => max_duration) else deadline_at end)).claim
-  from durable.tasks
-  where queue = 'q' and task_id = tap.id(nick);
+  update durable.tasks
+  set
+    worker = claimed.worker,
+    claim = claim + 1,
+    state = 'running',
+    available_at = null,
+    lease_expires_at = durable._later(durable._now(), 30),
+    deadline_at = case
+      when started_at is null then durable._later(durable._now(), max_duration)
+      else deadline_at
+    end,
+    started_at = coalesce(started_at, durable._now()),
+    error = null
+  where queue = 'q' and task_id = tap.id(nick)
+  returning claim;
 $$;
 
 

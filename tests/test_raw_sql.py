@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -77,21 +78,24 @@ def sql(db: psycopg.Connection) -> Engine:
     return Engine(db)
 
 
+@contextlib.contextmanager
+def role(dsn: str, db: psycopg.Connection, grant: str) -> Iterator[psycopg.Connection]:
+    """A session of a role of its own, that has been granted just this."""
+    name = f"role_of_{db.info.dbname}"
+    db.execute(f"create role {name} nologin")
+    db.execute(grant.format(role=name))
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(f"set role {name}")
+        yield session
+    db.execute(f"drop owned by {name}")
+    db.execute(f"drop role {name}")
+
+
 @pytest.fixture
 def client(dsn: str, db: psycopg.Connection) -> Iterator[psycopg.Connection]:
-    """A login that has been granted what clients need, and nothing else."""
+    """A role that has been granted what clients need, and nothing else."""
     with role(dsn, db, "grant durable_client to {role}") as session:
         yield session
-
-
-def role(dsn: str, db: psycopg.Connection, grant: str) -> psycopg.Connection:
-    row = db.execute("select 'r_' || current_database()").fetchone()
-    assert row is not None
-    db.execute(f"create role {row[0]} nologin")
-    db.execute(grant.format(role=row[0]))
-    session = psycopg.connect(dsn, autocommit=True)
-    session.execute(f"set role {row[0]}")
-    return session
 
 
 def test_spawns_from_psql_in_a_freshly_installed_database(

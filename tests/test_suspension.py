@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -83,6 +84,8 @@ async def test_goes_on_with_a_chain_of_steps_beside_a_long_sleep(
         for number in range(5):
             await ctx.step("link", work)
             effects.append(number)
+            for _ in range(10):  # what lies between two steps takes a few turns
+                await asyncio.sleep(0)
 
     @task
     async def both(params: None, ctx: Context) -> None:
@@ -462,22 +465,21 @@ async def test_cancels_the_steps_that_still_run_before_it_fails_the_attempt(
 
 async def test_lets_no_thread_of_an_attempt_run_beside_the_next(dsn: str) -> None:
     story: list[str] = []
-    loop = asyncio.get_running_loop()
-    failed = asyncio.Event()
+    second = threading.Event()
 
     async def fail() -> None:
-        loop.call_later(0.05, failed.set)
         raise ValueError
 
     def work() -> None:
         story.append("thread begins")
-        asyncio.run_coroutine_threadsafe(failed.wait(), loop).result()
+        second.wait(0.5)  # the next attempt would have begun by then
         story.append("thread ends")
 
     @task(max_attempts=2, retry=Retry.fixed(0))
     async def both(params: None, ctx: Context) -> None:
         story.append(f"attempt {ctx.attempt}")
-        failed.clear()
+        if ctx.attempt == 2:
+            second.set()
         await asyncio.gather(ctx.step("work", work), ctx.step("fail", fail))
 
     assert (await outcome(dsn, both)).state == "failed"

@@ -604,6 +604,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_works_in_several_processes_and_replaces_those_that_die(
     dsn: str, db: psycopg.Connection, processes: Processes, tmp_path: Path
 ) -> None:

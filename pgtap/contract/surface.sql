@@ -74,7 +74,7 @@ create temp table surface (call, returns, granted_to) as values
    'integer', 'operator worker'),
   ('expire_leases(queue text, quantity integer DEFAULT 100)',
    'integer', 'operator worker'),
-  ('keep_house(queue text, quantity integer DEFAULT 1000)',
+  ('keep_house(queue text, quantity integer DEFAULT 100)',
    'durable.house_kept', 'operator worker'),
   ('prune_events(queue text, quantity integer DEFAULT 1000)',
    'integer', 'operator worker'),
