@@ -22,6 +22,22 @@ $$;
 
 select durable.create_queue('q') as q, durable.create_queue('other') as other \gset
 
+-- What is true of every task, whatever happens in a test. Only here: production does not
+-- pay for it.
+alter table durable.tasks
+  add constraint tasks_are_leased_exactly_while_running
+    check ((state = 'running') = (lease_expires_at is not null)),
+  add constraint tasks_are_held_exactly_while_running
+    check ((state = 'running') = (claim % 2 = 1)),
+  add constraint tasks_are_claimable_only_while_waiting
+    check (available_at is null or state in ('pending', 'sleeping')),
+  add constraint tasks_are_finished_exactly_when_final
+    check ((state in ('completed', 'failed', 'cancelled')) = (finished_at is not null)),
+  add constraint tasks_have_no_deadline_when_final
+    check (finished_at is null or deadline_at is null),
+  add constraint tasks_have_an_attempt
+    check (max_attempts >= 1 and attempt >= 1);
+
 create table tap.nicknames (
   nick    text primary key,
   task_id uuid not null
@@ -90,26 +106,22 @@ as $$
 $$;
 
 
--- Held by the worker for 30 seconds, whatever else is due.
+-- Held by the worker for 30 seconds, as if it alone were due: it is claimed after the
+-- place in line just before its own.
 create function tap.claimed(nick text, worker text default 'worker')
 returns integer
 language sql
 as $$
   update durable.tasks
-  set
-    worker = claimed.worker,
-    claim = claim + 1,
-    state = 'running',
-    available_at = null,
-    lease_expires_at = durable._later(durable._now(), 30),
-    deadline_at = case
-      when started_at is null then durable._later(durable._now(), max_duration)
-      else deadline_at
-    end,
-    started_at = coalesce(started_at, durable._now()),
-    error = null
-  where queue = 'q' and task_id = tap.id(nick)
-  returning claim;
+  set available_at = least(available_at, durable._now())
+  where queue = 'q' and task_id = tap.id(nick);
+  select taken.claim
+  from durable.tasks
+  cross join lateral durable.claim_tasks('q', claimed.worker, array[name], 1, 30,
+    array[available_at], array[overlay(task_id::text
+      placing lpad(to_hex(('x' || right(task_id::text, 12))::bit(48)::bigint - 1), 12, '0') from 25)::uuid]
+  ) as taken
+  where tasks.queue = 'q' and tasks.task_id = tap.id(nick);
 $$;
 
 

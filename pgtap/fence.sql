@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(60);
+select plan(71);
 
 -- A task per way of losing it, each once held under claim 1:
 --   taken     its lease ran out, and another worker has it now
@@ -118,6 +118,37 @@ select everything() as before \gset
 select is_empty($$ select * from durable.load_checkpoints('q', held('expired', '{"claim": 3}')) $$,
   'load_checkpoints() settles no waits under a claim that is over');
 select is(everything(), :'before', 'and leaves them to the present one');
+
+-- an even number is nobody's claim
+
+select spawned('idle'), started('loose'), released('loose') \g /dev/null
+create function pg_temp.unheld(said jsonb default '{}')
+returns json
+language sql
+as $$
+  select json_agg(element::jsonb || jsonb_build_object('claim', claim)) from (
+    select json_array_elements(tap.held(nick, said)), (tap.task(nick)).claim from tap.words('idle loose')
+  ) as elements (element, claim);
+$$;
+select everything() as before \gset
+select results_eq(format('select outcome from durable.%s(%L, pg_temp.unheld(%L))', call, 'q', said),
+  array['lost', 'lost'], call || '() refuses the number of a task that nobody holds')
+from (values
+  ('save_checkpoints', '{"name": "s"}'),
+  ('extend_leases',    '{}'),
+  ('release_tasks',    '{}'),
+  ('complete_tasks',   '{}'),
+  ('fail_tasks',       '{}'),
+  ('poll_waits',       '{"waits": [{"name": "$sleep", "seconds": 1}]}'),
+  ('suspend_tasks',    '{"waits": [{"name": "$sleep", "seconds": 1}]}')
+) as calls (call, said);
+select throws_ok(
+  $$ select durable.spawn_children('q', id('idle'), 0, '[{"name": "$spawn:a", "task": "a"}]') $$, 'WFLST', null,
+  'spawn_children() refuses it');
+select throws_ok($$ select durable.emit_from_task('q', id('idle'), 0, '$emit:a', 'a') $$, 'WFLST', null,
+  'so does emit_from_task()');
+select is_empty($$ select * from durable.load_checkpoints('q', pg_temp.unheld()) $$, 'load_checkpoints() has nothing to load');
+select is(everything(), :'before', 'none of them changed anything');
 
 -- a claim that nobody has taken over is good, however late
 

@@ -133,6 +133,7 @@ begin
   perform
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _hold.task_id and tasks.claim = _hold.claim
+    and _hold.claim % 2 = 1
   for no key update;
   return found;
 end;
@@ -154,7 +155,8 @@ begin
     deadline_at = null,
     finished_at = at,
     result = coalesce(_complete.result, 'null')
-  where tasks.queue = _queue and tasks.task_id = _complete.task_id and tasks.claim = _complete.claim;
+  where tasks.queue = _queue and tasks.task_id = _complete.task_id and tasks.claim = _complete.claim
+    and _complete.claim % 2 = 1;
   return found;
 end;
 $$;

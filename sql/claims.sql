@@ -89,8 +89,8 @@ end;
 $$;
 
 
--- Claims the oldest due tasks of a name. The update reaches them by primary key, from
--- the array of those just locked: there is no join that could be turned round.
+-- Claims the oldest due tasks of a name. One update a row, by primary key: a single
+-- one for all of them is planned to walk the queue while the tables look empty.
 create or replace function durable._claim(
   queue text,
   name text,
@@ -108,46 +108,41 @@ declare
   _queue text collate "C" := queue;
   _name text collate "C" := name;
   _expires_at timestamptz := at + make_interval(secs => lease);
+  _place record;
+  _claimed durable.claimed_task;
 begin
-  return query
-    with place as materialized (
-      select tasks.task_id, tasks.available_at
-      from durable.tasks
-      where tasks.queue = _queue
-        and tasks.name = _name
-        and tasks.available_at <= at
-        and (tasks.available_at, tasks.task_id) > (after_at, after_id)
-      order by tasks.available_at, tasks.task_id
-      limit quantity
-      for no key update skip locked
-    ),
-    claimed as (
-      update durable.tasks
-      set
-        worker = _claim.worker,
-        claim = tasks.claim + 1,
-        state = 'running',
-        available_at = null,
-        lease_expires_at = _expires_at,
-        deadline_at = case
-          when tasks.started_at is null then durable._later(at, tasks.max_duration)
-          else tasks.deadline_at
-        end,
-        started_at = coalesce(tasks.started_at, at),
-        error = null
-      where tasks.queue = _queue
-        and tasks.task_id = any (array(select place.task_id from place))
-      returning
-        tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
-        tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at
-    )
-    select
-      claimed.task_id, claimed.claim, claimed.name::text, claimed.attempt, claimed.params,
-      claimed.headers, claimed.parent_task_id, claimed.spawned_at, claimed.deadline_at,
-      place.available_at, at, durable._run_id(claimed.task_id, claimed.attempt)
-    from claimed
-    join place using (task_id)
-    order by place.available_at, claimed.task_id;
+  for _place in
+    select tasks.task_id, tasks.available_at, tasks.max_duration, tasks.started_at, tasks.deadline_at
+    from durable.tasks
+    where tasks.queue = _queue
+      and tasks.name = _name
+      and tasks.available_at <= at
+      and (tasks.available_at, tasks.task_id) > (after_at, after_id)
+    order by tasks.available_at, tasks.task_id
+    limit quantity
+    for no key update skip locked
+  loop
+    if _place.started_at is null then
+      _place.deadline_at := at + make_interval(secs => _place.max_duration);
+    end if;
+    update durable.tasks
+    set
+      worker = _claim.worker,
+      claim = tasks.claim + 1,
+      state = 'running',
+      available_at = null,
+      lease_expires_at = _expires_at,
+      deadline_at = _place.deadline_at,
+      started_at = coalesce(tasks.started_at, at),
+      error = null
+    where tasks.queue = _queue and tasks.task_id = _place.task_id
+    returning
+      tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
+      tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, _place.available_at, at,
+      durable._run_id(tasks.task_id, tasks.attempt)
+    into _claimed;
+    return next _claimed;
+  end loop;
 end;
 $$;
 
@@ -252,6 +247,7 @@ begin
     perform
     from durable.tasks
     where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
+      and _held.claim % 2 = 1
     for no key update skip locked;
     if found then
       update durable.tasks
@@ -260,7 +256,8 @@ begin
       _outcome := 'ok';
     else
       perform from durable.tasks
-      where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim;
+      where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
+        and _held.claim % 2 = 1;
       _outcome := case when found then 'busy'
         else durable._refusal(_queue, _held.task_id, _held.claim) end;
     end if;
@@ -300,7 +297,8 @@ begin
       state = 'pending',
       available_at = _held.available_at,
       lease_expires_at = null
-    where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim;
+    where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
+      and _held.claim % 2 = 1;
     return next (_held.task_id, case when found then 'ok'
       else durable._refusal(_queue, _held.task_id, _held.claim) end)::durable.write_outcome;
   end loop;

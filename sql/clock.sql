@@ -8,14 +8,3 @@ volatile
 as $$
   select clock_timestamp();
 $$;
-
-
--- Seconds after a moment; null: never. Immutable, unlike `timestamptz + interval`, since
--- seconds are the same in every time zone: so an update may apply it to a column.
-create or replace function durable._later(at timestamptz, seconds double precision)
-returns timestamptz
-language sql
-immutable
-as $$
-  select at + make_interval(secs => seconds);
-$$;

@@ -370,6 +370,7 @@ begin
       select tasks.attempt into _attempt
       from durable.tasks
       where tasks.queue = _queue and tasks.task_id = _settle.task_id and tasks.claim = _settle.claim
+        and _settle.claim % 2 = 1
       for no key update;
       exit when not found;
     end if;
