@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(42);
+select plan(43);
 
 -- expire_leases
 
@@ -63,6 +63,9 @@ select claimed('started'), move_to(210) \g /dev/null
 select is(durable.expire_deadlines('q'), 1,
   'a task that has not started within max_delay is cancelled');
 select is(states('prompt started any'), 'cancelled running pending', 'one that has started is not');
+select spawned('overdue', '{"max_delay": 0}', 'overdue') \g /dev/null
+select is_empty($$ select task_id from durable.claim_tasks('q', 'w', array['overdue']) $$,
+  'a task whose deadline has passed is not started, expired or not');
 select is((task('prompt')).error,
   '{"type": "$DeadlineExceeded", "message": "not started within max_delay"}', 'it says why');
 select is(completed('started'), 'ok', 'and may take its time');

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(40);
+select plan(41);
 
 -- cleanup
 
@@ -112,6 +112,10 @@ select is((select value::text from durable.load_checkpoints('q', held('w'))), '1
   'however long that takes');
 select is(durable.prune_events('q'), 1, 'then it goes');
 select is(durable.emit_event('q', 'old', '2'), true, 'a pruned event may be emitted anew');
+select started('done'), durable.poll_waits('q',
+  held('done', '{"waits": [{"name": "$event:left", "event": "left"}]}')), completed('done') \g /dev/null
+select is(durable.prune_events('q'), 1,
+  'a task that has finished waits for nothing, whatever it left behind');
 
 select durable.create_queue('q', '{"keep_events": null}') \g /dev/null
 select move_to(18e8) \g /dev/null

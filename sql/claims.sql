@@ -122,6 +122,7 @@ begin
     limit quantity
     for no key update skip locked
   loop
+    continue when _place.deadline_at <= at; -- expire_deadlines will cancel it
     if _place.started_at is null then
       _place.deadline_at := at + make_interval(secs => _place.max_duration);
     end if;

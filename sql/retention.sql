@@ -175,7 +175,10 @@ begin
   if not found then
     return false;
   end if;
-  perform from durable.waits where waits.queue = _queue and waits.event_name = _event;
+  perform from durable.waits
+  where waits.queue = _queue
+    and waits.event_name = _event
+    and durable._is_live(_queue, waits.task_id);
   if found then
     return false;
   end if;
