@@ -9,6 +9,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS ?= 4
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/test_container.py
+ONCE := async_to_sync cli demo docs embedded errors examples names options processes \
+	readme task_classes typing values
 SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
 SYNC := $(wildcard python-sdk/tools/async_to_sync.py)
 
@@ -37,8 +39,9 @@ pytest: .venv/dev ## the Python tests, on Debian's Postgres
 	postgres=$$(.ci/postgres) && \
 	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN="$$postgres" $(PYTEST)
 
-pytest18: .venv/dev ## the same on the embedded Postgres 18
-	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN=wheel $(PYTEST)
+pytest18: .venv/dev ## what talks to the engine, on the embedded Postgres 18
+	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN=wheel $(PYTEST) -m "not slow" \
+	$(foreach name,$(ONCE),--ignore tests/test_$(name).py)
 
 container: .venv/dev ## the same promise in a container, if an engine can be had
 	.ci/postgres > /dev/null

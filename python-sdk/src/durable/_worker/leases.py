@@ -103,8 +103,12 @@ class Leases:
             self._report_unknown_names()
 
     def _keep_house(self, queue: str) -> None:
-        """Do what is due; it is done a little at a time."""
-        while not self._stopping.is_set():
+        """Do what is due; it is done a little at a time.
+
+        Not while its own leases are to be extended: a process that was stopped and
+        goes on right here would end them itself.
+        """
+        while not self._stopping.is_set() and time.monotonic() < self._extend_at:
             ((*expired_and_noted, _, _),) = self._fetch(_sql.keep_house(queue))
             if max(done or 0 for done in expired_and_noted) < _sql.HOUSE_AT_ONCE:
                 return

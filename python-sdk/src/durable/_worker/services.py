@@ -59,20 +59,24 @@ class Services:
         self.claiming = connect("claim")
         self.flushing = connect("flush")
         self.calling = connect("call")
-        self._noted: dict[str, asyncio.Task[None]] = {}
         self.saving = Saving(self.flushing)
         self.suspending: WaitLane = Lane(self._suspend)
         self.polling: WaitLane = Lane(self._poll)
+        self._noting: Lane[str, None] = Lane(self._apply_notes)
         self.spawning: Lane[Child, str] = Lane(
             self._spawn, size=lambda child: len(child[3])
         )
 
     async def close(self) -> None:
         """Give up what has not been sent, and close the connections."""
-        for lane in (self.saving, self.suspending, self.polling, self.spawning):
+        for lane in (
+            self.saving,
+            self.suspending,
+            self.polling,
+            self.spawning,
+            self._noting,
+        ):
             await lane.close()
-        for task in list(self._noted.values()):
-            task.cancel()
         for link in (self.claiming, self.flushing, self.calling):
             await link.close()
 
@@ -103,21 +107,18 @@ class Services:
     async def _suspend(self, items: Sequence[WaitItem]) -> Outcomes:
         outcomes = await self._ask(_sql.suspend_tasks, items)
         for queue in {item.queue for item in items if '"task_ids"' in item.waits}:
-            self._look_at_notes_soon(queue)
+            self._noting.submit(queue)
         return outcomes
 
-    def _look_at_notes_soon(self, queue: str) -> None:
-        """Apply what a join left undone because its child was just finishing.
+    async def _apply_notes(self, queues: Sequence[str]) -> Outcomes:
+        """Apply soon what joins left undone because their children were just finishing.
 
         Housekeeping would, within a second.
         """
-        if queue not in self._noted:
-            self._noted[queue] = asyncio.create_task(self._apply_notes(queue))
-
-    async def _apply_notes(self, queue: str) -> None:
         await asyncio.sleep(_NOTES_SECONDS)
-        del self._noted[queue]
-        await self.calling.fetch(_sql.apply_notes(queue))
+        for queue in set(queues):
+            await self.calling.fetch(_sql.apply_notes(queue))
+        return [None] * len(queues)
 
     async def _poll(self, items: Sequence[WaitItem]) -> Outcomes:
         return await self._ask(_sql.poll_waits, items)
