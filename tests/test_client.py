@@ -549,6 +549,16 @@ def test_refuses_a_worker_that_makes_no_sense(options: Any) -> None:
             make("dbname=nowhere").worker(**options)
 
 
+async def test_drains_only_while_it_runs(app: AsyncDurable) -> None:
+    worker = app.worker()
+    with pytest.raises(RuntimeError, match="does not run"):
+        await worker.drain()
+    async with worker:
+        assert await worker.drain() == 0
+    with pytest.raises(RuntimeError, match="does not run"):
+        await worker.drain()
+
+
 # -- results -------------------------------------------------------------------------
 
 

@@ -489,25 +489,28 @@ async def test_lets_no_thread_of_an_attempt_run_beside_the_next(dsn: str) -> Non
 
 async def test_refuses_a_stray_step_after_the_code_has_failed(dsn: str) -> None:
     effects, refused, background = [], [], set()
+    started, over = asyncio.Event(), asyncio.Event()
 
     async def stray(ctx: Context) -> None:
-        await asyncio.sleep(0.02)
+        await over.wait()
         try:
             await ctx.step("stray", lambda: effects.append("happened"))
         except RuntimeError as error:
             refused.append(str(error))
 
     async def slow_to_cancel() -> None:
+        started.set()
         try:
             await asyncio.sleep(60)
         finally:
+            over.set()
             await asyncio.sleep(0.05)
 
     @task(max_attempts=1)
     async def fail(params: None, ctx: Context) -> None:
         background.add(asyncio.ensure_future(stray(ctx)))
         background.add(asyncio.ensure_future(ctx.step("slow", slow_to_cancel)))
-        await asyncio.sleep(0.01)
+        await started.wait()
         raise ValueError
 
     assert (await outcome(dsn, fail)).state == "failed"

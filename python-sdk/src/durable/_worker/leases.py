@@ -93,7 +93,7 @@ class Leases:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if now >= self._extend_at and now - self._beat < _LET_GO_SECONDS:
+        if now >= self._extend_at and not self._has_let_go():
             self._extend()
             self._extend_at = now + self._lease / 3
         for queue in self._queues:
@@ -102,13 +102,19 @@ class Leases:
             self._ask_at = now + _ASK_FOR_NAMES
             self._report_unknown_names()
 
+    def _has_let_go(self) -> bool:
+        """Whether the loop has been blocked for so long that leases may end."""
+        return time.monotonic() - self._beat >= _LET_GO_SECONDS
+
     def _keep_house(self, queue: str) -> None:
         """Do what is due; it is done a little at a time.
 
         Not while its own leases are to be extended: a process that was stopped and
         goes on right here would end them itself.
         """
-        while not self._stopping.is_set() and time.monotonic() < self._extend_at:
+        while not self._stopping.is_set() and (
+            time.monotonic() < self._extend_at or self._has_let_go()
+        ):
             ((*expired_and_noted, _, _),) = self._fetch(_sql.keep_house(queue))
             if max(done or 0 for done in expired_and_noted) < _sql.HOUSE_AT_ONCE:
                 return

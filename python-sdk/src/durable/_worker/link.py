@@ -8,6 +8,7 @@ worker calls answers a repetition as it did the first time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,7 @@ logger = logging.getLogger("durable.worker")
 # serialization, lock timeout, read-only (a standby that is about to be promoted)
 _HEALING: Final = ("08", "53", "57", "58", "40", "55P03", "25006")
 _LONGEST: Final = 5.0
+_CLOSING_SECONDS: Final = 5.0
 
 
 def heals(error: BaseException) -> bool:
@@ -80,6 +82,7 @@ class Link:
         self._connection: AsyncConnection[Any] | None = None
         self._busy = asyncio.Lock()
         self._opened_before = False
+        self._closed = False
 
     async def fetch(
         self, statement: Statement, *, patient: bool = True
@@ -93,6 +96,8 @@ class Link:
         while True:
             try:
                 async with self._busy:
+                    if self._closed:
+                        raise RuntimeError("the worker has ended")
                     return await self._fetch_once(statement)
             except (psycopg.Error, OSError) as error:
                 if not heals(error) or (is_busy(error) and not patient):
@@ -103,7 +108,15 @@ class Link:
                 failures += 1
 
     async def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, for good.
+
+        Not under a statement that somebody waits for, unless that takes for ever: its
+        socket's number may be another connection's by the time it looks again.
+        """
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_SECONDS), self._busy:
+                pass
         await self._drop()
 
     async def connection(self) -> AsyncConnection[Any]:

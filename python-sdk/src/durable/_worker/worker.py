@@ -114,6 +114,8 @@ class Worker:
 
         Returns the number of runs that have ended meanwhile.
         """
+        if self._host is None:
+            raise RuntimeError("the worker does not run")
         before = self._ended
         while True:
             seen = self._ended
