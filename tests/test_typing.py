@@ -6,16 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-import durable
-
 API = Path(__file__).parent / "typing"
 PYPROJECT = Path(__file__).parents[1] / "python-sdk" / "pyproject.toml"
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(durable, "AsyncDurable"), reason="the client is not there yet"
-)
 
 
 def output(*command: str | Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "Services"]
 
-logger = logging.getLogger("durable.worker")
 
 _NOTES_SECONDS: Final = 0.02
 
