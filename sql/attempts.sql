@@ -1,8 +1,8 @@
 -- How an attempt ends: completed, failed, lost. The caller of the private ones holds
 -- the task's row.
 
--- One ascending pass over all the tasks concerned. An ending is proof and lock in
--- one; a task that only saves is held before its checkpoints are written.
+-- One ascending pass over all the tasks concerned locks what saves or fails. Where tasks
+-- only complete, completing them is proof and lock in one.
 create or replace function durable._flush(queue text, checkpoints json, completions json, failures json)
 returns setof durable.write_outcome
 language plpgsql
@@ -10,52 +10,65 @@ as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
-  _own record;
-  _written boolean;
-  _held uuid[] := array[]::uuid[];
-  _ended uuid[] := array[]::uuid[];
+  _written boolean := true;
+  _completed uuid[] := array[]::uuid[];
+  _failed uuid[] := array[]::uuid[];
   _fallen uuid[] := array[]::uuid[];
 begin
-  for _own in
-    select distinct on (own.task_id, own.claim) own.*
-    from (
-      select done.task_id, done.claim, 1 as ending, done.result, null::jsonb as error, null::boolean as retryable
-      from json_to_recordset(completions) as done (task_id uuid, claim integer, result jsonb)
-      union all
-      select failed.task_id, failed.claim, 2, null, failed.error, failed.retryable
-      from json_to_recordset(failures) as failed (task_id uuid, claim integer, error jsonb, retryable boolean)
-      union all
-      select saved.task_id, saved.claim, 3, null, null, null
-      from json_to_recordset(checkpoints) as saved (task_id uuid, claim integer)
-    ) as own
-    order by own.task_id, own.claim, own.ending
-  loop
-    _written := case _own.ending
-      when 1 then durable._complete(_queue, _own.task_id, _own.claim, _own.result, _now)
-      when 2 then durable._fail(_queue, _own.task_id, _own.claim, _own.error, _own.retryable)
-      else durable._hold(_queue, _own.task_id, _own.claim)
-    end;
-    if not _written then
-      if not (_own.ending < 3 and durable._has_ended(_queue, _own.task_id, _own.claim, _own.ending)) then
-        return next (_own.task_id, durable._refusal(_queue, _own.task_id, _own.claim))::durable.write_outcome;
-      end if;
-      continue;
-    end if;
-    _held := _held || _own.task_id;
-    if _own.ending = 1 then
-      _ended := _ended || _own.task_id;
-    elsif _own.ending = 2 and not durable._is_live(_queue, _own.task_id) then
-      _ended := _ended || _own.task_id;
-      _fallen := _fallen || _own.task_id;
-    end if;
-  end loop;
-  if checkpoints is not null then
-    perform durable._save(_queue, checkpoints, _held, _now);
+  if checkpoints is not null and completions is not null or failures is not null then
+    perform durable._lock_own(_queue, checkpoints, completions, failures);
   end if;
-  if _ended <> '{}' then
-    perform durable._finished(_queue, _ended);
+  if checkpoints is not null then
+    _written := durable._save(_queue, checkpoints, _now) = json_array_length(checkpoints);
+  end if;
+  if completions is not null then
+    _completed := durable._complete(_queue, completions, _now);
+    _written := _written and cardinality(_completed) = json_array_length(completions);
+  end if;
+  if failures is not null then
+    _failed := durable._fail(_queue, failures);
+    _written := _written and cardinality(_failed) = json_array_length(failures);
+    _fallen := array(select task_id from unnest(_failed) as task_id where not durable._is_live(_queue, task_id));
+  end if;
+  if not _written then
+    return query select * from durable._refusals(_queue, checkpoints, completions, failures, _completed || _failed);
+  end if;
+  if _completed || _fallen <> '{}' then
+    perform durable._finished(_queue, _completed || _fallen);
     perform durable._cascade(_queue, fallen.task_id) from unnest(_fallen) as fallen (task_id);
   end if;
+end;
+$$;
+
+
+create or replace function durable._lock_own(queue text, checkpoints json, completions json, failures json)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform
+  from (
+    select saved.task_id, saved.claim
+    from json_to_recordset(checkpoints) as saved (task_id uuid, claim integer)
+    union
+    select done.task_id, done.claim
+    from json_to_recordset(completions) as done (task_id uuid, claim integer)
+    union
+    select failed.task_id, failed.claim
+    from json_to_recordset(failures) as failed (task_id uuid, claim integer)
+    order by task_id
+    offset 0 -- sorted before the first is locked
+  ) as own
+  cross join lateral (
+    select
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+      and own.claim % 2 = 1
+    offset 0
+    for no key update
+  ) as task;
 end;
 $$;
 
@@ -67,6 +80,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 begin
@@ -78,7 +92,8 @@ comment on function durable.flush is
 'save_checkpoints, complete_tasks and fail_tasks in one statement and one commit, for
 any number of tasks; each part may be null. Returns a row only for those tasks whose
 writes were refused: cancelled or lost. Raises 55P03 when somebody holds one of the
-rows for longer than 200 ms: say it again, one by one.';
+rows for longer than 200 ms, 23505 when the same call is just being made on another
+connection: say it again, one by one.';
 
 
 create or replace function durable.complete_tasks(queue text, tasks json)
@@ -88,6 +103,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
@@ -108,6 +124,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
@@ -140,39 +157,134 @@ end;
 $$;
 
 
-create or replace function durable._complete(queue text, task_id uuid, claim integer, result jsonb, at timestamptz)
-returns boolean
+-- Completes what is still in the claim's hands; returns which. Looked for again when
+-- somebody, a lease's extension say, has moved a row between the look and the write.
+create or replace function durable._complete(queue text, completions json, at timestamptz)
+returns uuid[]
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _places tid[];
+  _claims integer[];
+  _results jsonb[];
+  _completed uuid[] := array[]::uuid[];
+  _now_completed uuid[];
+begin
+  loop
+    select array_agg(task.ctid), array_agg(done.claim), array_agg(coalesce(done.result, 'null'))
+    into _places, _claims, _results
+    from (
+      select *
+      from json_to_recordset(completions) as own (task_id uuid, claim integer, result jsonb)
+      order by own.task_id
+      offset 0
+    ) as done
+    cross join lateral (
+      select tasks.ctid
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = done.task_id and tasks.claim = done.claim
+        and done.claim % 2 = 1
+      offset 0
+    ) as task;
+    exit when _places is null;
+    _now_completed := durable._complete_at(_queue, _places, _claims, _results, at);
+    _completed := _completed || _now_completed;
+    exit when cardinality(_now_completed) = cardinality(_places);
+  end loop;
+  return _completed;
+end;
+$$;
+
+
+-- Without an index to walk there is one way to find a row by its place, whatever the
+-- statistics say.
+create or replace function durable._complete_at(
+  queue text, places tid[], claims integer[], results jsonb[], at timestamptz
+)
+returns uuid[]
+language plpgsql
+set enable_indexscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _completed uuid[];
+begin
+  with completed as (
+    update durable.tasks
+    set
+      claim = tasks.claim + 1,
+      state = 'completed',
+      lease_expires_at = null,
+      deadline_at = null,
+      finished_at = at,
+      result = place.result
+    from unnest(places, claims, results) as place (ctid, claim, result)
+    where tasks.queue = _queue and tasks.ctid = place.ctid and tasks.claim = place.claim
+    returning tasks.task_id
+  )
+  select coalesce(array_agg(completed.task_id), '{}') into _completed
+  from completed;
+  return _completed;
+end;
+$$;
+
+
+-- Fails the attempts of tasks, which the caller has locked; returns whose claim held.
+create or replace function durable._fail(queue text, failures json)
+returns uuid[]
+language plpgsql
+as $$
+declare
+  _own record;
+  _failed uuid[] := array[]::uuid[];
+begin
+  for _own in
+    select own.*
+    from json_to_recordset(failures) as own (task_id uuid, claim integer, error jsonb, retryable boolean)
+    order by own.task_id
+  loop
+    if durable._hold(queue, _own.task_id, _own.claim) then
+      perform durable._end_attempt(queue, _own.task_id, 'failed',
+        coalesce(_own.error, '{"type": "Error", "message": ""}'), coalesce(_own.retryable, true));
+      _failed := _failed || _own.task_id;
+    end if;
+  end loop;
+  return _failed;
+end;
+$$;
+
+
+-- Whose writes were refused; not those that an earlier, equal call has made.
+create or replace function durable._refusals(
+  queue text, checkpoints json, completions json, failures json, written uuid[]
+)
+returns setof durable.write_outcome
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
 begin
-  update durable.tasks
-  set
-    claim = tasks.claim + 1,
-    state = 'completed',
-    lease_expires_at = null,
-    deadline_at = null,
-    finished_at = at,
-    result = coalesce(_complete.result, 'null')
-  where tasks.queue = _queue and tasks.task_id = _complete.task_id and tasks.claim = _complete.claim
-    and _complete.claim % 2 = 1;
-  return found;
-end;
-$$;
-
-
-create or replace function durable._fail(queue text, task_id uuid, claim integer, error jsonb, retryable boolean)
-returns boolean
-language plpgsql
-as $$
-begin
-  if not durable._hold(queue, task_id, claim) then
-    return false;
-  end if;
-  perform durable._end_attempt(queue, task_id, 'failed',
-    coalesce(error, '{"type": "Error", "message": ""}'), coalesce(retryable, true));
-  return true;
+  return query
+    select own.task_id, durable._refusal(_queue, own.task_id, own.claim)
+    from (
+      select distinct on (task_id, claim) kinds.*
+      from (
+        select done.task_id, done.claim, 1 as ending
+        from json_to_recordset(completions) as done (task_id uuid, claim integer)
+        union all
+        select failed.task_id, failed.claim, 2
+        from json_to_recordset(failures) as failed (task_id uuid, claim integer)
+        union all
+        select saved.task_id, saved.claim, 3
+        from json_to_recordset(checkpoints) as saved (task_id uuid, claim integer)
+      ) as kinds
+      order by kinds.task_id, kinds.claim, kinds.ending
+    ) as own
+    where own.task_id <> all (written)
+      and not case when own.ending = 3 then durable._hold(_queue, own.task_id, own.claim)
+        else durable._has_ended(_queue, own.task_id, own.claim, own.ending) end;
 end;
 $$;
 

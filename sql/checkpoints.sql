@@ -8,6 +8,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
@@ -22,39 +23,53 @@ Returns an outcome for each: ok (also when this claim has saved it before), canc
 lost. One refused element does not touch the others.';
 
 
--- The caller holds the tasks named in held, and may just have ended their claims;
--- checkpoints of others, and of former claims on these, are left out.
-create or replace function durable._save(queue text, checkpoints json, held uuid[], at timestamptz)
-returns void
+-- Returns how many were saved: not those of former claims, nor what this claim has saved
+-- before. Locks the tasks on its way, ascending.
+create or replace function durable._save(queue text, checkpoints json, at timestamptz)
+returns bigint
 language plpgsql
 as $$
+declare
+  _queue text collate "C" := queue;
+  _saved bigint;
 begin
   insert into durable.checkpoints (
     task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
   )
   select
     new.task_id, at, new.claim, task.attempt, coalesce(new.position, 0), coalesce(new.after, 0),
-    coalesce(new.duration_ms, 0), coalesce(new.state, 'done'), _save.queue,
+    coalesce(new.duration_ms, 0), coalesce(new.state, 'done'), _queue,
     case when octet_length(new.name) <= 512 and new.name ~ '^[^\x01-\x20\x7f][^\x01-\x1f\x7f]*$'
       then new.name else durable._checked_step_name(new.name) end,
     coalesce(new.value, 'null')
-  from json_to_recordset(checkpoints) as new (
-    task_id uuid, claim integer, name text, state durable.checkpoint_state, position integer,
-    after integer, duration_ms integer, value json
-  )
+  from (
+    select distinct on (own.task_id, own.name) own.*
+    from json_to_recordset(checkpoints) as own (
+      task_id uuid, claim integer, name text, state durable.checkpoint_state, position integer,
+      after integer, duration_ms integer, value json
+    )
+    order by own.task_id, own.name
+    offset 0 -- sorted before the first is locked
+  ) as new
   cross join lateral (
-    select case
-      when tasks.claim > new.claim and tasks.finished_at is null then tasks.attempt - 1 -- it has just failed
-      else tasks.attempt
-    end as attempt
+    select tasks.attempt
     from durable.tasks
-    where tasks.queue = _save.queue collate "C"
-      and tasks.task_id = new.task_id
-      and tasks.claim - new.claim between 0 and 1
+    where tasks.queue = _queue and tasks.task_id = new.task_id and tasks.claim = new.claim
+      and new.claim % 2 = 1
     offset 0
+    for no key update
   ) as task
-  where new.task_id = any (held)
-  on conflict do nothing;
+  cross join lateral (
+    select count(*) as times
+    from durable.checkpoints
+    where checkpoints.queue = _queue
+      and checkpoints.task_id = new.task_id
+      and checkpoints.name = new.name collate "C"
+    offset 0
+  ) as saved
+  where saved.times = 0;
+  get diagnostics _saved = row_count;
+  return _saved;
 end;
 $$;
 
@@ -78,6 +93,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare

@@ -18,6 +18,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set enable_sort = off
 set jit = off
@@ -89,8 +90,7 @@ end;
 $$;
 
 
--- Claims the oldest due tasks of a name. One update a row, by primary key: a single
--- one for all of them is planned to walk the queue while the tables look empty.
+-- Claims the oldest due tasks of a name: locks them where they lie, then takes them all.
 create or replace function durable._claim(
   queue text,
   name text,
@@ -107,12 +107,12 @@ as $$
 declare
   _queue text collate "C" := queue;
   _name text collate "C" := name;
-  _expires_at timestamptz := at + make_interval(secs => lease);
-  _place record;
-  _claimed durable.claimed_task;
+  _places tid[];
+  _waited_since timestamptz[];
 begin
-  for _place in
-    select tasks.task_id, tasks.available_at, tasks.max_duration, tasks.started_at, tasks.deadline_at
+  select array_agg(due.ctid), array_agg(due.available_at) into _places, _waited_since
+  from (
+    select tasks.ctid, tasks.available_at, tasks.deadline_at
     from durable.tasks
     where tasks.queue = _queue
       and tasks.name = _name
@@ -121,29 +121,53 @@ begin
     order by tasks.available_at, tasks.task_id
     limit quantity
     for no key update skip locked
-  loop
-    continue when _place.deadline_at <= at; -- expire_deadlines will cancel it
-    if _place.started_at is null then
-      _place.deadline_at := at + make_interval(secs => _place.max_duration);
-    end if;
+  ) as due
+  where (due.deadline_at > at) is not false; -- else expire_deadlines will cancel it
+  if _places is not null then
+    return query select * from durable._take(_queue, _places, _waited_since, worker, at, lease);
+  end if;
+end;
+$$;
+
+
+-- Takes tasks that the caller has locked. Without an index to walk there is one way to
+-- find a row by its place, whatever the statistics say.
+create or replace function durable._take(
+  queue text,
+  places tid[],
+  waited_since timestamptz[],
+  worker text,
+  at timestamptz,
+  lease double precision
+)
+returns setof durable.claimed_task
+language plpgsql
+set enable_indexscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _expires_at timestamptz := at + make_interval(secs => lease);
+  _epoch double precision := extract(epoch from at);
+begin
+  return query
     update durable.tasks
     set
-      worker = _claim.worker,
+      worker = _take.worker,
       claim = tasks.claim + 1,
       state = 'running',
       available_at = null,
       lease_expires_at = _expires_at,
-      deadline_at = _place.deadline_at,
+      deadline_at = case when tasks.started_at is null
+        then to_timestamp(_epoch + tasks.max_duration) else tasks.deadline_at end,
       started_at = coalesce(tasks.started_at, at),
       error = null
-    where tasks.queue = _queue and tasks.task_id = _place.task_id
+    from unnest(places, waited_since) as place (ctid, available_at)
+    where tasks.queue = _queue and tasks.ctid = place.ctid
     returning
-      tasks.task_id, tasks.claim, tasks.name, tasks.attempt, tasks.params, tasks.headers,
-      tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, _place.available_at, at,
-      durable._run_id(tasks.task_id, tasks.attempt)
-    into _claimed;
-    return next _claimed;
-  end loop;
+      tasks.task_id, tasks.claim, tasks.name::text, tasks.attempt, tasks.params, tasks.headers,
+      tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, place.available_at, at,
+      durable._run_id(tasks.task_id, tasks.attempt);
 end;
 $$;
 
@@ -178,6 +202,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set jit = off
 as $$
@@ -213,6 +238,7 @@ language sql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set jit = off
 as $$
@@ -230,6 +256,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
@@ -280,6 +307,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
@@ -319,7 +347,9 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
+set enable_sort = off
 set jit = off
 as $$
 declare
@@ -336,6 +366,7 @@ begin
       and tasks.lease_expires_at is not null
       and tasks.worker = _worker
       and not tasks.task_id = any (known)
+    order by tasks.lease_expires_at
     for no key update skip locked
   loop
     update durable.tasks

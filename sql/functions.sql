@@ -1,5 +1,10 @@
 -- The engine, as a table of contents. Files load in this order, but PL/pgSQL
 -- binds late: inside a group the order is for the reader.
+--
+-- No plan may depend on statistics, or on how much a call was given: rows are reached
+-- by key or by place, one way that holds for empty and for full tables. So public
+-- functions switch off what could walk a table, and pin the generic plan: it is made
+-- once a session, where the length of an array would have Postgres plan every call.
 
 -- Ground: the clock, ids, the closed set of errors, checks of what comes in
 \ir clock.sql

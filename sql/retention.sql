@@ -8,6 +8,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set enable_sort = off
 set jit = off
@@ -108,6 +109,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set enable_sort = off
 set jit = off

@@ -16,6 +16,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 begin
@@ -39,6 +40,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 begin
@@ -79,6 +81,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select durable._await_one(queue, task_id, claim, json_build_object('name', name, 'until', until));
@@ -99,6 +102,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select durable._await_one(queue, task_id, claim,
@@ -122,6 +126,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '200ms'
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select durable._await_one(queue, task_id, claim,

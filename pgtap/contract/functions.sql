@@ -1,6 +1,6 @@
 begin;
 \ir ../_setup.sql
-select plan(14);
+select plan(15);
 
 create temp view functions as
 select
@@ -16,6 +16,9 @@ select is_empty($$ select name from functions where public and not prosecdef $$,
 select is_empty($$ select name from functions
   where public and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false) $$,
   'and pins its search_path, with a caller''s temporary types last');
+select is_empty($$ select name from functions
+  where ('enable_seqscan=off' = any (proconfig)) <> ('plan_cache_mode=force_generic_plan' = any (proconfig)) $$,
+  'and one that reaches rows pins its plans too');
 select is_empty($$ select name from functions where not public and prosecdef $$,
   'a private one has no rights of its own');
 select is_empty($$ select name from functions where public and coalesce(length(comment), 0) < 20 $$,
