@@ -40,7 +40,7 @@ begin
     new.task_id, at, new.claim, task.attempt, coalesce(new.position, 0), coalesce(new.after, 0),
     coalesce(new.duration_ms, 0), coalesce(new.state, 'done'), _queue,
     case when octet_length(new.name) <= 512 and new.name ~ '^[^\x01-\x20\x7f][^\x01-\x1f\x7f]*$'
-      then new.name else durable._checked_step_name(new.name) end,
+      then new.name else durable._checked_name('name of a step', new.name, 512) end,
     coalesce(new.value, 'null')
   from (
     select distinct on (own.task_id, own.name) own.*
@@ -70,18 +70,6 @@ begin
   where saved.times = 0;
   get diagnostics _saved = row_count;
   return _saved;
-end;
-$$;
-
-
-create or replace function durable._checked_step_name(name text)
-returns text
-language plpgsql
-immutable
-as $$
-begin
-  perform durable._check_name('name of a step', name, 512);
-  return name;
 end;
 $$;
 

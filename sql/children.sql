@@ -20,7 +20,7 @@ begin
   perform durable._require_queue(_queue);
   perform durable._check_tasks(children,
     array['name', 'task', 'params', 'options', 'position', 'after']);
-  perform durable._check_name('name of a child', child ->> 'name', 512)
+  perform durable._checked_name('name of a child', child ->> 'name', 512)
   from jsonb_array_elements(children) as child;
   perform durable._refuse_argument(format('two children are named "%s"', twice.name),
     'Pass a name of its own for each.')
@@ -148,9 +148,9 @@ declare
   _recorded json;
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_name('name of a step', name, 512);
-  perform durable._check_name('event name', event, 255);
-  perform durable._check_size('payload', pg_column_size(payload));
+  perform durable._checked_name('name of a step', name, 512);
+  perform durable._checked_name('event name', event, 255);
+  perform durable._checked_size('payload', payload);
   _first := durable._write_event(_queue, event, payload);
   if not durable._hold(_queue, task_id, claim) then
     perform durable._refuse_claim(_queue, task_id, claim);

@@ -77,7 +77,7 @@ language plpgsql
 immutable
 as $$
 begin
-  perform durable._check_name('worker', worker, 255);
+  perform durable._checked_name('worker', worker, 255);
   if quantity is null or quantity < 0 then
     perform durable._refuse_argument('quantity is ' || coalesce(quantity::text, 'null'),
       'Pass how many tasks to claim at most.');

@@ -18,8 +18,8 @@ declare
   _queue text collate "C" := queue;
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_name('event name', event, 255);
-  perform durable._check_size('payload', pg_column_size(payload));
+  perform durable._checked_name('event name', event, 255);
+  perform durable._checked_size('payload', payload);
   if not durable._write_event(_queue, event, payload) then
     return false;
   end if;

@@ -20,11 +20,9 @@ returns uuid
 language sql
 volatile
 as $$
-  select (
-    lpad(to_hex(milliseconds + counter / 4096), 12, '0')
-    || '7' || lpad(to_hex(counter % 4096), 3, '0')
-    || substr(gen_random_uuid()::text, 20, 4)
-    || right(gen_random_uuid()::text, 12)
+  select overlay(gen_random_uuid()::text placing
+    overlay(lpad(to_hex(milliseconds + counter / 4096), 12, '0') placing '-' from 9 for 0)
+    || '-7' || lpad(to_hex(counter % 4096), 3, '0') from 1
   )::uuid;
 $$;
 

@@ -13,7 +13,7 @@ declare
   _keep_events double precision;
   _created boolean;
 begin
-  perform durable._check_name('queue name', queue, 100);
+  perform durable._checked_name('queue name', queue, 100);
   perform durable._check_keys('policy', policy, array['keep_tasks', 'keep_events']);
   _keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _keep_events := durable._number('policy', policy, 'keep_events', 0);

@@ -14,29 +14,42 @@ returns durable.spawned_task
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
 as $$
 declare
   _queue text collate "C" := queue;
-  _now timestamptz := durable._now();
+  _name text := durable._checked_name('task name', task, 100);
+  _params jsonb := coalesce(durable._checked_size('params', params), 'null');
   _options durable._spawn_options := durable._spawn_options(options);
-  _new durable._new_task;
+  _now timestamptz := durable._now();
+  _task_id uuid := durable._uuid7(durable._id_milliseconds(_now, _options.parent_task_id));
+  _existing_id uuid;
 begin
-  perform durable._require_queue(_queue);
-  perform durable._check_name('task name', task, 100);
-  perform durable._check_size('params', pg_column_size(params));
-  _new := (1, durable._uuid7(durable._id_milliseconds(_now, _options.parent_task_id)),
-    task, params, _options, null);
   if _options.idempotency_key is not null then
-    _new.existing_id := durable._reserve_key(_queue, _options.idempotency_key, _new.task_id);
-    if _new.existing_id is not null then
-      return durable._same_task(_queue, _new);
+    perform durable._require_queue(_queue);
+    _existing_id := durable._reserve_key(_queue, _options.idempotency_key, _task_id);
+    if _existing_id is not null then
+      return durable._same_task(_queue, (1, _task_id, _name, _params, _options, _existing_id));
     end if;
   end if;
-  perform durable._hold_parent(_queue, _options.parent_task_id);
-  perform durable._insert_tasks(_queue, array[_new], _now);
-  return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
+  if _options.parent_task_id is not null then
+    perform durable._require_queue(_queue);
+    perform durable._hold_parent(_queue, _options.parent_task_id);
+  end if;
+  insert into durable.tasks (
+    task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
+    idempotency_key, params, headers, retry, available_at, deadline_at
+  )
+  select
+    _task_id, _options.parent_task_id, _now, _options.max_duration, _options.max_attempts, queues.queue,
+    _name, _options.idempotency_key, _params, _options.headers, _options.retry, _now,
+    _now + make_interval(secs => _options.max_delay)
+  from durable.queues
+  where queues.queue = _queue;
+  if not found then
+    perform durable._require_queue(_queue);
+  end if;
+  perform durable._knock(_queue, 'work');
+  return (_task_id, durable._run_id(_task_id, 1), 1, true);
 end;
 $$;
 
@@ -101,9 +114,9 @@ begin
   perform durable._check_keys('task', task, known)
   from jsonb_array_elements(tasks) as given (task)
   where jsonb_typeof(task) <> 'object' or task - known <> '{}';
-  perform durable._check_name('task name', name, 100)
+  perform durable._checked_name('task name', name, 100)
   from (select distinct task ->> 'task' from jsonb_array_elements(tasks) as given (task)) as names (name);
-  perform durable._check_size('params', pg_column_size(task -> 'params'))
+  perform durable._checked_size('params', task -> 'params')
   from jsonb_array_elements(tasks) as given (task)
   where pg_column_size(task -> 'params') > 16777216;
 end;
@@ -174,6 +187,8 @@ $$;
 create or replace function durable._reserve_key(queue text, key text, task_id uuid)
 returns uuid
 language plpgsql
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   _queue text collate "C" := queue;
@@ -204,6 +219,8 @@ $$;
 create or replace function durable._hold_parent(queue text, parent uuid)
 returns void
 language plpgsql
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   _queue text collate "C" := queue;
@@ -273,6 +290,8 @@ $$;
 create or replace function durable._same_task(queue text, new durable._new_task)
 returns durable.spawned_task
 language plpgsql
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   _queue text collate "C" := queue;

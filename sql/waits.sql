@@ -186,9 +186,9 @@ language plpgsql
 immutable
 as $$
 begin
-  perform durable._check_name('name of a wait', wait ->> 'name', 512);
+  perform durable._checked_name('name of a wait', wait ->> 'name', 512);
   if wait ->> 'event' is not null then
-    perform durable._check_name('event name', wait ->> 'event', 255);
+    perform durable._checked_name('event name', wait ->> 'event', 255);
   elsif coalesce(wait ->> 'task_ids', wait ->> 'seconds', wait ->> 'until') is null then
     perform durable._refuse_argument('a wait for nothing',
       'Pass an event, task_ids, seconds or until.');
