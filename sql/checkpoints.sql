@@ -87,12 +87,7 @@ as $$
 declare
   _queue text collate "C" := queue;
 begin
-  perform durable._settle(_queue, held.task_id, held.claim)
-  from (
-    select given.task_id, given.claim
-    from json_to_recordset(tasks) as given (task_id uuid, claim integer)
-    order by given.task_id
-  ) as held;
+  perform durable._settle(_queue, tasks, durable._now());
   return query
     select
       saved.task_id, saved.name::text, saved.position, saved.after, saved.state::text, saved.value

@@ -31,6 +31,7 @@
 \ir attempts.sql
 \ir checkpoints.sql
 \ir waits.sql
+\ir settling.sql
 \ir children.sql
 
 -- Housekeeping: what nobody asked for but everybody needs

@@ -141,15 +141,51 @@ ends its claim; resolved if they have. The value is [{"task_id", "state", "resul
 Refuses a claim that is over: WFCAN, WFLST.';
 
 
+-- All of it set by set: what a batch costs does not grow with the calls in it.
 create or replace function durable._await_all(queue text, tasks json, leave boolean)
 returns setof durable.wait_outcome
 language plpgsql
 as $$
 declare
+  _queue text collate "C" := queue;
   _now timestamptz := durable._now();
-  _own record;
+  _resolved durable.wait_outcome[];
+  _goes_on uuid[];
+  _asleep integer;
 begin
-  perform durable._require_queue(queue);
+  perform durable._require_queue(_queue);
+  perform durable._check_waits(tasks, leave);
+  perform durable._meet_emitters(_queue, tasks);
+  perform durable._lock_own(_queue, tasks, null, null);
+  perform durable._register(_queue, tasks, _now);
+  perform durable._settle(_queue, tasks, _now);
+  _resolved := durable._resolved(_queue, tasks);
+  _goes_on := array(select distinct resolved.task_id from unnest(_resolved) as resolved);
+  if leave then
+    _asleep := durable._fall_asleep(_queue, tasks, _goes_on);
+  end if;
+  return query
+    select * from unnest(_resolved)
+    union all
+    select
+      own.task_id,
+      case
+        when cardinality(_goes_on) + _asleep = json_array_length(tasks) then 'suspended'
+        else durable._wait_outcome(_queue, own.task_id, own.claim, leave)
+      end,
+      null, null, null
+    from json_to_recordset(tasks) as own (task_id uuid, claim integer)
+    where own.task_id <> all (_goes_on);
+end;
+$$;
+
+
+create or replace function durable._check_waits(tasks json, leave boolean)
+returns void
+language plpgsql
+immutable
+as $$
+begin
   perform durable._refuse_argument('a task is to be suspended without any wait',
     'Pass what it waits for, or release it.')
   from json_to_recordset(tasks) as own (waits json)
@@ -157,25 +193,6 @@ begin
   perform durable._check_wait(wait)
   from json_to_recordset(tasks) as own (waits json)
   cross join lateral json_array_elements(own.waits) as wait;
-  perform durable._meet_emitters(queue, array(
-    select distinct (wait ->> 'event') collate "C"
-    from json_to_recordset(tasks) as own (waits json)
-    cross join lateral json_array_elements(own.waits) as wait
-    where wait ->> 'event' is not null
-    order by 1
-  ));
-  for _own in
-    select own.*
-    from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
-    order by own.task_id
-  loop
-    if durable._hold(queue, _own.task_id, _own.claim) then
-      return query select * from durable._await(queue, _own.task_id, _own.claim, _own.waits, leave, _now);
-    else
-      return next (_own.task_id, durable._suspension(queue, _own.task_id, _own.claim), null, null, null)
-        ::durable.wait_outcome;
-    end if;
-  end loop;
 end;
 $$;
 
@@ -205,7 +222,7 @@ $$;
 
 -- Where waiting tasks and emitters meet: from here to the commit nobody emits these
 -- events. A row that pruning has taken meanwhile is made again.
-create or replace function durable._meet_emitters(queue text, events text[])
+create or replace function durable._meet_emitters(queue text, tasks json)
 returns void
 language plpgsql
 as $$
@@ -213,7 +230,13 @@ declare
   _queue text collate "C" := queue;
   _event text collate "C";
 begin
-  foreach _event in array events loop
+  for _event in
+    select distinct wait.event collate "C"
+    from json_to_recordset(tasks) as own (waits json)
+    cross join lateral json_to_recordset(own.waits) as wait (event text)
+    where wait.event is not null
+    order by 1
+  loop
     loop
       insert into durable.events (queue, name) values (_queue, _event) on conflict do nothing;
       perform from durable.events
@@ -227,83 +250,143 @@ $$;
 
 
 -- A suspension whose answer was lost is repeated: the claim is over, as it said.
-create or replace function durable._suspension(queue text, task_id uuid, claim integer)
+create or replace function durable._wait_outcome(queue text, task_id uuid, claim integer, leave boolean)
 returns text
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
 begin
+  if not leave then
+    return case when durable._hold(_queue, task_id, claim) then 'waiting'
+      else durable._refusal(_queue, task_id, claim) end;
+  end if;
   perform from durable.tasks
   where tasks.queue = _queue
-    and tasks.task_id = _suspension.task_id
-    and tasks.claim = _suspension.claim + 1
+    and tasks.task_id = _wait_outcome.task_id
+    and tasks.claim = _wait_outcome.claim + 1
     and tasks.state in ('sleeping', 'pending')
     and tasks.error is null;
-  return case when found then 'suspended' else durable._refusal(queue, task_id, claim) end;
+  return case when found then 'suspended' else durable._refusal(_queue, task_id, claim) end;
 end;
 $$;
 
 
--- One task's waits. The caller holds the task, and the rows of the events.
-create or replace function durable._await(
-  queue text, task_id uuid, claim integer, waits json, leave boolean, at timestamptz
-)
-returns setof durable.wait_outcome
+-- What is not registered yet, of the tasks whose claims hold; the caller has locked them,
+-- here and below, so that nobody else writes their waits.
+create or replace function durable._register(queue text, tasks json, at timestamptz)
+returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
 begin
-  perform durable._register(_queue, task_id, waits, at);
-  perform durable._settle(_queue, task_id, claim, at);
-  return query
-    select saved.task_id, 'resolved', saved.name::text, saved.state::text, saved.value
-    from json_to_recordset(waits) as wait (name text)
-    cross join lateral (
-      select *
-      from durable.checkpoints
-      where checkpoints.queue = _queue
-        and checkpoints.task_id = _await.task_id
-        and checkpoints.name = wait.name collate "C"
-      offset 0
-    ) as saved;
-  if not found then
-    if leave then
-      perform durable._fall_asleep(_queue, task_id);
-    end if;
-    return next (task_id, case when leave then 'suspended' else 'waiting' end, null, null, null)
-      ::durable.wait_outcome;
-  end if;
-end;
-$$;
-
-
-create or replace function durable._register(queue text, task_id uuid, waits json, at timestamptz)
-returns void
-language plpgsql -- keeps its plan, which a function in SQL makes anew with every call
-as $$
-begin
   insert into durable.waits (
     queue, task_id, name, position, after, deadline_at, event_name, task_ids
   )
-  select
-    _register.queue, _register.task_id, wait.name, coalesce(wait.position, 0), coalesce(wait.after, 0),
+  select distinct on (own.task_id, wait.name)
+    _queue, own.task_id, wait.name, coalesce(wait.position, 0), coalesce(wait.after, 0),
     coalesce(wait.until, at + make_interval(secs => wait.seconds)), wait.event, wait.task_ids
-  from json_to_recordset(_register.waits) as wait (
+  from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
+  cross join lateral (
+    select
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+      and own.claim % 2 = 1
+    offset 0
+  ) as task
+  cross join lateral json_to_recordset(own.waits) as wait (
     name text, position integer, after integer, event text, task_ids uuid[],
     seconds double precision, until timestamptz
   )
   cross join lateral (
     select count(*) as times
     from durable.checkpoints
-    where checkpoints.queue = _register.queue collate "C"
-      and checkpoints.task_id = _register.task_id
+    where checkpoints.queue = _queue
+      and checkpoints.task_id = own.task_id
       and checkpoints.name = wait.name collate "C"
     offset 0
   ) as saved
-  where saved.times = 0
-  on conflict do nothing;
+  cross join lateral (
+    select count(*) as times
+    from durable.waits
+    where waits.queue = _queue
+      and waits.task_id = own.task_id
+      and waits.name = wait.name collate "C"
+    offset 0
+  ) as registered
+  where saved.times + registered.times = 0
+  order by own.task_id, wait.name;
+end;
+$$;
+
+
+create or replace function durable._resolved(queue text, tasks json)
+returns durable.wait_outcome[]
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return array(
+    select row(own.task_id, 'resolved', saved.name, saved.state, saved.value)::durable.wait_outcome
+    from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
+    cross join lateral (
+      select
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+        and own.claim % 2 = 1
+      offset 0
+    ) as task
+    cross join lateral json_to_recordset(own.waits) as wait (name text)
+    cross join lateral (
+      select checkpoints.name, checkpoints.state, checkpoints.value
+      from durable.checkpoints
+      where checkpoints.queue = _queue
+        and checkpoints.task_id = own.task_id
+        and checkpoints.name = wait.name collate "C"
+      offset 0
+    ) as saved
+  );
+end;
+$$;
+
+
+-- Ends the claims of those that do not go on; returns how many.
+create or replace function durable._fall_asleep(queue text, tasks json, goes_on uuid[])
+returns integer
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _places tid[];
+  _until timestamptz[];
+  _waits bigint[];
+begin
+  select array_agg(task.ctid), array_agg(waiting.until), array_agg(waiting.times)
+  into _places, _until, _waits
+  from json_to_recordset(tasks) as own (task_id uuid, claim integer)
+  cross join lateral (
+    select tasks.ctid
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+      and own.claim % 2 = 1
+    offset 0
+  ) as task
+  cross join lateral (
+    select count(*) as times, min(waits.deadline_at) as until
+    from durable.waits
+    where waits.queue = _queue and waits.task_id = own.task_id
+    offset 0
+  ) as waiting
+  where own.task_id <> all (goes_on);
+  if _places is null then
+    return 0;
+  elsif 0 = any (_waits) then
+    perform durable._refuse_argument('a task would wait for nothing', 'Pass what it waits for.');
+  end if;
+  perform durable._set_watches(_queue, tasks, goes_on);
+  return durable._suspend_at(_queue, _places, _until);
 end;
 $$;
 
@@ -311,161 +394,62 @@ $$;
 -- Every watch is set anew: a task that is awake is passed over by those it waits for,
 -- and one that had finished may have been tried again. Where none can be set, what has
 -- happened since the waits were looked at is left to a note.
-create or replace function durable._fall_asleep(queue text, task_id uuid)
+create or replace function durable._set_watches(queue text, tasks json, goes_on uuid[])
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
   _wait durable.waits;
-  _waits bigint;
-  _until timestamptz;
 begin
   for _wait in
-    select *
-    from durable.waits
-    where waits.queue = _queue
-      and waits.task_id = _fall_asleep.task_id
-      and waits.task_ids is not null
+    select wait.*
+    from json_to_recordset(tasks) as own (task_id uuid, claim integer)
+    cross join lateral (
+      select
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+        and own.claim % 2 = 1
+      offset 0
+    ) as task
+    cross join lateral (
+      select *
+      from durable.waits
+      where waits.queue = _queue and waits.task_id = own.task_id and waits.task_ids is not null
+      offset 0
+    ) as wait
+    where own.task_id <> all (goes_on)
   loop
     _wait.target_task_id := null;
     _wait.watched := null;
     if durable._watch(_wait) <> 'watched' then
-      perform durable._leave_note(_queue, 'waiter', task_id);
+      perform durable._leave_note(_queue, 'waiter', _wait.task_id);
     end if;
   end loop;
-  select count(*), min(waits.deadline_at) into _waits, _until
-  from durable.waits
-  where waits.queue = _queue and waits.task_id = _fall_asleep.task_id;
-  if _waits = 0 then
-    perform durable._refuse_argument(format('task %s would wait for nothing', task_id),
-      'Pass what it waits for.');
-  end if;
+end;
+$$;
+
+
+-- As in _take: without an index to walk, by place is the one way.
+create or replace function durable._suspend_at(queue text, places tid[], until timestamptz[])
+returns integer
+language plpgsql
+set enable_indexscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _suspended integer;
+begin
   update durable.tasks
   set
     claim = tasks.claim + 1,
     state = 'sleeping',
-    available_at = _until,
+    available_at = place.until,
     lease_expires_at = null
-  where tasks.queue = _queue and tasks.task_id = _fall_asleep.task_id;
-end;
-$$;
-
-
--- Turns the waits of a task that are over into checkpoints, if the claim still holds.
-create or replace function durable._settle(
-  queue text, task_id uuid, claim integer, at timestamptz default durable._now()
-)
-returns void
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _wait durable.waits;
-  _attempt integer;
-  _resolution durable._resolution;
-begin
-  for _wait in
-    select *
-    from durable.waits
-    where waits.queue = _queue and waits.task_id = _settle.task_id
-    order by waits.position
-  loop
-    if _attempt is null then
-      select tasks.attempt into _attempt
-      from durable.tasks
-      where tasks.queue = _queue and tasks.task_id = _settle.task_id and tasks.claim = _settle.claim
-        and _settle.claim % 2 = 1
-      for no key update;
-      exit when not found;
-    end if;
-    _resolution := durable._resolve(_wait, at);
-    continue when _resolution.state is null;
-    insert into durable.checkpoints (
-      task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
-    )
-    values (
-      _wait.task_id, at, _settle.claim, _attempt, _wait.position, _wait.after, 0,
-      _resolution.state, _queue, _wait.name, _resolution.value
-    )
-    on conflict do nothing;
-    delete from durable.waits
-    where waits.queue = _queue and waits.task_id = _wait.task_id and waits.name = _wait.name;
-  end loop;
-end;
-$$;
-
-
--- How a wait has ended; no state: it has not. What happened wins over the deadline.
-create or replace function durable._resolve(wait durable.waits, at timestamptz)
-returns durable._resolution
-language plpgsql
-as $$
-declare
-  _resolution durable._resolution;
-begin
-  if wait.event_name is not null then
-    select 'done'::durable.checkpoint_state, events.payload::json into _resolution
-    from durable.events
-    where events.queue = wait.queue and events.name = wait.event_name and events.emitted_at is not null;
-  elsif wait.task_ids is not null then
-    if durable._all_finished(wait.queue, wait.task_ids) then
-      _resolution.value := durable._outcomes(wait.queue, wait.task_ids);
-      _resolution.state := case when _resolution.value is not null
-        then 'done'::durable.checkpoint_state end;
-    end if;
-  elsif wait.deadline_at <= at then
-    _resolution := ('done', to_json(wait.deadline_at));
-  end if;
-  if _resolution.state is null and wait.deadline_at <= at then
-    _resolution := ('timed_out', 'null');
-  end if;
-  return _resolution;
-end;
-$$;
-
-
-create or replace function durable._all_finished(queue text, task_ids uuid[])
-returns boolean
-language plpgsql
-as $$
-begin
-  return not exists (
-    select
-    from unnest(task_ids) as wanted (task_id)
-    cross join lateral (
-      select
-      from durable.tasks
-      where tasks.queue = _all_finished.queue collate "C"
-        and tasks.task_id = wanted.task_id
-        and tasks.finished_at is null
-      offset 0
-    ) as live
-  );
-end;
-$$;
-
-
--- Null when one of them is live after all: retry_task may have come between.
-create or replace function durable._outcomes(queue text, task_ids uuid[])
-returns json
-language plpgsql
-as $$
-begin
-  return (
-    select coalesce(
-      json_agg(json_build_object(
-        'task_id', wanted.task_id, 'state', coalesce(task.state::text, 'not_found'),
-        'result', task.result, 'error', task.error) order by wanted.ordinal),
-      '[]')
-    from unnest(task_ids) with ordinality as wanted (task_id, ordinal)
-    left join lateral (
-      select tasks.state, tasks.result, tasks.error, tasks.finished_at
-      from durable.tasks
-      where tasks.queue = _outcomes.queue collate "C" and tasks.task_id = wanted.task_id
-      offset 0
-    ) as task on true
-    having coalesce(bool_and(task.state is null or task.finished_at is not null), true)
-  );
+  from unnest(places, until) as place (ctid, until)
+  where tasks.queue = _queue and tasks.ctid = place.ctid;
+  get diagnostics _suspended = row_count;
+  return _suspended;
 end;
 $$;
