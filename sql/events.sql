@@ -3,7 +3,7 @@
 -- A waiting task leaves a row without a payload, held FOR SHARE until its wait has
 -- committed; the emitter updates that row, so it first waits for those under way and
 -- then reads the waits. What it costs the emitter does not grow with the waiters:
--- beyond 1,000 it leaves a note.
+-- beyond the first hundred it leaves a note.
 
 create or replace function durable.emit_event(queue text, event text, payload jsonb default 'null')
 returns boolean
@@ -53,7 +53,9 @@ $$;
 
 
 -- In order of their ids, so that a note can say where to go on.
-create or replace function durable._wake_waiters(queue text, event text, first uuid default null)
+create or replace function durable._wake_waiters(
+  queue text, event text, first uuid default null, most integer default 100
+)
 returns void
 language plpgsql
 as $$
@@ -61,27 +63,23 @@ declare
   _queue text collate "C" := queue;
   _event text collate "C" := event;
   _first uuid := coalesce(first, '00000000-0000-0000-0000-000000000000');
-  _waiter uuid;
-  _seen integer := 0;
+  _waiters uuid[];
 begin
   if not durable._sees_the_latest() then
     perform durable._leave_note(_queue, 'event', first, _event);
     return;
   end if;
-  for _waiter in
+  _waiters := array(
     select distinct waits.task_id
     from durable.waits
     where waits.queue = _queue and waits.event_name = _event and waits.task_id >= _first
     order by waits.task_id
-    limit 1001
-  loop
-    _seen := _seen + 1;
-    if _seen > 1000 then
-      perform durable._leave_note(_queue, 'event', _waiter, _event);
-    elsif durable._try_sleeper(_queue, _waiter) then
-      perform durable._wake(_queue, _waiter);
-    end if;
-  end loop;
+    limit most + 1
+  );
+  if cardinality(_waiters) > most then
+    perform durable._leave_note(_queue, 'event', _waiters[most + 1], _event);
+  end if;
+  perform durable._wake_all(_queue, _waiters[:most]);
 end;
 $$;
 

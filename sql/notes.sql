@@ -64,7 +64,7 @@ begin
       case _note.kind
         when 'waiter' then perform durable._reconsider(_queue, _note.task_id);
         when 'finished' then perform durable._finished(_queue, array[_note.task_id]);
-        when 'event' then perform durable._wake_waiters(_queue, _note.event_name, _note.task_id);
+        when 'event' then perform durable._wake_waiters(_queue, _note.event_name, _note.task_id, 1000);
         when 'cascade' then perform durable._cascade(_queue, _note.task_id);
       end case;
       _applied := _applied + 1;

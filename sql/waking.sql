@@ -123,6 +123,68 @@ end;
 $$;
 
 
+-- Wakes those of many that sleep because they wait; what is in other hands gets a note.
+create or replace function durable._wake_all(queue text, task_ids uuid[])
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _woken uuid[];
+  _places tid[];
+begin
+  select coalesce(array_agg(sleeper.task_id), '{}'), array_agg(task.ctid) into _woken, _places
+  from unnest(task_ids) as sleeper (task_id)
+  cross join lateral (
+    select tasks.ctid
+    from durable.tasks
+    where tasks.queue = _queue
+      and tasks.task_id = sleeper.task_id
+      and tasks.state = 'sleeping'
+      and tasks.error is null
+    offset 0
+    for no key update skip locked
+  ) as task;
+  if _woken <> '{}' then
+    perform durable._wake_at(_queue, _places);
+    perform durable._knock(_queue, 'work');
+  end if;
+  if cardinality(_woken) < cardinality(task_ids) then
+    perform durable._leave_note(_queue, 'waiter', sleeper.task_id)
+    from unnest(task_ids) as sleeper (task_id)
+    cross join lateral (
+      select
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.task_id = sleeper.task_id
+        and tasks.state = 'sleeping'
+        and tasks.error is null
+      offset 0
+    ) as task
+    where sleeper.task_id <> all (_woken);
+  end if;
+end;
+$$;
+
+
+-- As in _take: without an index to walk, by place is the one way.
+create or replace function durable._wake_at(queue text, places tid[])
+returns void
+language plpgsql
+set enable_indexscan = off
+set enable_bitmapscan = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+begin
+  update durable.tasks
+  set state = 'pending', available_at = _now
+  where tasks.queue = _queue and tasks.ctid = any (places);
+end;
+$$;
+
+
 -- Sets the watch of a wait on a task that is still live, from the end of the list,
 -- never beyond one that was passed over. The caller holds the waiter.
 -- watched: done. over: all have finished. unsure: some live one was in other hands.

@@ -577,7 +577,7 @@ def test_wakes_ten_thousand_waiters_bit_by_bit(stage: Stage) -> None:
     woken = (
         "select count(*) from durable.tasks where name = 'many' and state = 'pending'"
     )
-    assert stage.db.value(woken) <= 1000
+    assert 0 < stage.db.value(woken) <= 100
     stage.db.apply_notes()
     assert stage.db.value(woken) == 10_000
 
