@@ -172,7 +172,7 @@ declare
   _now_completed uuid[];
 begin
   loop
-    select array_agg(task.ctid), array_agg(done.claim), array_agg(coalesce(done.result, 'null'))
+    select array_agg(task.ctid), array_agg(done.claim), array_agg(nullif(done.result, 'null'))
     into _places, _claims, _results
     from (
       select *

@@ -15,7 +15,8 @@ declare
 begin
   return query
     select
-      task.task_id, task.name::text, task.state::text, task.attempt, task.result, task.error,
+      task.task_id, task.name::text, task.state::text, task.attempt,
+      case when task.state = 'completed' then coalesce(task.result, 'null') end, task.error,
       task.spawned_at, task.finished_at
     from unnest(task_ids) as wanted (task_id)
     cross join lateral (

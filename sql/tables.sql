@@ -84,7 +84,8 @@ values ('default', clock_timestamp(), 2592000, 2592000);
 
 
 -- Columns that transitions change stand together, after what is written once and
--- before the result: an update that stays on its page then logs only those bytes.
+-- before the result, those that only a claim changes first: an update that stays on
+-- its page logs the bytes from the first that changed to the last.
 -- Half-full pages leave room for a task's two later versions. There is no CHECK here:
 -- Postgres reads its text again at every statement, and five of them made up two fifths
 -- of a claim. What they would say is what every test of a transition asserts:
@@ -104,14 +105,14 @@ create table durable.tasks (
   params           jsonb             not null,
   headers          jsonb,
   retry            jsonb,
-  worker           text collate "C",
-  claim            integer           not null default 0,
   attempt          integer           not null default 1,
+  worker           text collate "C",
+  started_at       timestamptz,
+  claim            integer           not null default 0,
   state            durable.task_state not null default 'pending',
   available_at     timestamptz,
   lease_expires_at timestamptz,
   deadline_at      timestamptz,
-  started_at       timestamptz,
   finished_at      timestamptz,
   result           jsonb,
   error            jsonb,
@@ -130,16 +131,16 @@ comment on column durable.tasks.idempotency_key  is 'The key it was spawned with
 comment on column durable.tasks.params           is 'Its input.';
 comment on column durable.tasks.headers          is 'What travels with it: trace context, identity, tags; an object.';
 comment on column durable.tasks.retry            is 'How long to wait between attempts; null: the default.';
-comment on column durable.tasks.worker           is 'Who holds it, or held it last.';
-comment on column durable.tasks.claim            is 'The fence: odd while held; taking and letting go each add one.';
 comment on column durable.tasks.attempt          is 'Which attempt this is, from 1. Sleeping and waiting do not start a new one.';
+comment on column durable.tasks.worker           is 'Who holds it, or held it last.';
+comment on column durable.tasks.started_at       is 'When it was first claimed.';
+comment on column durable.tasks.claim            is 'The fence: odd while held; taking and letting go each add one.';
 comment on column durable.tasks.state            is 'Where it stands.';
 comment on column durable.tasks.available_at     is 'From when on it may be claimed; null: not by the clock.';
 comment on column durable.tasks.lease_expires_at is 'Until then nobody else may take it; after it anybody may.';
 comment on column durable.tasks.deadline_at      is 'When it is cancelled if it has not started (max_delay), or not finished (max_duration).';
-comment on column durable.tasks.started_at       is 'When it was first claimed.';
 comment on column durable.tasks.finished_at      is 'When it reached its final state.';
-comment on column durable.tasks.result           is 'What it returned.';
+comment on column durable.tasks.result           is 'What it returned; null stands for JSON null.';
 comment on column durable.tasks.error            is 'Why it failed or was cancelled, or why its last attempt did while it sleeps until the next: type, message, traceback.';
 
 create index tasks_claimable_idx on durable.tasks (queue, name, available_at, task_id)
