@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(14);
+select plan(16);
 
 select spawned('a'), started('b', '{"max_attempts": 1}'), started('c') \g /dev/null
 
@@ -44,6 +44,18 @@ select is_empty($$ select * from durable.get_task_results('q', null) $$,
 select is(
   (select count(*) from durable.get_task_results('q', ids('a b') || gen_random_uuid())), 2::bigint,
   'get_task_results() leaves out what does not exist');
+
+select spawned('live') \g /dev/null
+select results_eq(
+  $$ select nick(task_id), state, result, finished_at
+     from durable.get_endings('q', ids('live c a')) order by 1 $$,
+  $$ values ('a', 'completed', '{"total": 1e22}'::jsonb, at(61)), ('c', 'cancelled', null, at(61)) $$,
+  'get_endings() leaves out those still live');
+select results_eq(
+  $$ select task_id, state, finished_at
+     from durable.get_endings('q', array['00000000-0000-7000-8000-000000000000'::uuid]) $$,
+  $$ values ('00000000-0000-7000-8000-000000000000'::uuid, null::text, null::timestamptz) $$,
+  'and knows of one that does not exist nothing but its id');
 
 select started('n'), completed('n') \g /dev/null
 select is((durable.get_task_result('q', id('n'))).result, 'null'::jsonb,

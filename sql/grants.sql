@@ -32,8 +32,8 @@ begin
 
   grant execute on function
     durable.spawn, durable.spawn_many, durable.emit_event, durable.cancel_task,
-    durable.get_task_result, durable.get_task_results, durable.list_queues,
-    durable.take_door, durable.leave_door, durable.errors, durable.version
+    durable.get_task_result, durable.get_task_results, durable.get_endings,
+    durable.list_queues, durable.take_door, durable.leave_door, durable.errors, durable.version
   to durable_client, durable_worker, durable_operator;
 
   grant execute on function

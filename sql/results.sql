@@ -33,6 +33,29 @@ comment on function durable.get_task_results is
 those that do not exist (or not yet: their transaction has not committed).';
 
 
+create or replace function durable.get_endings(queue text, task_ids uuid[])
+returns setof durable.task_result
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select
+      wanted.task_id, task.name, task.state, task.attempt, task.result, task.error,
+      task.spawned_at, task.finished_at
+    from unnest(task_ids) as wanted (task_id)
+    left join durable.get_task_results(queue, task_ids) as task on task.task_id = wanted.task_id
+    where task.task_id is null or task.finished_at is not null;
+end;
+$$;
+
+comment on function durable.get_endings is
+'get_task_results of those that have finished, for who waits for many: nothing comes of
+those still live, and of one that does not exist nothing but its id.';
+
+
 create or replace function durable.get_task_result(queue text, task_id uuid)
 returns setof durable.task_result
 language sql

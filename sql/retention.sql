@@ -17,9 +17,8 @@ declare
   _queue text collate "C" := queue;
   _policy durable.queues;
   _cutoff timestamptz;
-  _task record;
-  _walked integer := 0;
-  _deleted integer := 0;
+  _walked uuid[];
+  _over uuid[];
   _next uuid;
 begin
   select * into _policy
@@ -30,7 +29,9 @@ begin
     return 0;
   end if;
   _cutoff := durable._now() - make_interval(secs => _policy.keep_tasks);
-  for _task in
+  select array_agg(old.task_id), array_agg(old.task_id) filter (where old.finished_at <= _cutoff)
+  into _walked, _over
+  from (
     select tasks.task_id, tasks.finished_at
     from durable.tasks
     where tasks.queue = _queue
@@ -38,19 +39,14 @@ begin
       and tasks.task_id < durable._uuid7_floor(_cutoff)
     order by tasks.task_id
     limit quantity
-  loop
-    _walked := _walked + 1;
-    if _task.finished_at <= _cutoff and durable._delete_task(_queue, _task.task_id, _cutoff) then
-      _deleted := _deleted + 1;
-    end if;
-  end loop;
-  if _walked = quantity then
-    _next := _task.task_id;
+  ) as old;
+  if cardinality(_walked) = quantity then
+    _next := _walked[quantity];
   end if;
   update durable.queues
   set tasks_cleaned_to = _next
   where queues.queue = _queue and queues.tasks_cleaned_to is distinct from _next;
-  return _deleted;
+  return durable._delete_tasks(_queue, _over, _cutoff);
 end;
 $$;
 
@@ -60,45 +56,146 @@ them, looking at no more than quantity tasks. A finished child stays while its p
 is there. Returns how many were deleted.';
 
 
--- Proves under the lock that the task is still over (retry_task), that nobody is
--- being told about its key, and that no parent is there to join or cancel it.
-create or replace function durable._delete_task(queue text, task_id uuid, cutoff timestamptz)
+-- Proves under the lock that the tasks are still over (retry_task), that nobody is being
+-- told about their keys, and that no parent is there to join or cancel them: so parents
+-- go first, and then their children.
+create or replace function durable._delete_tasks(queue text, task_ids uuid[], cutoff timestamptz)
+returns integer
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _held uuid[];
+  _orphans uuid[];
+  _deleted integer := 0;
+begin
+  _held := array(
+    select task.task_id
+    from unnest(task_ids) as over (task_id)
+    cross join lateral (
+      select tasks.task_id
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = over.task_id and tasks.finished_at <= cutoff
+      offset 0
+      for update skip locked
+    ) as task
+  );
+  loop
+    _orphans := array(
+      select task.task_id
+      from unnest(_held) as held (task_id)
+      cross join lateral (
+        select tasks.task_id, tasks.parent_task_id, tasks.idempotency_key
+        from durable.tasks
+        where tasks.queue = _queue and tasks.task_id = held.task_id
+        offset 0
+      ) as task
+      cross join lateral (
+        select count(*) as times
+        from durable.tasks
+        where tasks.queue = _queue and tasks.task_id = task.parent_task_id
+        offset 0
+      ) as parent
+      where parent.times = 0
+        and (task.idempotency_key is null or durable._free_key(_queue, task.idempotency_key))
+    );
+    exit when _orphans = '{}';
+    perform durable._delete_with_all(_queue, _orphans);
+    _deleted := _deleted + cardinality(_orphans);
+  end loop;
+  return _deleted;
+end;
+$$;
+
+
+create or replace function durable._delete_with_all(queue text, task_ids uuid[])
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform durable._delete_at(_queue,
+    array(
+      select task.ctid
+      from unnest(task_ids) as deleted (task_id)
+      cross join lateral (
+        select tasks.ctid
+        from durable.tasks
+        where tasks.queue = _queue and tasks.task_id = deleted.task_id
+        offset 0
+      ) as task
+    ),
+    array(
+      select run.ctid
+      from unnest(task_ids) as deleted (task_id)
+      cross join lateral (
+        select runs.ctid
+        from durable.runs
+        where runs.queue = _queue and runs.task_id = deleted.task_id
+        offset 0
+      ) as run
+    ),
+    array(
+      select saved.ctid
+      from unnest(task_ids) as deleted (task_id)
+      cross join lateral (
+        select checkpoints.ctid
+        from durable.checkpoints
+        where checkpoints.queue = _queue and checkpoints.task_id = deleted.task_id
+        offset 0
+      ) as saved
+    ),
+    array(
+      select wait.ctid
+      from unnest(task_ids) as deleted (task_id)
+      cross join lateral (
+        select waits.ctid
+        from durable.waits
+        where waits.queue = _queue and waits.task_id = deleted.task_id
+        offset 0
+      ) as wait
+    ));
+end;
+$$;
+
+
+create or replace function durable._free_key(queue text, key text)
 returns boolean
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
-  _task record;
+  _key text collate "C" := key;
 begin
-  select tasks.parent_task_id, tasks.idempotency_key into _task
-  from durable.tasks
-  where tasks.queue = _queue
-    and tasks.task_id = _delete_task.task_id
-    and tasks.finished_at <= cutoff
+  perform from durable.idempotency_keys
+  where idempotency_keys.queue = _queue and idempotency_keys.key = _key
   for update skip locked;
   if not found then
     return false;
   end if;
-  perform from durable.tasks where tasks.queue = _queue and tasks.task_id = _task.parent_task_id;
-  if found then
-    return false;
-  end if;
-  if _task.idempotency_key is not null then
-    perform from durable.idempotency_keys
-    where idempotency_keys.queue = _queue and idempotency_keys.key = _task.idempotency_key
-    for update skip locked;
-    if not found then
-      return false;
-    end if;
-    delete from durable.idempotency_keys
-    where idempotency_keys.queue = _queue and idempotency_keys.key = _task.idempotency_key;
-  end if;
-  delete from durable.waits where waits.queue = _queue and waits.task_id = _delete_task.task_id;
-  delete from durable.checkpoints
-  where checkpoints.queue = _queue and checkpoints.task_id = _delete_task.task_id;
-  delete from durable.runs where runs.queue = _queue and runs.task_id = _delete_task.task_id;
-  delete from durable.tasks where tasks.queue = _queue and tasks.task_id = _delete_task.task_id;
+  delete from durable.idempotency_keys
+  where idempotency_keys.queue = _queue and idempotency_keys.key = _key;
   return true;
+end;
+$$;
+
+
+-- As in _take: without an index to walk, by place is the one way.
+create or replace function durable._delete_at(
+  queue text, of_tasks tid[], of_runs tid[], of_checkpoints tid[], of_waits tid[]
+)
+returns void
+language plpgsql
+set enable_indexscan = off
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  delete from durable.waits where waits.queue = _queue and waits.ctid = any (of_waits);
+  delete from durable.checkpoints where checkpoints.queue = _queue and checkpoints.ctid = any (of_checkpoints);
+  delete from durable.runs where runs.queue = _queue and runs.ctid = any (of_runs);
+  delete from durable.tasks where tasks.queue = _queue and tasks.ctid = any (of_tasks);
 end;
 $$;
 

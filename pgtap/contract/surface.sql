@@ -12,6 +12,8 @@ create temp table surface (call, returns, granted_to) as values
    'boolean', 'client operator worker'),
   ('errors()',
    'TABLE(code text, name text, meaning text)', 'client operator worker'),
+  ('get_endings(queue text, task_ids uuid[])',
+   'SETOF durable.task_result', 'client operator worker'),
   ('get_task_result(queue text, task_id uuid)',
    'SETOF durable.task_result', 'client operator worker'),
   ('get_task_results(queue text, task_ids uuid[])',
