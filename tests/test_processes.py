@@ -30,6 +30,15 @@ import durable
 durable.run_worker("shop:app", processes=2)
 """
 
+# Stands in for the extra "fast", so that there is something to see.
+UVLOOP = """
+import asyncio, os
+
+def new_event_loop():
+    print("a loop of", os.getpid(), flush=True)
+    return asyncio.new_event_loop()
+"""
+
 
 def claimers(db: psycopg.Connection[Any]) -> int:
     """Count the worker processes that are connected."""
@@ -50,3 +59,17 @@ def test_ends_every_process_when_the_supervisor_is_killed(
     eventually(lambda: claimers(db) == 2, deadline=60)
     os.kill(supervisor.pid, signal.SIGKILL)
     eventually(lambda: claimers(db) == 0, deadline=60)
+
+
+def test_runs_every_worker_process_on_uvloop_where_that_is_installed(
+    db: psycopg.Connection[Any], processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "uvloop.py").write_text(UVLOOP)
+    supervisor = processes.python(
+        "-c", SUPERVISOR, str(tmp_path), env={"PYTHONPATH": str(tmp_path)}
+    )
+    eventually(lambda: claimers(db) == 2, deadline=60)
+    supervisor.terminate()
+    supervisor.wait()
+    assert supervisor.output().count("a loop of") == 2

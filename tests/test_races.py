@@ -421,7 +421,7 @@ def test_waits_for_its_tasks_in_ascending_order(
 
 def test_cancels_a_tree_in_ascending_order(stage: Stage) -> None:
     parent = stage.held("parent")
-    children = [stage.db.spawn(parent_task_id=parent.task_id) for _ in range(3)]
+    children = sorted(stage.db.spawn(parent_task_id=parent.task_id) for _ in range(3))
     other, client = stage.lock_task(children[1]), stage.session()
     cancelled = client.waiting(client.cancel, parent.task_id)
     assert stage.db.has_locked(parent.task_id)

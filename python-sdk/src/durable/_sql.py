@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -89,19 +90,38 @@ def retry_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Stateme
 
 
 def get_task_result(queue: str, task_id: UUID) -> Statement:
+    return get_task_results(queue, [task_id])
+
+
+def get_task_results(queue: str, task_ids: Sequence[UUID]) -> Statement:
     return Statement(
         "select task_id, state, attempt, result::text, error::text"
-        " from durable.get_task_result(%s, %s)",
-        (queue, task_id),
+        " from durable.get_task_results(%s, %s)",
+        (queue, list(task_ids)),
     )
 
 
-def claim_tasks(
-    queue: str, worker: str, names: Sequence[str], quantity: int, lease: float
-) -> Statement:
+def get_endings(queue: str, task_ids: Sequence[UUID]) -> Statement:
     return Statement(
-        f"select {CLAIMED} from durable.claim_tasks(%s, %s, %s, %s, %s)",  # noqa: S608 - a constant
-        (queue, worker, list(names), quantity, lease),
+        "select task_id, state, attempt, result::text, error::text"
+        " from durable.get_endings(%s, %s)",
+        (queue, list(task_ids)),
+    )
+
+
+def claim_tasks(  # noqa: PLR0917 - the function's own
+    queue: str,
+    worker: str,
+    names: Sequence[str],
+    quantity: int,
+    lease: float,
+    after: tuple[Sequence[datetime | None], Sequence[UUID | None]] | None = None,
+) -> Statement:
+    after_at, after_ids = after or (None, None)
+    return Statement(
+        f"select {CLAIMED} from durable.claim_tasks("  # noqa: S608 - a constant
+        "%s, %s, %s, %s, %s, %s::timestamptz[], %s::uuid[])",
+        (queue, worker, list(names), quantity, lease, after_at, after_ids),
     )
 
 
@@ -200,6 +220,27 @@ def take_door(queue: str, door: str) -> Statement:
 
 def leave_door(queue: str, door: str) -> Statement:
     return Statement("select durable.leave_door(%s, %s)", (queue, door))
+
+
+def take_doors(queues: Sequence[str], door: str) -> Statement:
+    return Statement(
+        f"listen durable_{door};"  # noqa: S608 - a constant
+        " select queue from unnest(%s::text[]) as queue"
+        " where durable.take_door(queue, %s)",
+        (list(queues), door),
+    )
+
+
+def leave_doors(queues: Sequence[str], door: str) -> Statement:
+    return Statement(
+        "select durable.leave_door(queue, %s) from unnest(%s::text[]) as queue",
+        (door, list(queues)),
+    )
+
+
+def fall_silent(queues: Sequence[str], door: str) -> Statement:
+    leave = leave_doors(queues, door)
+    return Statement(f"unlisten durable_{door}; {leave.text}", leave.args)
 
 
 def keep_house(queue: str) -> Statement:

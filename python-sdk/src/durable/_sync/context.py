@@ -23,8 +23,8 @@ from durable._requests import OMITTED, spawn_request, task_json
 from durable._time import moment, required_seconds, seconds
 from durable._values import PLAIN, UNTYPED, Codec, codec, step_codec
 from durable._worker.blocking import BlockingRun
+from durable._worker.history import Call
 from durable._worker.outcomes import child_of, joined, read
-from durable._worker.run import Call
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
 from durable.errors import InvalidArgument
@@ -140,23 +140,8 @@ class SyncTaskContext(Generic[State_co]):
         raises, and TypeError, before anything happens, for a type that has no schema.
         """
         kind = step_codec(fn, as_type)
-        return self._step(self._take("", check_step_name(name)), fn, args, kind)
-
-    def _step(
-        self, call: Call, fn: Callable[..., Any], args: Sequence[Any], kind: Codec[Any]
-    ) -> Any:
-        saved = self._run.begin(call)
-        if saved is not None:
-            return read(saved, kind)
-        try:
-            try:
-                value = self._run.invoke(fn, args)
-            except Exception as error:
-                self._run.keep_failure(call, error)
-                raise
-            return self._run.save_value(call, value, kind)
-        finally:
-            self._run.close()
+        call = self._take("", check_step_name(name))
+        return self._run.step(call, fn, args, kind)
 
     @overload
     def begin_step(self, name: str, *, as_type: type[T]) -> OpenStep[T]: ...

@@ -1,7 +1,8 @@
 """A run as a synchronous task sees it, from its own thread.
 
 Only what touches the run crosses to the worker's loop; a step's function is called
-right here, where thread-locals and Django's connections are.
+right here, where thread-locals and Django's connections are. A step crosses once, to be
+saved: its task makes one call at a time, so the run cannot leave under it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from durable._values import Codec
-from durable._worker.run import Call, Claimed, Run, exit_refused, inside_a_step
+from durable._worker.calls import Calls, exit_refused, inside_a_step
+from durable._worker.history import Call
+from durable._worker.outcomes import read
+from durable._worker.run import Claimed
 from durable._worker.waits import Resolved, Wait
 from durable.errors import Suspended
 
@@ -25,13 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["AsyncRun", "BlockingRun"]
 
 T = TypeVar("T")
-AsyncRun = Run  # what a context calls, in either colour
+AsyncRun = Calls  # what a context calls, in either colour
 
 
 class BlockingRun:
-    """The same calls as `Run`, each blocking until it is done."""
+    """The same calls as `Calls`, each blocking until it is done."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Calls) -> None:
         self._run = run
         self._thread: int | None = None
 
@@ -60,7 +64,7 @@ class BlockingRun:
         """The application whose worker this is."""
         return self._run.application
 
-    def take(self, kind: str, name: str, branch: object) -> Call:
+    def take(self, kind: str, name: str, branch: None) -> Call:
         """Take the name of a call that is being made."""
         here = threading.get_ident()
         self._thread = self._thread or here
@@ -68,16 +72,25 @@ class BlockingRun:
             raise RuntimeError("the context is used on another thread than its own")
         return self._run.take(kind, name, branch)
 
-    def begin(self, call: Call) -> Resolved | None:
-        """Begin a call."""
-        return self._block(lambda: self._run.begin(call))
+    def step(
+        self,
+        call: Call,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        codec: Codec[Any],
+    ) -> Any:
+        """Call a step's function, unless it is saved, and save what it returns."""
+        saved = self._run.replayed(call)
+        if saved is not None:
+            return read(saved, codec)
+        try:
+            value = self._invoke(function, args)
+        except Exception as error:
+            self._run.keep_failure(call, error)
+            raise
+        return self._block(lambda: self._run.save_step(call, value, codec))
 
-    def close(self) -> None:
-        """End a call that has begun."""
-        self._run.loop.call_soon_threadsafe(self._run.close)
-
-    def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
-        """Call a step's function, in this thread."""
+    def _invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         token = inside_a_step.set(True)
         try:
             return function(*args)
@@ -85,14 +98,6 @@ class BlockingRun:
             raise exit_refused(error) from error
         finally:
             inside_a_step.reset(token)
-
-    def save_value(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
-        """Save what a step returned."""
-        return self._block(lambda: self._run.save_value(call, value, codec))
-
-    def keep_failure(self, call: Call, error: Exception) -> None:
-        """Keep a step's failure."""
-        self._run.keep_failure(call, error)
 
     def begin_step(self, call: Call) -> Resolved | None:
         """Begin a step that stays open."""
@@ -139,7 +144,7 @@ class BlockingRun:
         answer: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
 
         def start() -> None:
-            self._run.adopt(make()).add_done_callback(answer.put)
+            self._run.loop.create_task(make()).add_done_callback(answer.put)
 
         self._run.loop.call_soon_threadsafe(start)
         task = answer.get()

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from durable import _sql
 from durable._worker.doors import Doors
+from durable._worker.held import Held
+from durable._worker.hints import Hints
 from durable._worker.link import Link
 from durable._worker.run import Claimed
 from durable._worker.waits import Resolved
@@ -20,102 +22,130 @@ __all__ = ["Claims", "load_checkpoints"]
 
 _FLAPPING_SECONDS: Final = 0.05
 _TAKEN_SECONDS: Final = 0.05  # something is due, but in other hands
+_WORTH_A_CLAIM: Final = 50  # for fewer tasks, two claims cost more than they overlap
 
 
 class Claims:
     """One worker's claims on its queues.
 
-    `free` says how many slots are free, `start` is given what was claimed. An event per
-    question is set: `freed` by whoever ends a run, `heard` by whoever knows of work.
+    `start` is given what was claimed, and `heard` is set by whoever knows of work. With
+    many slots, one claim fills half of them: the next one is then on its way while the
+    code of these tasks runs, and many slots are free again when it returns.
     """
 
     def __init__(
         self,
         link: Link,
         doors: Doors | None,
+        held: Held,
+        heard: asyncio.Event,
         *,
         worker_id: str,
         queues: Sequence[str],
         names: Sequence[str],
         lease: float,
         poll: float,
-        free: Callable[[], int],
         start: Callable[[list[Claimed]], None],
     ) -> None:
         self._link = link
         self._doors = doors
+        self._held = held
+        self._heard = heard
         self._worker_id = worker_id
         self._queues = list(queues)
         self._names = list(names)
         self._lease = lease
         self._poll = poll
-        self._free = free
         self._start = start
-        self.freed = asyncio.Event()
-        self.heard = asyncio.Event()
+        self._most = max(held.slots // 2, _WORTH_A_CLAIM)
+        self._rested = time.monotonic()
+        self._hints = {queue: Hints(self._names) for queue in queues}
         self._quiet: list[asyncio.Future[None]] = []
 
     async def run(self) -> None:
         """Claim for ever."""
         while True:
-            if self._free() == 0:
+            while await self._claim():
                 await self._until_a_slot_is_free()
-            elif not await self._claim():
-                await self._rest()
+            await self._rest()
 
     async def quiet(self) -> None:
-        """Return after a claim that began after this call and brought nothing."""
+        """Return when a claim that began after this call has left nothing to claim."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._quiet.append(future)
-        self.heard.set()
+        self._heard.set()
         await future
 
+    def look_back(self) -> None:
+        """Let the next claims start at the beginning."""
+        for hints in self._hints.values():
+            hints.look_back()
+
     async def _claim(self) -> bool:
-        """Claim once from every queue, and start what was claimed."""
+        """Claim once from every queue; False when all was claimed that is claimable."""
         waiting, self._quiet = self._quiet, []
-        self.heard.clear()
+        if self._heard.is_set():
+            self._heard.clear()
+            self.look_back()
         random.shuffle(self._queues)
-        found = False
+        more = False
         for queue in self._queues:
-            claimed = await self._claim_from(queue)
-            found = found or bool(claimed)
-            self._start(claimed)
+            more = await self._claim_from(queue) or more
         for future in waiting:
-            if found:
+            if more:
                 self._quiet.append(future)
             elif not future.done():
                 future.set_result(None)
-        return found
+        return more
 
-    async def _claim_from(self, queue: str) -> list[Claimed]:
-        quantity = self._free()
-        if quantity == 0 or not self._names:
-            return []
+    async def _claim_from(self, queue: str) -> bool:
+        quantity = min(self._held.free, self._most)
+        if quantity <= 0 or not self._names:
+            return bool(self._names)
+        hints = self._hints[queue]
+        places = hints.places()
         asked = time.monotonic()
         rows = await self._link.fetch(
-            _sql.claim_tasks(queue, self._worker_id, self._names, quantity, self._lease)
+            _sql.claim_tasks(
+                queue, self._worker_id, self._names, quantity, self._lease, places
+            )
         )
-        return [Claimed(queue, asked, *row) for row in rows]
+        took = time.monotonic() - asked
+        claimed = [Claimed(queue, asked, *row) for row in rows]
+        hints.learn(claimed)
+        if places is None:
+            hints.looked_back(took)
+        elif len(claimed) < quantity:
+            hints.look_back()
+        self._start(claimed)
+        return len(claimed) == quantity or places is not None
+
+    async def _until_a_slot_is_free(self) -> None:
+        if time.monotonic() - self._rested > _FLAPPING_SECONDS:
+            await self._leave_doors()
+        if not await self._held.until_free(_FLAPPING_SECONDS):
+            await self._leave_doors()
+            await self._held.until_free()
+
+    async def _leave_doors(self) -> None:
+        if self._doors is not None:
+            await self._doors.leave()
 
     async def _rest(self) -> None:
         """Wait until there may be something to claim."""
-        if self._quiet or (self._doors is not None and await self._doors.take()):
+        if self._quiet:
             return
-        longest = self._poll * random.uniform(0.8, 1)  # noqa: S311 - no secret
-        for queue in self._queues:
-            statement = _sql.before_rest(queue, self._names)
-            ((noted, due),) = await self._link.fetch(statement)
-            longest = longest if due is None else min(longest, due or _TAKEN_SECONDS)
-            longest = min(longest, _TAKEN_SECONDS) if noted else longest
-        await _set_within(self.heard, longest)
-
-    async def _until_a_slot_is_free(self) -> None:
-        self.freed.clear()
-        if self._doors is not None and not await _set_within(
-            self.freed, _FLAPPING_SECONDS
-        ):
-            await self._doors.leave()
-        await self.freed.wait()
+        await asyncio.sleep(0)  # what was claimed starts first
+        if self._doors is None or not await self._doors.take():
+            longest = self._poll * random.uniform(0.8, 1)  # noqa: S311 - no secret
+            for queue in self._queues:
+                statement = _sql.before_rest(queue, self._names)
+                ((noted, due),) = await self._link.fetch(statement)
+                if noted or due is not None:
+                    longest = min(longest, due or _TAKEN_SECONDS)
+            await _set_within(self._heard, longest)
+        self._rested = time.monotonic()
+        self.look_back()
 
 
 async def _set_within(event: asyncio.Event, timeout: float) -> bool:

@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from durable._worker.worker import Worker
 
@@ -37,13 +38,23 @@ async def until_signalled(worker: Worker) -> None:
 
 
 def run_until_signalled(worker: Worker) -> None:
-    """Do the same from synchronous code; on uvloop, where that is installed."""
+    """Do the same from synchronous code."""
+    _run(until_signalled(worker))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes uvloop's loops, where that is installed."""
     try:
         import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - an extra
     except ImportError:
-        asyncio.run(until_signalled(worker))
-    else:
-        uvloop.run(until_signalled(worker))
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 class ThreadedWorker:
@@ -106,7 +117,7 @@ class ThreadedWorker:
 
     def _work(self) -> None:
         try:
-            asyncio.run(self._main())
+            _run(self._main())
         except BaseException as error:  # noqa: BLE001 - told to whoever waits
             if not self._started.done():
                 self._started.set_exception(error)

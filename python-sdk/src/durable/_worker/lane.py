@@ -31,6 +31,7 @@ _LONGEST_PAUSE: Final = 2.0
 class _Entry(Generic[Item, Outcome]):
     item: Item
     future: asyncio.Future[Outcome]
+    size: int
     failures: int = 0
 
 
@@ -55,13 +56,17 @@ class Lane(Generic[Item, Outcome]):
         self._most = most
         self._most_bytes = most_bytes
         self._waiting: deque[_Entry[Item, Outcome]] = deque()
+        self._waiting_bytes = 0
+        self._alone: deque[_Entry[Item, Outcome]] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
 
     def submit(self, item: Item) -> asyncio.Future[Outcome]:
         """Hand in an item; the future is done once its statement has committed."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._enqueue(_Entry(item, future))
+        entry = _Entry(item, future, self._size(item))
+        self._waiting_bytes += entry.size
+        self._enqueue(entry, self._waiting)
         return future
 
     async def close(self) -> None:
@@ -71,24 +76,28 @@ class Lane(Generic[Item, Outcome]):
             self._sender.cancel()
             await asyncio.wait({self._sender})
 
-    def _enqueue(self, entry: _Entry[Item, Outcome]) -> None:
+    def _enqueue(
+        self, entry: _Entry[Item, Outcome], line: deque[_Entry[Item, Outcome]]
+    ) -> None:
         if self._closed:
             entry.future.cancel()
             return
-        self._waiting.append(entry)
+        line.append(entry)
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
         try:
-            while self._waiting:
+            while self._waiting or self._alone:
                 await self._send_batch(self._next_batch())
         finally:
             self._sender = None
-            while self._waiting:
-                self._waiting.popleft().future.cancel()
+            for entry in (*self._waiting, *self._alone):
+                entry.future.cancel()
+            self._waiting.clear()
+            self._alone.clear()
 
-    async def _send_batch(self, batch: list[_Entry[Item, Outcome]]) -> None:
+    async def _send_batch(self, batch: Sequence[_Entry[Item, Outcome]]) -> None:
         try:
             outcomes = await self._send([entry.item for entry in batch])
         except asyncio.CancelledError:
@@ -106,19 +115,29 @@ class Lane(Generic[Item, Outcome]):
         if outcome is AGAIN:
             entry.failures += 1
             pause = min(0.05 * 2**entry.failures, _LONGEST_PAUSE)
-            asyncio.get_running_loop().call_later(pause, self._enqueue, entry)
+            loop = asyncio.get_running_loop()
+            loop.call_later(pause, self._enqueue, entry, self._alone)
         elif isinstance(outcome, Exception):
             entry.future.set_exception(outcome)
         else:
             entry.future.set_result(outcome)  # type: ignore[arg-type]
 
-    def _next_batch(self) -> list[_Entry[Item, Outcome]]:
-        batch = [self._waiting.popleft()]
-        size = self._size(batch[0].item)
+    def _next_batch(self) -> Sequence[_Entry[Item, Outcome]]:
+        if self._alone:
+            return [self._alone.popleft()]
+        if len(self._waiting) <= self._most and self._waiting_bytes <= self._most_bytes:
+            batch, self._waiting = self._waiting, deque()
+            self._waiting_bytes = 0
+            return batch
+        return self._as_much_as_fits()
+
+    def _as_much_as_fits(self) -> Sequence[_Entry[Item, Outcome]]:
+        batch: list[_Entry[Item, Outcome]] = []
+        size = 0
         while self._waiting and len(batch) < self._most:
-            size += self._size(self._waiting[0].item)
-            alone = batch[0].failures or self._waiting[0].failures
-            if alone or size > self._most_bytes:
+            size += self._waiting[0].size
+            if batch and size > self._most_bytes:
                 break
             batch.append(self._waiting.popleft())
+        self._waiting_bytes -= sum(entry.size for entry in batch)
         return batch

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 from durable._connections import KEEPALIVE
 from durable._sql import Statement
@@ -79,7 +79,7 @@ class Link:
         self._prepare = prepare
         self._reconnected = reconnected
         self._hopeless = hopeless
-        self._connection: AsyncConnection[Any] | None = None
+        self._cursor: AsyncCursor[Any] | None = None  # one, for it learns to read
         self._busy = asyncio.Lock()
         self._opened_before = False
         self._closed = False
@@ -119,31 +119,32 @@ class Link:
                 pass
         await self._drop()
 
-    async def connection(self) -> AsyncConnection[Any]:
-        """Return the connection, opening it if need be. Raises as psycopg does."""
-        if self._connection is None or self._connection.closed:
-            await self._drop()
-            connection = await AsyncConnection.connect(
-                self._conninfo,
-                autocommit=True,
-                prepare_threshold=5 if self._prepare else None,
-                application_name=f"durable {self._name}",
-                **KEEPALIVE,
-            )
-            self._connection = connection
+    async def _fetch_once(self, statement: Statement) -> list[tuple[Any, ...]]:
+        cursor = self._cursor
+        if cursor is None or cursor.connection.closed:
+            cursor = await self._connect()
+        await cursor.execute(statement.text.encode(), statement.args)
+        return await cursor.fetchall()
+
+    async def _connect(self) -> AsyncCursor[Any]:
+        await self._drop()
+        connection: AsyncConnection[Any] = await AsyncConnection.connect(
+            self._conninfo,
+            autocommit=True,
+            prepare_threshold=5 if self._prepare else None,
+            application_name=f"durable {self._name}",
+            **KEEPALIVE,
+        )
+        try:
             if self._opened_before and self._reconnected is not None:
                 await self._reconnected(connection)
-            self._opened_before = True
-        return self._connection
-
-    async def _fetch_once(self, statement: Statement) -> list[tuple[Any, ...]]:
-        connection = await self.connection()
+        except BaseException:
+            await connection.close()
+            raise
+        self._opened_before = True
         # binary: a session's date style has no say in how moments are read
-        cursor = await connection.execute(
-            statement.text.encode(), statement.args, binary=True
-        )
-        rows: list[tuple[Any, ...]] = await cursor.fetchall()
-        return rows
+        self._cursor = connection.cursor(binary=True)
+        return self._cursor
 
     def _translated(self, error: Exception) -> Exception:
         """Return durable's own error, telling the worker if it cannot go on."""
@@ -153,6 +154,6 @@ class Link:
         return ours
 
     async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            await cursor.connection.close()

@@ -8,11 +8,9 @@ fault stands alone: its neighbours never notice.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -22,50 +20,24 @@ from durable._worker.lane import AGAIN, Lane, Outcomes
 from durable._worker.link import Link, is_busy
 from durable.errors import DurableError
 
-__all__ = ["Saving", "Write", "checkpoint_json"]
+__all__ = ["Saving", "Write"]
 
 # An item that is itself this large travels alone.
 _ALONE: Final = 4 * 1024 * 1024
 _LARGE: Final = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """What one run saves at a time: checkpoints, and perhaps its end."""
+class Write(NamedTuple):
+    """What one run saves at a time: checkpoints, and perhaps its end.
+
+    Each as `durable.flush` takes it, several divided by commas, empty if there is none.
+    """
 
     queue: str
     task_id: UUID
-    claim: int
-    checkpoints: tuple[str, ...] = ()
-    result: str | None = None
-    error: str | None = None
-    final: bool = False
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
-        texts = (*self.checkpoints, self.result or "", self.error or "")
-        size = sum(map(len, texts))
-        return _ALONE if size > _LARGE else size
-
-
-def checkpoint_json(
-    task_id: UUID,
-    claim: int,
-    key: str,
-    value: str,
-    *,
-    state: str,
-    position: int,
-    after: int,
-    duration_ms: int,
-) -> str:
-    """Return a checkpoint as `durable.flush` takes it; `value` is JSON already."""
-    return (
-        f'{{"task_id":"{task_id}","claim":{claim},"name":{json.dumps(key)},'
-        f'"state":"{state}","position":{position},"after":{after},'
-        f'"duration_ms":{duration_ms},"value":{value}}}'
-    )
+    checkpoints: str
+    completion: str = ""
+    failure: str = ""
 
 
 class Saving:
@@ -77,24 +49,24 @@ class Saving:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        lane: Lane[Write, str] = Lane(self._send, size=lambda write: write.size)
-        self.submit: Callable[[Write], asyncio.Future[str]] = lane.submit
-        self.close = lane.close
+        self._lanes: dict[str, Lane[Write, str]] = {}
 
-    async def _send(self, writes: Sequence[Write]) -> Outcomes:
-        by_queue: defaultdict[str, list[int]] = defaultdict(list)
-        for index, write in enumerate(writes):
-            by_queue[write.queue].append(index)
-        outcomes: list[object] = ["ok"] * len(writes)
-        for queue, indexes in by_queue.items():
-            sent = await self._divide(queue, [writes[index] for index in indexes])
-            for index, outcome in zip(indexes, sent, strict=True):
-                outcomes[index] = outcome
-        return outcomes
+    def submit(self, write: Write) -> asyncio.Future[str]:
+        """Hand in a write; the future is done once it is committed, or refused."""
+        lane = self._lanes.get(write.queue)
+        if lane is None:
+            lane = Lane(partial(self._divide, write.queue), size=_size)
+            self._lanes[write.queue] = lane
+        return lane.submit(write)
 
-    async def _divide(self, queue: str, writes: Sequence[Write]) -> list[object]:
+    async def close(self) -> None:
+        """Give up what has not been sent."""
+        for lane in self._lanes.values():
+            await lane.close()
+
+    async def _divide(self, queue: str, writes: Sequence[Write]) -> Outcomes:
         try:
-            return await self._flush(queue, writes, patient=False)
+            return await self._flush(queue, writes)
         except (psycopg.Error, DurableError) as error:
             if len(writes) == 1:
                 return [AGAIN if is_busy(error) else error]
@@ -104,33 +76,26 @@ class Saving:
                 *await self._divide(queue, writes[middle:]),
             ]
 
-    async def _flush(
-        self, queue: str, writes: Sequence[Write], *, patient: bool
-    ) -> list[object]:
-        saved = [text for write in writes for text in write.checkpoints]
-        done = [_completion(write) for write in writes if write.result is not None]
-        failed = [_failure(write) for write in writes if write.error is not None]
-        rows = await self._link.fetch(
-            _sql.flush(queue, _array(saved), _array(done), _array(failed)),
-            patient=patient,
+    async def _flush(self, queue: str, writes: Sequence[Write]) -> Outcomes:
+        statement = _sql.flush(
+            queue,
+            _array([write.checkpoints for write in writes]),
+            _array([write.completion for write in writes]),
+            _array([write.failure for write in writes]),
         )
+        rows = await self._link.fetch(statement, patient=False)
         refused = dict(rows)
+        if not refused:
+            return ["ok"] * len(writes)
         return [refused.get(write.task_id, "ok") for write in writes]
 
 
-def _completion(write: Write) -> str:
-    return (
-        f'{{"task_id":"{write.task_id}","claim":{write.claim},"result":{write.result}}}'
-    )
-
-
-def _failure(write: Write) -> str:
-    retryable = "false" if write.final else "true"
-    return (
-        f'{{"task_id":"{write.task_id}","claim":{write.claim},'
-        f'"retryable":{retryable},"error":{write.error}}}'
-    )
+def _size(write: Write) -> int:
+    """Return its bytes, roughly."""
+    size = len(write.checkpoints) + len(write.completion) + len(write.failure)
+    return _ALONE if size > _LARGE else size
 
 
 def _array(texts: Sequence[str]) -> str | None:
-    return f"[{','.join(texts)}]" if texts else None
+    elements = ",".join(filter(None, texts))
+    return f"[{elements}]" if elements else None

@@ -14,9 +14,11 @@ import psycopg
 
 from durable import _sql
 from durable._sql import Statement
+from durable._worker.calls import WaitItem, WaitLane
+from durable._worker.history import Call
 from durable._worker.lane import AGAIN, Lane, Outcomes
 from durable._worker.link import Link, is_busy
-from durable._worker.run import Call, Claimed, Run, WaitItem, WaitLane
+from durable._worker.run import Claimed, Run
 from durable._worker.saving import Saving
 from durable._worker.threads import Threads
 from durable._worker.waits import Resolved

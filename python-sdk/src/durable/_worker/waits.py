@@ -16,11 +16,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["Resolved", "Wait", "Waits"]
+from durable.errors import Suspended
+
+__all__ = ["Branch", "Resolved", "Wait", "Waits"]
 
 _SETTLE_SECONDS: Final = 0.010
 _SETTLE_TURNS: Final = 30
@@ -28,8 +30,7 @@ _POLL_SECONDS: Final = 1.0
 _POLL_AGAIN: Final = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """A checkpoint: how a step or a wait has ended, and its value as JSON."""
 
     state: str
@@ -67,107 +68,159 @@ class Wait:
         return spec
 
 
-Ask = Callable[[str], Awaitable[dict[str, Resolved] | None]]
+Branch = asyncio.Task[Any]
+
+
+class Register(Protocol):
+    """Where waits are registered, as JSON; what is resolved comes back by key."""
+
+    async def suspend(self, waits: str) -> dict[str, Resolved] | None:
+        """Register all waits and end the claim; None if that has ended."""
+
+    async def poll(self, waits: str) -> dict[str, Resolved] | None:
+        """Register all waits, and keep the claim."""
 
 
 class Waits:
-    """The branches of one run.
+    """The branches of one run: which of them are busy, and which are parked."""
 
-    `suspend` and `poll` get the waits as JSON, and return what is resolved by key;
-    `suspend` returns None when the claim has ended.
-    """
+    __slots__ = (
+        "_busy",
+        "_busy_count",
+        "_calls",
+        "_idle",
+        "_leaving",
+        "_only_root",
+        "_over",
+        "_parked",
+        "_polling",
+        "_register",
+        "_threads",
+        "gate",
+        "open_steps",
+    )
+    _register: Register  # since something was parked
 
-    def __init__(self, suspend: Ask, poll: Ask) -> None:
-        self._suspend = suspend
-        self._poll = poll
+    def __init__(self) -> None:
+        self.open_steps: dict[str, Branch] = {}
+        self._threads: set[asyncio.Future[Any]] = set()
         self._parked: dict[str, Wait] = {}
-        self._busy: set[asyncio.Task[Any] | None] = set()
+        self._busy: dict[Branch, int] = {}
         self._busy_count = 0
         self._calls = 0
         self._only_root = True
         self._over = False
-        self._gate: asyncio.Future[None] | None = None
+        self.gate: asyncio.Future[None] | None = None  # closed while it leaves
         self._idle: asyncio.Future[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
 
-    async def enter(self, root: asyncio.Task[Any] | None) -> None:
-        """Begin a durable call; it waits while the run may be about to leave."""
-        current = asyncio.current_task()
+    def arrive(self, root: Branch | None) -> Branch:
+        """Know that a durable call is about to begin, and return its branch.
+
+        `root` is the branch that makes calls when no other does, None if this one is.
+        """
+        branch = asyncio.current_task()
+        if branch is None:
+            raise RuntimeError("a durable call is awaited outside any asyncio task")
         self._calls += 1
-        self._only_root = self._only_root and current is root
-        while self._gate is not None:
-            await asyncio.shield(self._gate)
+        self._only_root = self._only_root and root in (None, branch)
+        return branch
+
+    async def gate_opens(self) -> None:
+        """Return when the run is not about to leave."""
+        while self.gate is not None:
+            await asyncio.shield(self.gate)
+
+    def enter(self, branch: Branch) -> None:
+        """Begin a durable call, once the gate is open."""
         self._busy_count += 1
-        self._busy.add(current)
+        self._busy[branch] = self._busy.get(branch, 0) + 1
 
-    def exit(self, task: asyncio.Task[Any] | None) -> None:
+    def exit(self, branch: Branch) -> None:
         """End a durable call."""
-        if task is None:  # a synchronous task ends its one call from outside
-            self._busy.clear()
-        self._busy.discard(task)
-        self.let_go()
+        calls = self._busy[branch]
+        if calls == 1:
+            del self._busy[branch]
+        else:
+            self._busy[branch] = calls - 1
+        self._let_go()
 
-    async def park(self, wait: Wait) -> Resolved:
-        """Park the calling branch, which has entered, until its wait is over."""
+    async def park(self, branch: Branch, wait: Wait, register: Register) -> Resolved:
+        """Park a branch, which has entered, until its wait is over."""
+        self._register = register
         wait.future = asyncio.get_running_loop().create_future()
         self._parked[wait.key] = wait
-        task = asyncio.current_task()
-        self.exit(task)
+        self.exit(branch)
         try:
             return await wait.future
         finally:
             self._parked.pop(wait.key, None)
-            self._busy_count += 1
-            self._busy.add(task)
+            self.enter(branch)
 
     async def idle(self) -> None:
-        """Return when no durable call is busy. What is parked does not count."""
+        """Return when no call is busy; open steps and what is parked do not count."""
+        while self.open_steps:
+            _, branch = self.open_steps.popitem()
+            self.exit(branch)
         while self._busy_count:
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
 
-    def busy(self) -> list[asyncio.Task[Any] | None]:
-        """Return the branches that are in a durable call."""
-        return list(self._busy)
+    def cancel_busy(self, *spared: Branch | None) -> None:
+        """Cancel the branches that are in a durable call, but for these."""
+        for branch in list(self._busy):
+            if branch not in spared:
+                branch.cancel()
 
-    def hold(self) -> None:
-        """Count as busy what no branch waits for any more, until `let_go`."""
+    def hold(self, thread: asyncio.Future[Any]) -> None:
+        """Count a thread as busy that no branch waits for any more."""
         self._busy_count += 1
+        self._threads.add(thread)
+        thread.add_done_callback(self._thread_returned)
 
-    def let_go(self) -> None:
-        """Count one call less as busy."""
+    async def threads_have_returned(self) -> None:
+        """Return when no thread is held: it cannot be cancelled."""
+        while self._threads:
+            await asyncio.wait(self._threads)
+
+    def _thread_returned(self, thread: asyncio.Future[Any]) -> None:
+        self._threads.discard(thread)
+        self._let_go()
+        if not thread.cancelled():
+            thread.exception()  # what it brought is discarded
+
+    def _let_go(self) -> None:
         self._busy_count -= 1
         if self._busy_count == 0 and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
         self._consider()
 
-    async def end(self, error: BaseException) -> None:
-        """End what is parked with an error: the code is over, there is no leaving.
+    async def end(self) -> None:
+        """End what is parked: the code is over, there is no leaving.
 
         Unless the run is on its way out already: then this returns when it has left,
         or has been told that it stays.
         """
         self._over = True
         leaving = self._leaving
-        if leaving is not None and self._gate is not None:
+        if leaving is not None and self.gate is not None:
             await asyncio.wait({leaving})
-        self.release(error)
+        self.release()
 
-    def release(self, error: BaseException) -> None:
-        """End all waits of the run with an error, and let nothing begin."""
-        for wait in list(self._parked.values()):
-            if not wait.future.done():
-                wait.future.set_exception(error)
+    def release(self, left: Suspended | None = None) -> None:
+        """End all waits of the run as it has left, or ended; let nothing begin."""
+        for wait in self._pending():
+            wait.future.set_exception(left or Suspended("ended"))
         self._open_gate()
         for task in (self._leaving, self._polling):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
 
     def _consider(self) -> None:
-        if self._over or not self._pending():
+        if not self._parked or self._over or not self._pending():
             return
         if self._busy_count:
             if self._polling is None:
@@ -195,9 +248,9 @@ class Waits:
         return bool(not self._over and not self._busy_count and self._pending())
 
     async def _try_to_leave(self) -> None:
-        self._gate = asyncio.get_running_loop().create_future()
+        self.gate = asyncio.get_running_loop().create_future()
         try:
-            resolved = await self._suspend(self._as_json())
+            resolved = await self._register.suspend(self._as_json())
         except Exception as error:  # noqa: BLE001 - told to whoever waits
             self._fail(error)
         except BaseException:
@@ -215,8 +268,8 @@ class Waits:
                 now = time.monotonic()
                 due = [wait.due - now for wait in self._pending() if wait.due]
                 await asyncio.sleep(max(min([_POLL_SECONDS, *due]), _POLL_AGAIN))
-                if self._pending() and self._gate is None:
-                    self._resolve(await self._poll(self._as_json()) or {})
+                if self._pending() and self.gate is None:
+                    self._resolve(await self._register.poll(self._as_json()) or {})
         except Exception as error:  # noqa: BLE001 - told to whoever waits
             self._fail(error)
         finally:
@@ -233,7 +286,7 @@ class Waits:
             wait.future.set_exception(error)
 
     def _open_gate(self) -> None:
-        gate, self._gate = self._gate, None
+        gate, self.gate = self.gate, None
         if gate is not None and not gate.done():
             gate.set_result(None)
 

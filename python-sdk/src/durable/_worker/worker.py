@@ -11,7 +11,8 @@ import os
 import secrets
 import socket
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
@@ -24,9 +25,11 @@ from durable._async.context import TaskContext
 from durable._schema import check_version
 from durable._sync.context import SyncTaskContext
 from durable._worker.blocking import BlockingRun
+from durable._worker.calls import Calls
 from durable._worker.claims import Claims, load_checkpoints
 from durable._worker.doors import Doors
 from durable._worker.failures import mark_recorded
+from durable._worker.held import Held
 from durable._worker.leases import Leases
 from durable._worker.link import Link
 from durable._worker.run import Claimed, Run
@@ -63,7 +66,6 @@ class Worker:
     ) -> None:
         self._application = application
         self._queues = list(queues)
-        self._concurrency = concurrency
         self._lease = lease
         self._poll = poll
         self._shutdown_timeout = shutdown_timeout
@@ -71,7 +73,9 @@ class Worker:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._held: set[tuple[UUID, int]] = set()
+        self._idle = asyncio.Event()  # may be set though something has begun since
+        self._held = Held(concurrency)
+        self._heard = asyncio.Event()
         self._left: list[Run] = []
         self._ended = 0
         self._stopping = False
@@ -115,14 +119,14 @@ class Worker:
         Returns the number of runs that have ended meanwhile.
         """
         if self._host is None:
-            raise RuntimeError("the worker does not run")
+            raise self._fatal or RuntimeError("the worker does not run")
         before = self._ended
         while True:
             seen = self._ended
             for queue in self._queues:
                 await self._services.calling.fetch(_sql.apply_notes(queue))
             await self._claims.quiet()
-            await asyncio.gather(*self._tasks)
+            await self._until_idle()
             if self._ended == seen and not self._tasks:
                 return self._ended - before
 
@@ -173,18 +177,19 @@ class Worker:
             doors = Doors(
                 self._application.conninfo,
                 self._queues,
-                lambda: self._claims.heard.set(),  # noqa: PLW0108 - not there yet
+                self._heard.set,
             )
             self._exits.push_async_callback(doors.close)
         self._claims = Claims(
             self._services.claiming,
             doors,
+            self._held,
+            self._heard,
             worker_id=self.worker_id,
             queues=self._queues,
             names=list(self._application.registry.by_name),
             lease=self._lease,
             poll=self._poll,
-            free=lambda: self._concurrency - len(self._held),
             start=self._start_runs,
         )
         self._claiming = asyncio.create_task(self._claims.run(), name="durable claims")
@@ -211,8 +216,12 @@ class Worker:
         """Return when nothing runs here, or after so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
+                await self._until_idle()
+
+    async def _until_idle(self) -> None:
+        while self._tasks:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _release(self, left: Sequence[Run]) -> None:
         """Give back what has not ended, in its place in line."""
@@ -254,26 +263,24 @@ class Worker:
 
     async def _give_back_unknown(self, connection: AsyncConnection[Any]) -> None:
         """After a lost connection: a claim's answer may have been lost with it."""
-        known = {task_id for task_id, _ in self._held}
         for queue in self._queues:
-            statement = _sql.release_unknown(queue, self.worker_id, known)
+            statement = _sql.release_unknown(queue, self.worker_id, self._held.task_ids)
             await connection.execute(statement.text.encode(), statement.args)
+        self._heard.set()
 
     # -- running -------------------------------------------------------------------
 
     def _start_runs(self, claimed: list[Claimed]) -> None:
-        known = [task for task in claimed if task.claim > 1]
+        known: list[Claimed] = []
         for task in claimed:
             self._held.add((task.task_id, task.claim))
             if task.claim == 1:
-                self._begin(self._run(task, {}))
+                self._begin(task, {})
+            else:
+                known.append(task)
         if known:
-            self._begin(self._run_known(known))
-
-    def _begin(self, work: Any) -> None:
-        task = asyncio.create_task(work, context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            loading = self._create_task(self._run_known(known), "durable load")
+            loading.add_done_callback(self._forget)
 
     async def _run_known(self, claimed: list[Claimed]) -> None:
         """Load what tasks have done so far, and start them."""
@@ -283,31 +290,37 @@ class Worker:
             self._held.difference_update((task.task_id, task.claim) for task in claimed)
             raise
         for task in claimed:
-            self._begin(self._run(task, loaded[task.task_id]))
+            self._begin(task, loaded[task.task_id])
 
-    async def _run(self, claimed: Claimed, checkpoints: dict[str, Any]) -> None:
-        definition = self._application.registry.by_name[claimed.name]
-        run = Run(claimed, definition, checkpoints, self._services)
+    def _begin(self, claimed: Claimed, checkpoints: dict[str, Any]) -> None:
+        run = Run(
+            claimed,
+            self._application.registry.by_name[claimed.name],
+            checkpoints,
+            self._services,
+            code_ended=partial(self._held.code_ended, (claimed.task_id, claimed.claim)),
+            ended=self._run_ended,
+        )
         self._runs[claimed.task_id] = run
+        if self._stopping:
+            run.leave("shutdown")
+            self._run_ended(run)
+        else:
+            run.task = self._create_task(self._run(run), f"durable {claimed.name}")
+
+    def _create_task(
+        self, work: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work, name=name, context=self._context.copy())
+        self._tasks.add(task)
+        return task
+
+    async def _run(self, run: Run) -> None:
         try:
-            if self._stopping:
-                run.leave("shutdown")
-            else:
-                await self._execute(run)
-        except asyncio.CancelledError:
-            raise
+            await self._execute(run)
         except Exception:
-            logger.exception("task %s could not be run", claimed.task_id)
-        finally:
-            if self._runs.get(claimed.task_id) is run:
-                del self._runs[claimed.task_id]
-            self._held.discard((claimed.task_id, claimed.claim))
-            if self._stopping:
-                self._left.append(run)
-            self._ended += 1
-            self._claims.freed.set()
-            if run.left is not None and run.left.reason == "waiting":
-                self._claims.heard.set()  # it may be due before the next look for work
+            logger.exception("task %s could not be run", run.claimed.task_id)
 
     async def _execute(self, run: Run) -> None:
         definition = run.definition
@@ -318,7 +331,25 @@ class Worker:
             await run.fail(mark_recorded(error))
             return
         if definition.is_async:
-            await run.execute(lambda: body(params, TaskContext(run)))
+            await run.execute(lambda: body(params, TaskContext(Calls(run))))
         else:
-            context = SyncTaskContext(BlockingRun(run))
+            context = SyncTaskContext(BlockingRun(Calls(run)))
             await run.execute(lambda: run.services.threads.run(body, params, context))
+
+    def _run_ended(self, run: Run) -> None:
+        claimed = run.claimed
+        if self._runs.get(claimed.task_id) is run:
+            del self._runs[claimed.task_id]
+        self._held.discard((claimed.task_id, claimed.claim))
+        if self._stopping:
+            self._left.append(run)
+        self._ended += 1
+        if run.left is not None and run.left.reason == "waiting":
+            self._heard.set()  # it may be due before the next look for work
+        if run.task is not None:
+            self._forget(run.task)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()

@@ -1,0 +1,423 @@
+"""The durable calls of one run: what its context asks for, and gets once.
+
+A call takes its name when it is made and begins when it is awaited. What has a
+checkpoint then is not done again; else it is done, and saved before the code goes on.
+From its beginning to its end a call is busy: the run does not leave under it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from inspect import CO_COROUTINE
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+from durable._names import Names
+from durable._values import Codec, changed_in_roundtrip
+from durable._worker.history import Call
+from durable._worker.lane import Lane
+from durable._worker.outcomes import read
+from durable._worker.waits import Branch, Resolved, Wait
+from durable.errors import InvalidArgument, Suspended
+
+if TYPE_CHECKING:
+    from durable._application import Application
+    from durable._worker.run import Run
+
+__all__ = [
+    "Calls",
+    "WaitItem",
+    "WaitLane",
+    "current_branch",
+    "exit_refused",
+    "inside_a_step",
+]
+
+logger = logging.getLogger("durable.worker")
+
+_LONGEST_KEY: Final = 512
+_COMPARED_AT_MOST: Final = 10_000
+_REASONS: Final = {
+    "suspended": "waiting",
+    "cancelled": "cancelled",
+    "lost": "lease lost",
+}
+
+# Set while a step's function runs: steps are leaves.
+inside_a_step: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "durable.inside_a_step", default=False
+)
+_compared: set[tuple[str, str]] = set()
+
+
+class WaitItem(NamedTuple):
+    """What one run waits for, as JSON."""
+
+    queue: str
+    task_id: UUID
+    claim: int
+    waits: str
+
+
+WaitLane: TypeAlias = Lane[WaitItem, tuple[str, dict[str, Resolved]]]
+
+
+class Calls:
+    """What a context calls. Everything here happens on the worker's loop."""
+
+    __slots__ = (
+        "_headers",
+        "_history",
+        "_names",
+        "_position",
+        "_run",
+        "_waits",
+        "claimed",
+    )
+
+    def __init__(self, run: Run) -> None:
+        self.claimed = run.claimed
+        self._run = run
+        self._history = run.history
+        self._names = Names()
+        self._position = 0
+        self._waits = run.waits
+        self._headers: Mapping[str, Any] | None = None
+
+    # -- what is known ------------------------------------------------------------
+
+    @property
+    def run_id(self) -> UUID:
+        """The id of this attempt."""
+        return self.claimed.run_id
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What was spawned with the task beside its params."""
+        if self._headers is None:
+            self._headers = json.loads(self.claimed.headers or "{}")
+        return self._headers or {}
+
+    @property
+    def state(self) -> Any:
+        """What the application's lifespan yielded."""
+        return self._run.services.state
+
+    @property
+    def application(self) -> Application:
+        """The application whose worker this is."""
+        return self._run.services.application
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The worker's loop."""
+        return self._run.loop
+
+    @property
+    def left(self) -> Suspended | None:
+        """Why the run has left, if it has."""
+        return self._run.left
+
+    def database_now(self) -> datetime:
+        """Return the time of the database: that of the claim, and what passed since."""
+        passed = time.monotonic() - self.claimed.asked
+        return self.claimed.claimed_at + timedelta(seconds=passed)
+
+    # -- one call ------------------------------------------------------------------
+
+    def take(self, kind: str, name: str, branch: Branch | None) -> Call:
+        """Take the name of a call that is being made; Suspended once it is over."""
+        run = self._run
+        run.refuse_unless_open()
+        if inside_a_step.get():
+            raise RuntimeError(
+                f"{kind or 'step'} {name!r} is called inside a step's function: "
+                "a step is a leaf, make durable calls from the task itself"
+            )
+        if branch is None:
+            if run.definition.is_async:
+                raise RuntimeError("the context is used on another thread than its own")
+        elif asyncio.get_running_loop() is not run.loop:
+            raise RuntimeError("the context is used on another event loop than its own")
+        key = self._names.take(kind, name, branch)
+        # a character has at most four bytes
+        if len(key) > _LONGEST_KEY // 4 and len(key.encode()) > _LONGEST_KEY:
+            raise InvalidArgument(f"a name of over {_LONGEST_KEY} bytes: {key[:40]!r}…")
+        self._position += 1
+        return Call(key, self._position, len(self._history.saved), time.monotonic())
+
+    async def begin(self, call: Call) -> tuple[Resolved | None, Branch]:
+        """Begin a call. Returns its checkpoint, if it has one; else it must `close`."""
+        waits = self._waits
+        branch = waits.arrive(self._run.root)
+        if waits.gate is not None:
+            await waits.gate_opens()
+        waits.enter(branch)
+        try:
+            if time.monotonic() >= self._run.lease_until:
+                self._run.leave("lease lost")
+            self._run.refuse_unless_open()
+        except BaseException:
+            self._waits.exit(branch)
+            raise
+        saved = self._history.saved.get(call.key)
+        if saved is not None:
+            self._waits.exit(branch)
+        return saved, branch
+
+    def replayed(self, call: Call) -> Resolved | None:
+        """Return a call's checkpoint, if it has one. A thread may ask."""
+        run = self._run
+        if time.monotonic() >= run.lease_until:
+            run.loop.call_soon_threadsafe(run.leave, "lease lost")
+            raise Suspended("lease lost")
+        run.refuse_unless_open()
+        return self._history.saved.get(call.key)
+
+    async def _save(self, call: Call, value: str) -> Resolved:
+        write = self._history.value(call, value)
+        await self._run.refusable(self._run.services.saving.submit(write))
+        return self._history.remember(call.key, Resolved("done", value))
+
+    async def _save_failures(self) -> None:
+        write = self._history.failures()
+        if write is not None:
+            await self._run.refusable(self._run.services.saving.submit(write))
+
+    # -- steps ---------------------------------------------------------------------
+
+    async def step(
+        self,
+        call: Call,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        codec: Codec[Any],
+    ) -> Any:
+        """Call a step's function, unless it is saved, and save what it returns."""
+        saved, branch = await self.begin(call)
+        if saved is not None:
+            return read(saved, codec)
+        try:
+            try:
+                value = await self._invoke(function, args)
+            except Exception as error:
+                self.keep_failure(call, error)
+                raise
+            return await self._save_value(call, value, codec)
+        finally:
+            self._waits.exit(branch)
+
+    async def save_step(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
+        """Save what a step's function has returned elsewhere."""
+        saved, branch = await self.begin(call)
+        if saved is not None:
+            return read(saved, codec)
+        try:
+            return await self._save_value(call, value, codec)
+        finally:
+            self._waits.exit(branch)
+
+    def keep_failure(self, call: Call, error: Exception) -> None:
+        """Keep a step's failure, to be saved with the next thing its task saves."""
+        self._history.keep_failure(call, self._position, error)
+
+    async def _save_value(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
+        """Save what a step returned. Returns it as every replay will see it."""
+        text, value_read = codec.roundtrip(value)
+        if value_read is not value:
+            self._warn_if_changed(call.key, value, value_read)
+        await self._save(call, text)
+        return value_read
+
+    async def _invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call a step's function: on the loop, or in a thread if it is synchronous."""
+        token = inside_a_step.set(True)
+        try:
+            if _is_async(function):
+                return await function(*args)
+            result = await self._in_thread(function, args)
+            return await result if inspect.isawaitable(result) else result
+        except asyncio.CancelledError as error:
+            raise self._run.left or error from None
+        except SystemExit as error:  # in a branch, it would tear down the loop
+            raise exit_refused(error) from error
+        finally:
+            inside_a_step.reset(token)
+
+    async def _in_thread(
+        self, function: Callable[..., Any], args: Sequence[Any]
+    ) -> Any:
+        """Call a function in a thread; the run is busy until it returns, whatever."""
+        work = self._run.services.threads.run(function, *args)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not work.done():
+                self._waits.hold(work)
+            raise
+
+    async def begin_step(self, call: Call) -> Resolved | None:
+        """Begin a step that stays open: until `complete_step`, the run is busy."""
+        saved, branch = await self.begin(call)
+        if saved is None:
+            self._waits.open_steps[call.key] = branch
+        return saved
+
+    async def complete_step(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
+        """Save the value of an open step, and close it."""
+        self._run.refuse_unless_open()
+        branch = self._waits.open_steps.pop(call.key, None)
+        if branch is None:
+            raise RuntimeError(f"step {call.key!r} is not open")
+        try:
+            return await self._save_value(call, value, codec)
+        finally:
+            self._waits.exit(branch)
+
+    # -- everything else -----------------------------------------------------------
+
+    async def wait(self, call: Call, wait: Wait) -> Resolved:
+        """Park until something happens. Ends in Suspended if the run leaves first."""
+        if asyncio.current_task() in self._waits.open_steps.values() or (
+            self._waits.open_steps and not self._run.definition.is_async
+        ):
+            opened = ", ".join(sorted(self._waits.open_steps))
+            raise RuntimeError(f"a wait while a step is open: complete {opened} first")
+        saved, branch = await self.begin(call)
+        if saved is not None:
+            return saved
+        try:
+            outcome = await self._waits.park(branch, wait, self)
+            return self._history.remember(call.key, outcome)
+        finally:
+            self._waits.exit(branch)
+
+    async def record(self, call: Call, value: str) -> Resolved:
+        """Save a value that is JSON already."""
+        saved, branch = await self.begin(call)
+        if saved is not None:
+            return saved
+        try:
+            return await self._save(call, value)
+        finally:
+            self._waits.exit(branch)
+
+    async def emit(self, call: Call, event: str, payload: str) -> Resolved:
+        """Emit an event, with the checkpoint that records it."""
+        saved, branch = await self.begin(call)
+        if saved is not None:
+            return saved
+        try:
+            await self._save_failures()
+            emitting = self._run.services.emit(self.claimed, call, event, payload)
+            text = await self._run.refusable(emitting)
+            return self._history.remember(call.key, Resolved("done", text))
+        finally:
+            self._waits.exit(branch)
+
+    async def spawn(self, call: Call, child: str) -> Resolved:
+        """Spawn a child, given as JSON, with the checkpoint that records it."""
+        (saved,) = await self.spawn_all([(call, child)])
+        return saved
+
+    async def spawn_all(self, children: Sequence[tuple[Call, str]]) -> list[Resolved]:
+        """Spawn children in one statement, each with its checkpoint."""
+        if not children:
+            return []
+        known = self._history.saved
+        missing = [call for call, _ in children if call.key not in known]
+        saved, branch = await self.begin((missing or [children[0][0]])[0])
+        if saved is None:
+            try:
+                await self._spawn_missing(children)
+            finally:
+                self._waits.exit(branch)
+        return [known[call.key] for call, _ in children]
+
+    async def _spawn_missing(self, children: Sequence[tuple[Call, str]]) -> None:
+        await self._save_failures()
+        claimed, history, run = self.claimed, self._history, self._run
+        missing = [pair for pair in children if pair[0].key not in history.saved]
+        submitted = [
+            run.services.spawning.submit(
+                (claimed.queue, claimed.task_id, claimed.claim, child)
+            )
+            for _, child in missing
+        ]
+        for (call, _), answer in zip(missing, submitted, strict=True):
+            text = await run.refusable(answer)
+            history.remember(call.key, Resolved("done", text))
+
+    async def heartbeat(self) -> None:
+        """Extend the lease now. Raises Suspended if it is lost."""
+        self._run.refuse_unless_open()
+        await self._run.refusable(self._run.services.extend(self._run))
+
+    # -- where waits are registered ------------------------------------------------
+
+    async def suspend(self, waits: str) -> dict[str, Resolved] | None:
+        """Register all waits and end the claim; None if that has ended."""
+        await self._save_failures()
+        return await self._ask(self._run.services.suspending, waits)
+
+    async def poll(self, waits: str) -> dict[str, Resolved] | None:
+        """Register all waits, and keep the claim."""
+        return await self._ask(self._run.services.polling, waits)
+
+    async def _ask(self, lane: WaitLane, waits: str) -> dict[str, Resolved] | None:
+        claimed = self.claimed
+        item = WaitItem(claimed.queue, claimed.task_id, claimed.claim, waits)
+        outcome, resolved = await self._run.refusable(lane.submit(item))
+        if outcome in _REASONS:
+            self._run.leave(_REASONS[outcome])
+        self._history.saved.update(resolved)
+        return None if self._run.left is not None else resolved
+
+    def _warn_if_changed(self, key: str, before: object, after: object) -> None:
+        step = (self.claimed.name, key.partition("#")[0])
+        if step in _compared:
+            return
+        if len(_compared) >= _COMPARED_AT_MOST:
+            _compared.clear()
+        _compared.add(step)
+        if changed_in_roundtrip(before, after):
+            logger.warning(
+                "step %r of %r returned %r, but its checkpoint reads back as %r: "
+                "that is what the task gets, now and at every replay",
+                key,
+                self.claimed.name,
+                before,
+                after,
+            )
+
+
+def current_branch() -> Branch | None:
+    """Return the asyncio task that makes a call; None on a thread without a loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def exit_refused(error: SystemExit) -> RuntimeError:
+    """Return what a step's function fails with that wants to end the process."""
+    return RuntimeError(f"the step's function called sys.exit({error.code!r})")
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    if type(function) is FunctionType and function.__code__.co_flags & CO_COROUTINE:
+        return True
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object's own
+    )

@@ -1,0 +1,113 @@
+"""What a task has saved, and what goes with the next thing it saves.
+
+A step that raised is kept, and saved as failed together with the next thing: only that
+shows that the task has caught it. A failure that ends the attempt is not saved, and its
+step is tried again. Once recorded a failure is final, for every replay sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from durable._worker.failures import mark_recorded, step_error_json
+from durable._worker.saving import Write
+from durable._worker.waits import Resolved
+
+if TYPE_CHECKING:
+    from durable._worker.run import Claimed
+
+__all__ = ["Call", "History"]
+
+_quoted: Final = json.JSONEncoder().encode
+
+
+class Call(NamedTuple):
+    """One durable call of a run: its key, and what was known when it was made."""
+
+    key: str
+    position: int
+    after: int
+    made: float  # by time.monotonic()
+
+
+class _Failure(NamedTuple):
+    """A failed step, and how many calls had been made when it failed."""
+
+    position: int
+    checkpoint: str
+    error: Exception
+
+
+class History:
+    """The checkpoints of one task by key, and the writes that add to them."""
+
+    __slots__ = ("_claimed", "_failures", "_holder", "saved")
+
+    def __init__(self, claimed: Claimed, saved: dict[str, Resolved]) -> None:
+        self.saved = saved
+        self._claimed = claimed
+        self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
+        self._failures: list[_Failure] = []
+
+    def remember(self, key: str, saved: Resolved) -> Resolved:
+        """Add a checkpoint that is committed."""
+        self.saved[key] = saved
+        return saved
+
+    def keep_failure(self, call: Call, position: int, error: Exception) -> None:
+        """Keep a step's failure until a call after that position is saved."""
+        text = self._checkpoint(call, "failed", step_error_json(error))
+        self._failures.append(_Failure(position, text, error))
+
+    def value(self, call: Call, value: str) -> Write:
+        """Return what saves the value of a call, with the failures caught before it."""
+        text = self._checkpoint(call, "done", value)
+        if self._failures:
+            text = ",".join((*self._caught(before=call.position), text))
+        return Write(self._claimed.queue, self._claimed.task_id, text)
+
+    def failures(self) -> Write | None:
+        """Return what saves the failures that the task has caught, if there are any."""
+        if not self._failures:
+            return None
+        return Write(self._claimed.queue, self._claimed.task_id, self._all_caught())
+
+    def completion(self, result: str) -> Write:
+        """Return what completes the task."""
+        return Write(
+            self._claimed.queue,
+            self._claimed.task_id,
+            self._all_caught() if self._failures else "",
+            completion=f'{self._holder}"result":{result}}}',
+        )
+
+    def failure(self, error: str, *, final: bool) -> Write:
+        """Return what fails the attempt; the task, if that is final."""
+        retryable = "false" if final else "true"
+        return Write(
+            self._claimed.queue,
+            self._claimed.task_id,
+            "",
+            failure=f'{self._holder}"retryable":{retryable},"error":{error}}}',
+        )
+
+    def _all_caught(self) -> str:
+        return ",".join(self._caught())
+
+    def _caught(self, before: float = float("inf")) -> list[str]:
+        """Take the failures that the task has caught. Recorded, they are final."""
+        caught = [kept for kept in self._failures if kept.position < before]
+        self._failures = [kept for kept in self._failures if kept.position >= before]
+        for kept in caught:
+            mark_recorded(kept.error)
+        return [kept.checkpoint for kept in caught]
+
+    def _checkpoint(self, call: Call, state: str, value: str) -> str:
+        took = round((time.monotonic() - call.made) * 1000)
+        return (
+            f'{self._holder}"name":{_quoted(call.key)},"state":"{state}",'
+            f'"position":{call.position},"after":{call.after},'
+            f'"duration_ms":{took},"value":{value}}}'
+        )
