@@ -181,5 +181,5 @@ def is_listening(db: psycopg.Connection) -> bool:
 def is_asking(db: psycopg.Connection) -> bool:
     """Whether a client is connected."""
     query = "select from pg_stat_activity where datname = current_database()"
-    query += " and pid <> pg_backend_pid() and query like '%%get_task_result%%'"
+    query += " and pid <> pg_backend_pid() and query ~ 'get_(task_result|endings)'"
     return db.execute(query).fetchone() is not None

@@ -11,9 +11,9 @@ from uuid import UUID
 from durable._values import Codec
 from durable._worker.failures import task_error
 from durable._worker.outcomes import outcome_error
-from durable.errors import TaskError
+from durable.errors import NotFound, TaskError
 
-__all__ = ["QueueStats", "TaskResult", "task_result"]
+__all__ = ["FINAL", "QueueStats", "TaskResult", "not_found", "output", "task_result"]
 
 R = TypeVar("R")
 
@@ -82,3 +82,11 @@ def output(row: tuple[Any, ...], how: Codec[R]) -> R:
     if failure is not None:
         raise failure
     return how.load(result)
+
+
+def not_found(queue: str, task_id: UUID) -> NotFound:
+    """Return what says that there is no such task, or not yet."""
+    return NotFound(
+        f"no task {task_id} in queue {queue!r}",
+        hint="If its transaction is open, commit it first.",
+    )

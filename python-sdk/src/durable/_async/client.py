@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
-import psycopg
-from psycopg import AsyncConnection
-from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
-from durable import _foreign, _schema, _sql
+from durable import _foreign, _sql
 from durable._application import Application, Lifespan
+from durable._async.database import Database
 from durable._async.handle import AsyncTaskHandle
-from durable._connections import (
-    conninfo_of_pool,
-    conninfo_or_environment,
-    has_something_to_say,
-)
+from durable._async.results import Results
 from durable._ids import as_uuid
 from durable._names import check_event_name, check_queue_name
 from durable._policy import QueuePolicy, checked
@@ -41,7 +34,7 @@ from durable._values import PLAIN, codec
 from durable._worker.hosting import until_signalled
 from durable._worker.options import WorkerOptions, worker_of
 from durable._worker.worker import Worker
-from durable.errors import UnknownQueue, from_database
+from durable.errors import UnknownQueue
 from durable.options import SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
@@ -62,7 +55,8 @@ class AsyncDurable:
     without one, DURABLE_DATABASE_URL says where. `queue` is where tasks go that name
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
-    as some poolers need. Nothing is connected before the first call, and what was
+    as some poolers need; `listen=False` polls for results, where a session is not kept.
+    Nothing is connected before the first call, and what was
     closed may be entered again.
     """
 
@@ -74,20 +68,13 @@ class AsyncDurable:
         tasks: Iterable[AnyTask] = (),
         lifespan: Lifespan | None = None,
         prepare: bool = True,
+        listen: bool = True,
     ) -> None:
-        self._owns_pool = not isinstance(database, AsyncConnectionPool)
-        if isinstance(database, AsyncConnectionPool):
-            self._pool = database
-            conninfo = conninfo_of_pool(database.conninfo, database.kwargs)
-        else:
-            conninfo = conninfo_or_environment(database)
-            self._pool = _own_pool(conninfo, prepare=prepare)
+        self._database = Database(database, prepare=prepare)
+        self.results = Results(self._database, listen=listen)
         self.application = Application(
-            conninfo, queue, tasks, lifespan, prepare=prepare
+            self._database.conninfo, queue, tasks, lifespan, prepare=prepare
         )
-        self._version_checked = False
-        self._closed = False
-        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on queue {self.queue!r}>"
@@ -98,11 +85,8 @@ class AsyncDurable:
         return self.application.queue
 
     async def __aenter__(self) -> Self:
-        if self._closed:
-            application = self.application
-            self._pool = _own_pool(application.conninfo, prepare=application.prepare)
-            self._closed = False
-        await self._open()
+        self.results.reopen()
+        await self._database.reopen()
         return self
 
     async def __aexit__(
@@ -115,9 +99,8 @@ class AsyncDurable:
 
     async def close(self) -> None:
         """Close the connections; a pool that was given stays open."""
-        if self._owns_pool:
-            self._closed = True
-            await self._pool.close()
+        await self._database.close()
+        self.results.close()
 
     def register(self, *tasks: AnyTask) -> None:
         """Add tasks that workers started from now on know.
@@ -134,20 +117,7 @@ class AsyncDurable:
 
         All or nothing, whoever else does the same at the same time.
         """
-        await self._open()
-        async with self._pool.connection() as connection, connection.transaction():
-            cursor = connection.cursor(row_factory=tuple_row)
-            await cursor.execute(_schema.LOCK)
-            applied = None
-            await cursor.execute(_schema.INSTALLED)
-            if await cursor.fetchone() == (True,):
-                await cursor.execute(_schema.APPLIED)
-                applied = [number for (number,) in await cursor.fetchall()]
-            await cursor.execute(_schema.script(applied).encode())
-            for queue in {"default", self.queue}:
-                create = _sql.create_queue(queue, {})
-                await cursor.execute(create.text.encode(), create.args)
-        self._version_checked = True
+        await self._database.migrate({"default", self.queue})
 
     async def create_queue(
         self, queue: str | None = None, **policy: Unpack[QueuePolicy]
@@ -418,42 +388,9 @@ class AsyncDurable:
 
     # -- inside --------------------------------------------------------------------
 
-    async def fetch(
-        self, statement: Statement, *, within: float | None = None
-    ) -> list[tuple[Any, ...]]:
-        """Execute one statement of durable's, and return its rows after the commit.
-
-        A connection is waited for `within` so many seconds, else as the pool has it.
-        """
-        await self._open()
-        try:
-            async with self._pool.connection(timeout=within) as connection:
-                if not self._version_checked:
-                    await self._check_version(connection)
-                cursor = connection.cursor(row_factory=tuple_row)
-                # binary: a session's date style has no say in how moments are read
-                await cursor.execute(
-                    statement.text.encode(), statement.args, binary=True
-                )
-                rows: list[tuple[Any, ...]] = await cursor.fetchall()
-                return rows
-        except psycopg.Error as error:
-            raise from_database(error)  # noqa: B904 - it has its cause
-
-    async def _open(self) -> None:
-        if self._pid != os.getpid():
-            raise RuntimeError("connections do not survive a fork: make a new client")
-        if self._closed:
-            raise RuntimeError("the client is closed: enter it again")
-        if self._pool.closed:
-            await self._pool.open()
-
-    async def _check_version(self, connection: AsyncConnection[Any]) -> None:
-        cursor = connection.cursor(row_factory=tuple_row)
-        await cursor.execute(_sql.version().text.encode())
-        row = await cursor.fetchone()
-        _schema.check_version(row[0] if row else "")
-        self._version_checked = True
+    async def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        """Execute one statement of durable's, and return its rows after the commit."""
+        return await self._database.fetch(statement)
 
     def _request(
         self, task: AnyTask | str, params: Any, options: Mapping[str, Any]
@@ -490,23 +427,6 @@ class AsyncDurable:
         if isinstance(task, AsyncTaskHandle):
             return task
         return self.handle(task, queue=queue)
-
-
-def _own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:
-    return AsyncConnectionPool(
-        conninfo,
-        min_size=0,
-        max_size=10,
-        open=False,
-        check=_check,
-        kwargs={"autocommit": True, "prepare_threshold": 5 if prepare else None},
-    )
-
-
-async def _check(connection: AsyncConnection[Any]) -> None:
-    """Refuse a pooled connection that died while it was idle, without a round trip."""
-    if has_something_to_say(connection.fileno()):
-        await AsyncConnectionPool.check_connection(connection)
 
 
 def _spawn(request: SpawnRequest[Any]) -> Statement:

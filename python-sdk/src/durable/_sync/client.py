@@ -3,24 +3,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
-import psycopg
-from psycopg import Connection
-from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
-from durable import _foreign, _schema, _sql
+from durable import _foreign, _sql
 from durable._application import Application, Lifespan
-from durable._connections import (
-    conninfo_of_pool,
-    conninfo_or_environment,
-    has_something_to_say,
-)
 from durable._ids import as_uuid
 from durable._names import check_event_name, check_queue_name
 from durable._policy import QueuePolicy, checked
@@ -35,11 +26,13 @@ from durable._requests import (
 )
 from durable._results import QueueStats, TaskResult
 from durable._sql import Statement
+from durable._sync.database import Database
 from durable._sync.handle import TaskHandle
+from durable._sync.results import Results
 from durable._values import PLAIN, codec
 from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.options import WorkerOptions, worker_of
-from durable.errors import UnknownQueue, from_database
+from durable.errors import UnknownQueue
 from durable.options import SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
@@ -60,7 +53,8 @@ class Durable:
     without one, DURABLE_DATABASE_URL says where. `queue` is where tasks go that name
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
-    as some poolers need. Nothing is connected before the first call, and what was
+    as some poolers need; `listen=False` polls for results, where a session is not kept.
+    Nothing is connected before the first call, and what was
     closed may be entered again.
     """
 
@@ -72,20 +66,13 @@ class Durable:
         tasks: Iterable[AnyTask] = (),
         lifespan: Lifespan | None = None,
         prepare: bool = True,
+        listen: bool = True,
     ) -> None:
-        self._owns_pool = not isinstance(database, ConnectionPool)
-        if isinstance(database, ConnectionPool):
-            self._pool = database
-            conninfo = conninfo_of_pool(database.conninfo, database.kwargs)
-        else:
-            conninfo = conninfo_or_environment(database)
-            self._pool = _own_pool(conninfo, prepare=prepare)
+        self._database = Database(database, prepare=prepare)
+        self.results = Results(self._database, listen=listen)
         self.application = Application(
-            conninfo, queue, tasks, lifespan, prepare=prepare
+            self._database.conninfo, queue, tasks, lifespan, prepare=prepare
         )
-        self._version_checked = False
-        self._closed = False
-        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on queue {self.queue!r}>"
@@ -96,11 +83,8 @@ class Durable:
         return self.application.queue
 
     def __enter__(self) -> Self:
-        if self._closed:
-            application = self.application
-            self._pool = _own_pool(application.conninfo, prepare=application.prepare)
-            self._closed = False
-        self._open()
+        self.results.reopen()
+        self._database.reopen()
         return self
 
     def __exit__(
@@ -113,9 +97,8 @@ class Durable:
 
     def close(self) -> None:
         """Close the connections; a pool that was given stays open."""
-        if self._owns_pool:
-            self._closed = True
-            self._pool.close()
+        self._database.close()
+        self.results.close()
 
     def register(self, *tasks: AnyTask) -> None:
         """Add tasks that workers started from now on know.
@@ -132,20 +115,7 @@ class Durable:
 
         All or nothing, whoever else does the same at the same time.
         """
-        self._open()
-        with self._pool.connection() as connection, connection.transaction():
-            cursor = connection.cursor(row_factory=tuple_row)
-            cursor.execute(_schema.LOCK)
-            applied = None
-            cursor.execute(_schema.INSTALLED)
-            if cursor.fetchone() == (True,):
-                cursor.execute(_schema.APPLIED)
-                applied = [number for (number,) in cursor.fetchall()]
-            cursor.execute(_schema.script(applied).encode())
-            for queue in {"default", self.queue}:
-                create = _sql.create_queue(queue, {})
-                cursor.execute(create.text.encode(), create.args)
-        self._version_checked = True
+        self._database.migrate({"default", self.queue})
 
     def create_queue(
         self, queue: str | None = None, **policy: Unpack[QueuePolicy]
@@ -410,40 +380,9 @@ class Durable:
 
     # -- inside --------------------------------------------------------------------
 
-    def fetch(
-        self, statement: Statement, *, within: float | None = None
-    ) -> list[tuple[Any, ...]]:
-        """Execute one statement of durable's, and return its rows after the commit.
-
-        A connection is waited for `within` so many seconds, else as the pool has it.
-        """
-        self._open()
-        try:
-            with self._pool.connection(timeout=within) as connection:
-                if not self._version_checked:
-                    self._check_version(connection)
-                cursor = connection.cursor(row_factory=tuple_row)
-                # binary: a session's date style has no say in how moments are read
-                cursor.execute(statement.text.encode(), statement.args, binary=True)
-                rows: list[tuple[Any, ...]] = cursor.fetchall()
-                return rows
-        except psycopg.Error as error:
-            raise from_database(error)  # noqa: B904 - it has its cause
-
-    def _open(self) -> None:
-        if self._pid != os.getpid():
-            raise RuntimeError("connections do not survive a fork: make a new client")
-        if self._closed:
-            raise RuntimeError("the client is closed: enter it again")
-        if self._pool.closed:
-            self._pool.open()
-
-    def _check_version(self, connection: Connection[Any]) -> None:
-        cursor = connection.cursor(row_factory=tuple_row)
-        cursor.execute(_sql.version().text.encode())
-        row = cursor.fetchone()
-        _schema.check_version(row[0] if row else "")
-        self._version_checked = True
+    def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        """Execute one statement of durable's, and return its rows after the commit."""
+        return self._database.fetch(statement)
 
     def _request(
         self, task: AnyTask | str, params: Any, options: Mapping[str, Any]
@@ -478,23 +417,6 @@ class Durable:
         if isinstance(task, TaskHandle):
             return task
         return self.handle(task, queue=queue)
-
-
-def _own_pool(conninfo: str, *, prepare: bool) -> ConnectionPool[Any]:
-    return ConnectionPool(
-        conninfo,
-        min_size=0,
-        max_size=10,
-        open=False,
-        check=_check,
-        kwargs={"autocommit": True, "prepare_threshold": 5 if prepare else None},
-    )
-
-
-def _check(connection: Connection[Any]) -> None:
-    """Refuse a pooled connection that died while it was idle, without a round trip."""
-    if has_something_to_say(connection.fileno()):
-        ConnectionPool.check_connection(connection)
 
 
 def _spawn(request: SpawnRequest[Any]) -> Statement:

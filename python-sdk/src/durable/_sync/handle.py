@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
-import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout
-
 from durable import _sql
-from durable._results import FINAL, TaskResult, output, task_result
+from durable._results import TaskResult, not_found, output, task_result
 from durable._time import seconds
 from durable._values import Codec
-from durable._worker.link import heals
-from durable.errors import NotFound
 
 if TYPE_CHECKING:
     from durable._sync.client import Durable
@@ -24,10 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["TaskHandle"]
 
 R_co = TypeVar("R_co", covariant=True)
-
-_SHORTEST = 0.005
-_LONGEST = 0.25
-_TO_CONNECT = 1.0
 
 
 class TaskHandle(Generic[R_co]):
@@ -88,41 +78,12 @@ class TaskHandle(Generic[R_co]):
         meanwhile is made again.
         """
         limit = seconds(timeout, "timeout")
-        until = None if limit is None else time.monotonic() + limit
-        pause = _SHORTEST
-        row: tuple[Any, ...] | None = None
-        while True:
-            left = None if until is None else until - time.monotonic()
-            row = self._row_or_last(row, left)
-            if row is not None and row[1] in FINAL:
-                return output(row, self.codec)
-            left = pause if until is None else min(pause, until - time.monotonic())
-            if left <= 0:
-                state = "out of reach" if row is None else f"still {row[1]}"
-                raise TimeoutError(f"task {self.task_id} is {state}")
-            time.sleep(left)
-            pause = min(pause * 1.5, _LONGEST)
+        row = self._app.results.wait(self.queue, self.task_id, limit)
+        return output(row, self.codec)
 
-    def _row_or_last(
-        self, last: tuple[Any, ...] | None, within: float | None
-    ) -> tuple[Any, ...] | None:
-        """Return the task's row; the last one, if the connection was lost."""
-        try:
-            return self._row(None if within is None else max(within, _TO_CONNECT))
-        except PoolClosed:
-            raise
-        except psycopg.OperationalError as error:
-            unreachable = last is None and isinstance(error, PoolTimeout)
-            if unreachable or not heals(error):
-                raise
-            return last
-
-    def _row(self, within: float | None = None) -> tuple[Any, ...]:
+    def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)
-        rows = self._app.fetch(statement, within=within)
+        rows = self._app.fetch(statement)
         if not rows:
-            raise NotFound(
-                f"no task {self.task_id} in queue {self.queue!r}",
-                hint="If its transaction is open, commit it first.",
-            )
+            raise not_found(self.queue, self.task_id)
         return rows[0]

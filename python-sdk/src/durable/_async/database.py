@@ -1,0 +1,141 @@
+"""Where a client's statements go: its pool, and the schema that must be there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from durable import _schema, _sql
+from durable._connections import (
+    KEEPALIVE,
+    conninfo_of_pool,
+    conninfo_or_environment,
+    has_something_to_say,
+)
+from durable._sql import Statement
+from durable.errors import from_database
+
+__all__ = ["Database"]
+
+
+class Database:
+    """A pool of its own, or one that was given and stays its owner's.
+
+    Nothing is connected before the first statement, and what was closed may be opened
+    again.
+    """
+
+    def __init__(
+        self, given: str | AsyncConnectionPool[Any] | None, *, prepare: bool
+    ) -> None:
+        self._prepare = prepare
+        self._owns_pool = not isinstance(given, AsyncConnectionPool)
+        if isinstance(given, AsyncConnectionPool):
+            self._pool = given
+            self.conninfo = conninfo_of_pool(given.conninfo, given.kwargs)
+        else:
+            self.conninfo = conninfo_or_environment(given)
+            self._pool = _own_pool(self.conninfo, prepare=prepare)
+        self._version_checked = False
+        self._closed = False
+        self._pid = os.getpid()
+
+    @property
+    def patience(self) -> float:
+        """The seconds a connection of the pool is waited for."""
+        return self._pool.timeout
+
+    async def reopen(self) -> None:
+        """Open it, also after it was closed."""
+        if self._closed:
+            self._pool = _own_pool(self.conninfo, prepare=self._prepare)
+            self._closed = False
+        await self.open()
+
+    async def open(self) -> None:
+        """Open it if need be. Raises RuntimeError in a fork, and once it is closed."""
+        if self._pid != os.getpid():
+            raise RuntimeError("connections do not survive a fork: make a new client")
+        if self._closed:
+            raise RuntimeError("the client is closed: enter it again")
+        if self._pool.closed:
+            await self._pool.open()
+
+    async def close(self) -> None:
+        """Close the connections; a pool that was given stays open."""
+        if self._owns_pool:
+            self._closed = True
+            await self._pool.close()
+
+    async def fetch(
+        self, statement: Statement, *, within: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Execute one statement, and return its rows after the commit.
+
+        A connection is waited for `within` so many seconds, else as the pool has it.
+        """
+        await self.open()
+        try:
+            async with self._pool.connection(timeout=within) as connection:
+                if not self._version_checked:
+                    await self._check_version(connection)
+                cursor = connection.cursor(row_factory=tuple_row)
+                # binary: a session's date style has no say in how moments are read
+                await cursor.execute(
+                    statement.text.encode(), statement.args, binary=True
+                )
+                rows: list[tuple[Any, ...]] = await cursor.fetchall()
+                return rows
+        except psycopg.Error as error:
+            raise from_database(error)  # noqa: B904 - it has its cause
+
+    async def migrate(self, queues: Iterable[str]) -> None:
+        """Install or upgrade the schema and create queues, all or nothing."""
+        await self.open()
+        async with self._pool.connection() as connection, connection.transaction():
+            cursor = connection.cursor(row_factory=tuple_row)
+            await cursor.execute(_schema.LOCK)
+            applied = None
+            await cursor.execute(_schema.INSTALLED)
+            if await cursor.fetchone() == (True,):
+                await cursor.execute(_schema.APPLIED)
+                applied = [number for (number,) in await cursor.fetchall()]
+            await cursor.execute(_schema.script(applied).encode())
+            for queue in queues:
+                create = _sql.create_queue(queue, {})
+                await cursor.execute(create.text.encode(), create.args)
+        self._version_checked = True
+
+    async def _check_version(self, connection: AsyncConnection[Any]) -> None:
+        cursor = connection.cursor(row_factory=tuple_row)
+        await cursor.execute(_sql.version().text.encode())
+        row = await cursor.fetchone()
+        _schema.check_version(row[0] if row else "")
+        self._version_checked = True
+
+
+def _own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:
+    return AsyncConnectionPool(
+        conninfo,
+        min_size=0,
+        max_size=10,
+        open=False,
+        check=_check,
+        kwargs={
+            "autocommit": True,
+            "prepare_threshold": 5 if prepare else None,
+            **KEEPALIVE,
+        },
+    )
+
+
+async def _check(connection: AsyncConnection[Any]) -> None:
+    """Refuse a pooled connection that died while it was idle, without a round trip."""
+    if has_something_to_say(connection.fileno()):
+        await AsyncConnectionPool.check_connection(connection)
