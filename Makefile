@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types pgtap pytest pytest18 container docs golden dist env clean
+.PHONY: bench bench-full
 
 BIN := .venv/bin
 WORKERS ?= 4
@@ -58,10 +59,23 @@ dist: .venv/dev ## dist/: one flat durable.sql for psql, and the wheel
 	$(BIN)/python -m durable._schema > dist/durable.sql
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist ./python-sdk
 
+bench: .venv/bench/ready ## durable beside its peers, in minutes; writes a page of docs
+	postgres=$$(.ci/postgres) && \
+	DURABLE_TEST_PG_BIN="$$postgres" .venv/bench/bin/python -m tests.bench $(BENCH)
+
+bench-full: BENCH := --full
+bench-full: bench ## the same with larger sizes and more rounds
+
 env: .venv/dev ## .venv, with everything for working on durable
 
 clean: ## forget everything that was made here
 	rm -rf .venv dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/bench/ready: tests/bench/requirements.txt python-sdk/pyproject.toml
+	.ci/venv .venv/bench
+	.venv/bench/bin/pip install --quiet --quiet --requirement $< \
+	--editable 'python-sdk[fast]'
+	touch $@
 
 .venv/%: python-sdk/pyproject.toml
 	.ci/venv .venv

@@ -10,7 +10,11 @@ from tests.support.processes import ROOT
 __all__ = ["PAGES", "anchors", "blocks", "links"]
 
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("python-sdk/*.md"), *ROOT.glob("python-sdk/docs/*")}
+    {
+        *ROOT.glob("*.md"),
+        *ROOT.glob("python-sdk/*.md"),
+        *ROOT.glob("python-sdk/docs/**/*.md"),
+    }
 )
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,0 +1,111 @@
+"""Several workers: on the children of one parent, and two instead of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from tests.bench.alone.arrange import row, spawn
+from tests.bench.contenders import OURS
+from tests.bench.place import Place
+from tests.bench.results import Comparison, Figure, Series
+from tests.bench.sizes import Sizes
+
+__all__ = ["fanin", "two"]
+
+WORKERS: Final = 4
+PAUSE: Final = 0.1  # seconds between two counts: they cost what they look at
+CLAIM_OF_PARENT: Final = "select claim from durable.tasks where name = 'fan'"
+STAMPED: Final = """
+select count(*) / extract(epoch from max(tasks.finished_at) - min(tasks.started_at))
+from durable.tasks
+where tasks.name = 'noop' and tasks.state = 'completed'
+"""
+
+
+def fanin(place: Place, sizes: Sizes) -> Figure:
+    """Finish many children of one parent that waits for them."""
+    figure = Figure(
+        key="fanin",
+        title="Many children of one parent",
+        how=f"{WORKERS} workers do {sizes.children:,} children of a parent that waits"
+        " for all of them, in turns with as many tasks that have none; by the"
+        " database's own stamps, from the first start to the last end.",
+        series={
+            "children": Series("tasks/s"),
+            "no parent": Series("tasks/s"),
+            "parent woken": Series("times"),
+        },
+        comparisons=[
+            Comparison("of tasks without a parent", "children", 0.9, "no parent"),
+            Comparison("parent woken", "parent woken", 1, at_least=False),
+        ],
+    )
+
+    def finish(dsn: str, quantity: int) -> float:
+        with place.workers(OURS, dsn, "noop", quantity, count=WORKERS):
+            place.until_counted(OURS, dsn, quantity, pause=PAUSE)
+        (rate,) = row(dsn, STAMPED)
+        return float(rate)
+
+    def children() -> Mapping[str, float]:
+        with place.database(OURS) as dsn:
+            place.run(OURS, "fan-out", dsn, sizes.children)
+            rate = finish(dsn, sizes.children + 1)
+            (claim,) = row(dsn, CLAIM_OF_PARENT)
+        return {"children": rate, "parent woken": claim / 2 - 1}
+
+    def none() -> Mapping[str, float]:
+        with place.database(OURS) as dsn:
+            spawn(dsn, sizes.children)
+            return {"no parent": finish(dsn, sizes.children)}
+
+    return figure.in_turns(sizes.rounds, {"children": children, "no parent": none})
+
+
+def two(place: Place, sizes: Sizes) -> Figure:
+    """Compare two worker processes with one."""
+    quantity = sizes.measured * 2
+    figure = Figure(
+        key="two",
+        title="Two worker processes",
+        how=f"{quantity:,} tasks that do nothing, by one worker process and by two, on"
+        f" {os.cpu_count()} cores; by the database's own stamps. CPU is that of all"
+        " workers and of all the server's processes; cores in use are both over the"
+        " time it took: near the machine's cores, a second process cannot help.",
+        series={
+            f"{name}{what}": Series(unit)
+            for name in ("one", "two")
+            for what, unit in [
+                ("", "tasks/s"),
+                (", workers' CPU", "s/10,000 tasks"),
+                (", server's CPU", "s/10,000 tasks"),
+                (", cores in use", "cores"),
+            ]
+        },
+        comparisons=[Comparison("of one", "two", 1.6, "one")],
+    )
+
+    def measure(name: str, count: int) -> Mapping[str, float]:
+        with place.database(OURS) as dsn:
+            spawn(dsn, quantity)
+            before = place.server_cpu()
+            with place.workers(OURS, dsn, "noop", quantity, count=count) as workers:
+                idle = sum(worker.cpu for worker in workers)
+                place.until_counted(OURS, dsn, quantity, pause=PAUSE)
+                busy = sum(worker.cpu for worker in workers)
+                server = place.server_cpu() - before
+            (rate,) = row(dsn, STAMPED)
+        return {
+            name: float(rate),
+            f"{name}, workers' CPU": (busy - idle) / quantity * 10_000,
+            f"{name}, server's CPU": server / quantity * 10_000,
+            f"{name}, cores in use": (busy - idle + server) / quantity * float(rate),
+        }
+
+    return figure.in_turns(
+        sizes.rounds,
+        {"one": partial(measure, "one", 1), "two": partial(measure, "two", 2)},
+    )

@@ -1,0 +1,153 @@
+"""durable itself, through its public API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import psycopg
+
+from durable import AsyncDurable, TaskContext, task
+from tests.bench.contenders import CONCURRENCY
+from tests.bench.contenders.program import (
+    STEPS,
+    Kind,
+    Program,
+    Record,
+    Send,
+    Work,
+    main,
+    run,
+)
+
+__all__: list[str] = []
+
+AT_ONCE: Final = int(os.environ.get("DURABLE_BENCH_CONCURRENCY", CONCURRENCY))
+CHUNK: Final = 1000
+SPAWN: Final = "select count(*) from durable.spawn_many('default', %s)"
+ROW: Final = "insert into public.lonely (at, name, value) values (%s, %s, %s)"
+TABLE: Final = """
+create table public.lonely (
+  at bigint, name text, value json, primary key (at, name)
+)
+"""
+
+RECORDS: list[Record] = []
+LATENCIES: dict[str, list[int]] = {"step": [], "insert": []}
+
+
+def number(of: int) -> int:
+    return of
+
+
+@task
+async def noop(params: Any, ctx: TaskContext) -> None:
+    RECORDS[0].begin()
+    RECORDS[0].end()
+
+
+@task
+async def step(params: Any, ctx: TaskContext) -> None:
+    RECORDS[0].begin()
+    await ctx.step("only", number, 1)
+    RECORDS[0].end()
+
+
+@task
+async def steps(params: Any, ctx: TaskContext) -> None:
+    RECORDS[0].begin()
+    for index in range(STEPS["steps"]):
+        await ctx.step(f"step-{index}", number, index)
+    RECORDS[0].end()
+
+
+@task
+async def wake(sent: int, ctx: TaskContext) -> None:
+    RECORDS[0].begin(sent)
+    RECORDS[0].end()
+
+
+@task
+async def fan(children: int, ctx: TaskContext) -> None:
+    await ctx.join_all(await ctx.spawn_many("child", noop, [None] * children))
+
+
+@task
+async def lonely(quantity: int, ctx: TaskContext[psycopg.AsyncConnection]) -> None:
+    """Save a step and insert a row, in turns, with nobody else about."""
+    for index in range(quantity):
+        begun = time.monotonic_ns()
+        await ctx.step(f"step-{index}", number, index)
+        saved = time.monotonic_ns()
+        row = [begun, f"step-{index}", json.dumps(index)]
+        await ctx.state.execute(ROW, row)
+        LATENCIES["insert"].append(time.monotonic_ns() - saved)
+        LATENCIES["step"].append(saved - begun)
+
+
+class Durable(Program):
+    """durable, with many tasks at once in one event loop."""
+
+    async def prepare(self, dsn: str) -> None:
+        async with AsyncDurable(dsn) as app:
+            await app.migrate()
+
+    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            for start in range(0, quantity, CHUNK):
+                chunk = [{"task": kind}] * min(CHUNK, quantity - start)
+                await connection.execute(SPAWN, [json.dumps(chunk)])
+
+    async def work(self, given: Work) -> None:
+        RECORDS.append(given.record)
+        tasks = [noop, step, steps, wake, fan]
+        async with (
+            AsyncDurable(given.dsn, tasks=tasks) as app,
+            app.worker(concurrency=AT_ONCE),
+        ):
+            await asyncio.Event().wait()
+
+    @contextlib.asynccontextmanager
+    async def client(self, dsn: str) -> AsyncIterator[Send]:
+        async with AsyncDurable(dsn, tasks=[wake]) as app:
+            yield lambda sent: app.spawn(wake, sent)
+
+
+async def fan_out(dsn: str, children: int) -> None:
+    """Run a parent until it sleeps, its children waiting to be claimed."""
+    async with AsyncDurable(dsn, tasks=[fan]) as app:
+        await app.spawn(fan, children)
+        async with app.worker() as worker:
+            await worker.drain()
+
+
+async def measure_lonely(dsn: str, quantity: int) -> None:
+    """Run one task of many steps; print what each and an insert beside it took."""
+
+    @contextlib.asynccontextmanager
+    async def session() -> AsyncIterator[psycopg.AsyncConnection]:
+        async with await psycopg.AsyncConnection.connect(
+            dsn, autocommit=True
+        ) as connection:
+            await connection.execute(TABLE)
+            yield connection
+
+    async with AsyncDurable(dsn, tasks=[lonely], lifespan=session) as app:
+        await app.spawn(lonely, quantity)
+        async with app.worker() as worker:
+            await worker.drain()
+    print(json.dumps(LATENCIES))
+
+
+if __name__ == "__main__":
+    OWN = {"fan-out": fan_out, "lonely": measure_lonely}
+    if sys.argv[1] in OWN:
+        run(OWN[sys.argv[1]](sys.argv[2], int(sys.argv[3])))
+    else:
+        main(Durable())
