@@ -227,14 +227,14 @@ class Place:
 
     def wake_here(
         self, contender: Contender, dsn: str, wakes: int
-    ) -> tuple[Section, list[int]]:
-        """Wake a worker from its own process; return its delays and round trips."""
+    ) -> tuple[Section, tuple[list[int], list[int]]]:
+        """Wake a worker from its own process; return its delays, and what it prints."""
         record = self._path("record")
         command = [sys.executable, "-m", contender.module, "wake-here", dsn]
         process = Process([*command, str(record), str(wakes)], self._path("log"), {})
         try:
             section = Worker(process, record, record).section()
-            return section, json.loads(process.wait_for("]", deadline=PATIENCE))
+            return section, json.loads(process.wait_for("]]", deadline=PATIENCE))
         finally:
             process.kill()
 

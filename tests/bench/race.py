@@ -39,8 +39,9 @@ def noop(place: Place, sizes: Sizes) -> Figure:
     figure = Figure(
         key="noop",
         title="Tasks that do nothing",
-        how="All tasks wait when one worker process begins; tasks/s from the first"
-        " start until the database counts all as finished. DBOS starts its workflows"
+        how=f"{sizes.waiting:,} tasks wait when one worker process begins; tasks/s from"
+        " the first start until the database counts as many as finished as keep it busy"
+        " for some seconds. DBOS starts its workflows"
         " itself, not through its queues, which are polled.",
         series={one.key: Series("tasks/s", one.settings) for one in contenders},
         comparisons=[
@@ -82,8 +83,9 @@ def _rate(
     place: Place, sizes: Sizes, contender: Contender, kind: str
 ) -> Mapping[str, float]:
     quantity = max(round(contender.quick[kind] * sizes.scale), 1)
+    waiting = sizes.waiting if kind == "noop" else 0
     with place.database(contender) as dsn:
-        place.run(contender, "spawn", dsn, kind, quantity)
+        place.run(contender, "spawn", dsn, kind, max(quantity, waiting))
         with place.worker(contender, dsn, kind, quantity) as worker:
             section = worker.section()
             end = place.until_counted(contender, dsn, quantity)
@@ -124,20 +126,23 @@ def spawn(place: Place, sizes: Sizes) -> Figure:
 
 
 def wake(place: Place, sizes: Sizes) -> Figure:
-    """From the call of spawn until the task's code runs, on an idle worker."""
+    """From the commit of a spawn until the task's code runs, on an idle worker."""
     names = ["durable", "durable, one process", "absurd"]
     trips = ["select 1 beside durable", "select 1 beside durable, one process"]
     figure = Figure(
         key="wake",
         title="From spawn to start on an idle worker",
-        how="A client spawns a task every 20 to 60 ms; from its call until the task's"
-        " code runs in the worker, which is another process or the same. Between two"
-        " spawns the client measures round trips of `select 1`.",
+        how="A client spawns a task, with pauses of 20 to 60 ms, until the task's code"
+        " runs in the worker, which is another process or the same: counted from when"
+        " the spawn has returned, so has committed, and from when it was called. After"
+        " pauses of the same length the client measures a round trip of `select 1`.",
         series={
             f"{name} {which}": Series("ms", settings)
             for name, settings in [
                 (names[0], "client and worker in two processes"),
+                (f"{names[0]} from the call", "the same"),
                 (names[1], "client and worker in one event loop"),
+                (f"{names[1]} from the call", "the same"),
                 (names[2], "two processes, its default `poll_interval=0.25`"),
                 (trips[0], "psycopg, prepared"),
                 (trips[1], "psycopg, prepared, in the worker's loop"),
@@ -166,16 +171,14 @@ def wake(place: Place, sizes: Sizes) -> Figure:
             place.database(contender) as dsn,
             place.worker(contender, dsn, "wake", WARM_UP + wakes) as worker,
         ):
-            trips = json.loads(place.run(contender, "wake", dsn, wakes))
-            delays = worker.section().delays[WARM_UP:]
-        found = _named(contender.key, delays)
-        return found | _named(f"select 1 beside {contender.key}", trips)
+            trips, calls = json.loads(place.run(contender, "wake", dsn, wakes))
+            delays = worker.section().delays
+        return _wakes(contender.key, delays, trips, calls)
 
     def one() -> Mapping[str, float]:
         with place.database(OURS) as dsn:
-            section, trips = place.wake_here(OURS, dsn, sizes.wakes)
-        found = _named(names[1], section.delays[WARM_UP:])
-        return found | _named(f"select 1 beside {names[1]}", trips)
+            section, (trips, calls) = place.wake_here(OURS, dsn, sizes.wakes)
+        return _wakes(names[1], section.delays, trips, calls)
 
     def theirs() -> Mapping[str, float]:
         found = two(ABSURD, max(sizes.wakes // 3, 2))
@@ -189,6 +192,17 @@ def wake(place: Place, sizes: Sizes) -> Figure:
             "absurd p50": theirs,
         },
     )
+
+
+def _wakes(
+    name: str, delays: list[int], trips: list[int], calls: list[int]
+) -> dict[str, float]:
+    called = list(zip(delays, calls, strict=True))[WARM_UP:]
+    return {
+        **_named(name, [delay - call for delay, call in called]),
+        **_named(f"{name} from the call", [delay for delay, _ in called]),
+        **_named(f"select 1 beside {name}", trips[WARM_UP:]),
+    }
 
 
 def _named(name: str, moments: Iterable[int]) -> dict[str, float]:

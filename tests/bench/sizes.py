@@ -16,6 +16,8 @@ class Sizes:
     rounds: int
     scale: float
     """How many times the contenders' quick quantities."""
+    waiting: int
+    """Tasks in the queue, at least, when a worker begins with those that do nothing."""
     lonely: int
     """Steps of one task."""
     calls: int
@@ -39,7 +41,8 @@ class Sizes:
 FULL: Final = Sizes(
     mode="full",
     rounds=5,
-    scale=4,
+    scale=1.5,
+    waiting=20_000,
     lonely=2000,
     calls=30,
     seconds=10,
@@ -57,6 +60,7 @@ QUICK: Final = Sizes(
     mode="quick",
     rounds=3,
     scale=1,
+    waiting=20_000,
     lonely=500,
     calls=8,
     seconds=2,
@@ -74,6 +78,7 @@ TINY: Final = Sizes(
     mode="tiny",
     rounds=1,
     scale=0.02,
+    waiting=100,
     lonely=10,
     calls=1,
     seconds=1,

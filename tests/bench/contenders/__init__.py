@@ -36,7 +36,7 @@ OURS: Final = Contender(
     package="durable",
     settings=f"`app.worker(concurrency={CONCURRENCY})`, defaults otherwise, on uvloop",
     done="select count(*) from durable.tasks where tasks.state = 'completed'",
-    quick={"noop": 5000, "steps": 1000, "step": 5000},
+    quick={"noop": 20_000, "steps": 2000, "step": 5000},
 )
 ABSURD: Final = Contender(
     key="absurd",
@@ -64,7 +64,7 @@ PGQUEUER: Final = Contender(
     package="pgqueuer",
     settings="`batch_size=100`, asyncpg, uvloop, durability `durable`",
     done="select count(*) from pgqueuer_log where status = 'successful'",
-    quick={"noop": 5000},
+    quick={"noop": 20_000},
 )
 AWA: Final = Contender(
     key="awa",
@@ -76,6 +76,6 @@ AWA: Final = Contender(
     )
     from awa.receipt_completion_batches
     """,
-    quick={"noop": 5000},
+    quick={"noop": 20_000},
 )
 PEERS: Final = (ABSURD, DBOS, PROCRASTINATE, PGQUEUER, AWA)

@@ -46,7 +46,6 @@ STEPS: Final = {"noop": 0, "step": 1, "steps": 10, "wake": 0}
 WARM_UP: Final = 5  # tasks that are woken for nobody's figures
 PAUSE: Final = (0.02, 0.06)  # seconds between two wake-ups: the worker is idle again
 PEEK: Final = 0.002  # seconds between two looks at the gate
-ROUND_TRIPS: Final = 3  # of `select 1` before each wake-up
 
 
 class Record:
@@ -120,17 +119,22 @@ class Program(ABC):
         raise NotImplementedError(f"{dsn}: no client")
 
     async def wake(self, dsn: str, quantity: int) -> None:
-        """Wake an idle worker again and again; print what round trips took here."""
-        round_trips = []
+        """Wake an idle worker again and again.
+
+        Print what a round trip took here after the same pause, and the call of spawn.
+        """
+        round_trips, calls = [], []
         async with self.client(dsn) as send, await _connection(dsn) as connection:
             for _ in range(WARM_UP + quantity):
                 await asyncio.sleep(random.uniform(*PAUSE))
-                for _ in range(ROUND_TRIPS):
-                    begun = time.monotonic_ns()
-                    await connection.execute("select 1")
-                    round_trips.append(time.monotonic_ns() - begun)
-                await send(time.monotonic_ns())
-        print(json.dumps(round_trips))
+                begun = time.monotonic_ns()
+                await connection.execute("select 1")
+                round_trips.append(time.monotonic_ns() - begun)
+                await asyncio.sleep(random.uniform(*PAUSE))
+                begun = time.monotonic_ns()
+                await send(begun)
+                calls.append(time.monotonic_ns() - begun)
+        print(json.dumps([round_trips, calls]))
 
     async def wake_here(self, dsn: str, record: Record, quantity: int) -> None:
         """Do the same with client and worker in one process."""
