@@ -45,7 +45,9 @@ def run_of(happened: list[str]) -> Run:
         *("default", time.monotonic(), task_id, 1, "quick", 1, "null", None, None),
         *(now, None, now, now, task_id),
     )
-    services: Any = SimpleNamespace(lease=30.0, saving=Saved(happened))
+    services: Any = SimpleNamespace(
+        lease=30.0, saving=Saved(happened), loop=asyncio.get_running_loop()
+    )
     return Run(
         claimed,
         define(quick),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import os
 import signal
 import threading
@@ -649,3 +650,23 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
         return True
     return False
+
+
+async def test_collects_garbage_less_often_while_it_does_nothing_but_work(
+    dsn: str,
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    @task
+    async def look(params: None, ctx: TaskContext) -> None:
+        seen.append(gc.get_threshold())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = gc.get_threshold()
+    async with AsyncDurable(dsn, tasks=[look]) as app:
+        await app.migrate()
+        await app.spawn(look)
+        await app.run_worker()
+    assert [frequent > before[0] for frequent, _, _ in seen] == [True]
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0

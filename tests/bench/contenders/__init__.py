@@ -34,7 +34,7 @@ class Contender:
 OURS: Final = Contender(
     key="durable",
     package="durable",
-    settings=f"`app.worker(concurrency={CONCURRENCY})`, defaults otherwise, on uvloop",
+    settings=f"`app.run_worker(concurrency={CONCURRENCY})`, on uvloop",
     done="select count(*) from durable.tasks where tasks.state = 'completed'",
     quick={"noop": 20_000, "steps": 2000, "step": 5000},
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -107,11 +106,8 @@ class Durable(Program):
     async def work(self, given: Work) -> None:
         RECORDS.append(given.record)
         tasks = [noop, step, steps, wake, fan]
-        async with (
-            AsyncDurable(given.dsn, tasks=tasks) as app,
-            app.worker(concurrency=AT_ONCE),
-        ):
-            await asyncio.Event().wait()
+        async with AsyncDurable(given.dsn, tasks=tasks) as app:
+            await app.run_worker(concurrency=AT_ONCE)
 
     @contextlib.asynccontextmanager
     async def client(self, dsn: str) -> AsyncIterator[Send]:

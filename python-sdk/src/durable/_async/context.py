@@ -22,7 +22,6 @@ from durable._requests import OMITTED, spawn_request, task_json
 from durable._time import moment, required_seconds, seconds
 from durable._values import PLAIN, UNTYPED, Codec, codec, step_codec
 from durable._worker.blocking import AsyncRun
-from durable._worker.calls import current_branch
 from durable._worker.history import Call
 from durable._worker.outcomes import child_of, joined, read
 from durable._worker.waits import Wait
@@ -403,5 +402,5 @@ class TaskContext(Generic[State_co]):
     def _take(self, kind: str, name: str) -> Call:
         key = f"{self._prefix}{name}"
         return self._run.take(
-            kind, key, current_branch()
+            kind, key, self._run.branch()
         )  # sync: return self._run.take(kind, key, None)

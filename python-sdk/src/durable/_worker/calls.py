@@ -12,6 +12,7 @@ import contextvars
 import inspect
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -37,7 +38,6 @@ __all__ = [
     "Calls",
     "WaitItem",
     "WaitLane",
-    "current_branch",
     "exit_refused",
     "inside_a_step",
 ]
@@ -146,7 +146,7 @@ class Calls:
         if branch is None:
             if run.definition.is_async:
                 raise RuntimeError("the context is used on another thread than its own")
-        elif asyncio.get_running_loop() is not run.loop:
+        elif branch.get_loop() is not run.loop:
             raise RuntimeError("the context is used on another event loop than its own")
         key = self._names.take(kind, name, branch)
         # a character has at most four bytes
@@ -154,6 +154,16 @@ class Calls:
             raise InvalidArgument(f"a name of over {_LONGEST_KEY} bytes: {key[:40]!r}…")
         self._position += 1
         return Call(key, self._position, len(self._history.saved), time.monotonic())
+
+    def branch(self) -> Branch | None:
+        """Return the asyncio task that makes a call; none on a thread with no loop."""
+        run = self._run
+        if threading.get_ident() == run.services.thread:
+            return asyncio.current_task(run.loop)
+        try:
+            return asyncio.current_task()
+        except RuntimeError:
+            return None
 
     async def begin(self, call: Call) -> tuple[Resolved | None, Branch]:
         """Begin a call. Returns its checkpoint, if it has one; else it must `close`."""
@@ -398,14 +408,6 @@ class Calls:
                 before,
                 after,
             )
-
-
-def current_branch() -> Branch | None:
-    """Return the asyncio task that makes a call; None on a thread without a loop."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
 
 
 def exit_refused(error: SystemExit) -> RuntimeError:

@@ -51,6 +51,7 @@ class Lane(Generic[Item, Outcome]):
         most: int = 1_000,
         most_bytes: int = 4 * 1024 * 1024,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._send = send
         self._size = size
         self._most = most
@@ -63,7 +64,7 @@ class Lane(Generic[Item, Outcome]):
 
     def submit(self, item: Item) -> asyncio.Future[Outcome]:
         """Hand in an item; the future is done once its statement has committed."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         entry = _Entry(item, future, self._size(item))
         self._waiting_bytes += entry.size
         self._enqueue(entry, self._waiting)
@@ -115,8 +116,7 @@ class Lane(Generic[Item, Outcome]):
         if outcome is AGAIN:
             entry.failures += 1
             pause = min(0.05 * 2**entry.failures, _LONGEST_PAUSE)
-            loop = asyncio.get_running_loop()
-            loop.call_later(pause, self._enqueue, entry, self._alone)
+            self._loop.call_later(pause, self._enqueue, entry, self._alone)
         elif isinstance(outcome, Exception):
             entry.future.set_exception(outcome)
         else:

@@ -108,12 +108,12 @@ class Run:
         self.claimed = claimed
         self.definition = definition
         self.services = services
-        self.loop = asyncio.get_running_loop()
+        self.loop = services.loop
         self.left: Suspended | None = None
         self.over = False  # the code has ended, its last calls perhaps not
         self.lease_until = claimed.asked + services.lease
         self.history = History(claimed, checkpoints)
-        self.waits = Waits()
+        self.waits = Waits(services.loop)
         self.task: asyncio.Task[None] | None = None  # in which it is executed
         self._code_runs = False
         self._patience: asyncio.TimerHandle | None = None
@@ -140,7 +140,7 @@ class Run:
 
     def _cancel_branches(self) -> None:
         """Cancel what is busy, but not the task's own coroutine, nor the caller."""
-        self.waits.cancel_busy(self.root, asyncio.current_task())
+        self.waits.cancel_busy(self.root, asyncio.current_task(self.loop))
 
     def _leave_behind(self) -> None:
         """Let go of code that does not end; its calls are refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -55,6 +56,9 @@ class Services:
         self.application = application
         self.state = state
         self.lease = lease
+        # kept, since to ask for it costs a system call before Python 3.12
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
         self.threads = Threads()
         self.claiming = connect("claim")
         self.flushing = connect("flush")

@@ -90,6 +90,7 @@ class Waits:
         "_calls",
         "_idle",
         "_leaving",
+        "_loop",
         "_only_root",
         "_over",
         "_parked",
@@ -101,7 +102,8 @@ class Waits:
     )
     _register: Register  # since something was parked
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self.open_steps: dict[str, Branch] = {}
         self._threads: set[asyncio.Future[Any]] = set()
         self._parked: dict[str, Wait] = {}
@@ -120,7 +122,7 @@ class Waits:
 
         `root` is the branch that makes calls when no other does, None if this one is.
         """
-        branch = asyncio.current_task()
+        branch = asyncio.current_task(self._loop)
         if branch is None:
             raise RuntimeError("a durable call is awaited outside any asyncio task")
         self._calls += 1
@@ -149,7 +151,7 @@ class Waits:
     async def park(self, branch: Branch, wait: Wait, register: Register) -> Resolved:
         """Park a branch, which has entered, until its wait is over."""
         self._register = register
-        wait.future = asyncio.get_running_loop().create_future()
+        wait.future = self._loop.create_future()
         self._parked[wait.key] = wait
         self.exit(branch)
         try:
@@ -165,7 +167,7 @@ class Waits:
             self.exit(branch)
         while self._busy_count:
             if self._idle is None:
-                self._idle = asyncio.get_running_loop().create_future()
+                self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
     def cancel_busy(self, *spared: Branch | None) -> None:
@@ -248,7 +250,7 @@ class Waits:
         return bool(not self._over and not self._busy_count and self._pending())
 
     async def _try_to_leave(self) -> None:
-        self.gate = asyncio.get_running_loop().create_future()
+        self.gate = self._loop.create_future()
         try:
             resolved = await self._register.suspend(self._as_json())
         except Exception as error:  # noqa: BLE001 - told to whoever waits

@@ -311,8 +311,9 @@ class Worker:
     def _create_task(
         self, work: Coroutine[Any, Any, None], name: str
     ) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work, name=name, context=self._context.copy())
+        task = self._services.loop.create_task(
+            work, name=name, context=self._context.copy()
+        )
         self._tasks.add(task)
         return task
 
