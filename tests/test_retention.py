@@ -238,3 +238,24 @@ async def test_revives_nothing_that_was_deleted(
     for call in (app.retry(handle), app.cancel(handle), handle.result()):
         with pytest.raises(NotFound):
             await call
+
+
+async def test_keeps_up_with_what_becomes_old(
+    app: AsyncDurable, db: psycopg.Connection
+) -> None:
+    """A thousand a second, as often as the house is kept, would take a minute."""
+    await app.migrate()
+    db.execute(
+        "insert into durable.tasks"
+        " (queue, task_id, spawned_at, name, params, state, claim, finished_at)"
+        " select 'default', durable._uuid7(1000000, n), now() - interval '40 days',"
+        " 'quick', '{}', 'completed', 2, now() - interval '40 days'"
+        " from generate_series(1, 60000) as n"
+    )
+
+    async def none_is_left() -> bool:
+        row = db.execute("select count(*) from durable.tasks").fetchone()
+        return row == (0,)
+
+    async with app.worker():
+        await aeventually(none_is_left, deadline=30, what="no old task left")

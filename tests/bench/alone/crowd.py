@@ -9,6 +9,7 @@ from typing import Final
 
 from tests.bench.alone.arrange import row, spawn
 from tests.bench.contenders import OURS
+from tests.bench.contenders.program import Kind
 from tests.bench.place import Place
 from tests.bench.results import Comparison, Figure, Series
 from tests.bench.sizes import Sizes
@@ -21,7 +22,7 @@ CLAIM_OF_PARENT: Final = "select claim from durable.tasks where name = 'fan'"
 STAMPED: Final = """
 select count(*) / extract(epoch from max(tasks.finished_at) - min(tasks.started_at))
 from durable.tasks
-where tasks.name = 'noop' and tasks.state = 'completed'
+where tasks.name in ('noop', 'busy') and tasks.state = 'completed'
 """
 
 
@@ -71,13 +72,15 @@ def two(place: Place, sizes: Sizes) -> Figure:
     figure = Figure(
         key="two",
         title="Two worker processes",
-        how=f"{quantity:,} tasks that do nothing, by one worker process and by two, on"
-        f" {os.cpu_count()} cores; by the database's own stamps. CPU is that of all"
-        " workers and of all the server's processes; cores in use are both over the"
-        " time it took: near the machine's cores, a second process cannot help.",
+        how=f"{quantity:,} tasks by one worker process and by two, on"
+        f" {os.cpu_count()} cores; by the database's own stamps. The tasks compute for"
+        " a fraction of a millisecond, so that one process is busy before Postgres is;"
+        " beside them tasks that do nothing. CPU is that of all workers and of all the"
+        " server's processes; cores in use are both over the time it took: near the"
+        " machine's cores, a second process cannot help.",
         series={
             f"{name}{what}": Series(unit)
-            for name in ("one", "two")
+            for name in ("one", "two", "no-op, one", "no-op, two")
             for what, unit in [
                 ("", "tasks/s"),
                 (", workers' CPU", "s/10,000 tasks"),
@@ -88,11 +91,11 @@ def two(place: Place, sizes: Sizes) -> Figure:
         comparisons=[Comparison("of one", "two", 1.6, "one")],
     )
 
-    def measure(name: str, count: int) -> Mapping[str, float]:
+    def measure(name: str, kind: Kind, count: int) -> Mapping[str, float]:
         with place.database(OURS) as dsn:
-            spawn(dsn, quantity)
+            spawn(dsn, quantity, kind)
             before = place.server_cpu()
-            with place.workers(OURS, dsn, "noop", quantity, count=count) as workers:
+            with place.workers(OURS, dsn, kind, quantity, count=count) as workers:
                 idle = sum(worker.cpu for worker in workers)
                 place.until_counted(OURS, dsn, quantity, pause=PAUSE)
                 busy = sum(worker.cpu for worker in workers)
@@ -107,5 +110,10 @@ def two(place: Place, sizes: Sizes) -> Figure:
 
     return figure.in_turns(
         sizes.rounds,
-        {"one": partial(measure, "one", 1), "two": partial(measure, "two", 2)},
+        {
+            "one": partial(measure, "one", "busy", 1),
+            "two": partial(measure, "two", "busy", 2),
+            "no-op, one": partial(measure, "no-op, one", "noop", 1),
+            "no-op, two": partial(measure, "no-op, two", "noop", 2),
+        },
     )

@@ -29,6 +29,7 @@ __all__: list[str] = []
 
 AT_ONCE: Final = int(os.environ.get("DURABLE_BENCH_CONCURRENCY", CONCURRENCY))
 CHUNK: Final = 1000
+COUNTED: Final = 20_000
 SPAWN: Final = "select count(*) from durable.spawn_many('default', %s)"
 ROW: Final = "insert into public.lonely (at, name, value) values (%s, %s, %s)"
 TABLE: Final = """
@@ -63,6 +64,14 @@ async def steps(params: Any, ctx: TaskContext) -> None:
     RECORDS[0].begin()
     for index in range(STEPS["steps"]):
         await ctx.step(f"step-{index}", number, index)
+    RECORDS[0].end()
+
+
+@task
+async def busy(params: Any, ctx: TaskContext) -> None:
+    """Do what takes a fraction of a millisecond, and no I/O."""
+    RECORDS[0].begin()
+    sum(range(COUNTED))
     RECORDS[0].end()
 
 
@@ -105,7 +114,7 @@ class Durable(Program):
 
     async def work(self, given: Work) -> None:
         RECORDS.append(given.record)
-        tasks = [noop, step, steps, wake, fan]
+        tasks = [noop, busy, step, steps, wake, fan]
         async with AsyncDurable(given.dsn, tasks=tasks) as app:
             await app.run_worker(concurrency=AT_ONCE)
 

@@ -39,10 +39,10 @@ __all__ = [
     "run",
 ]
 
-Kind: TypeAlias = Literal["noop", "step", "steps", "wake"]
+Kind: TypeAlias = Literal["noop", "step", "steps", "wake", "busy"]
 Send: TypeAlias = Callable[[int], Awaitable[object]]
 
-STEPS: Final = {"noop": 0, "step": 1, "steps": 10, "wake": 0}
+STEPS: Final = {"noop": 0, "step": 1, "steps": 10, "wake": 0, "busy": 0}
 WARM_UP: Final = 5  # tasks that are woken for nobody's figures
 PAUSE: Final = (0.02, 0.06)  # seconds between two wake-ups: the worker is idle again
 PEEK: Final = 0.002  # seconds between two looks at the gate
