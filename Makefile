@@ -16,7 +16,7 @@ SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
 SYNC := $(wildcard python-sdk/tools/async_to_sync.py)
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/demo ## a real job, killed halfway with kill -9, and its proof
 	$(BIN)/durable demo

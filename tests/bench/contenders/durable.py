@@ -42,7 +42,7 @@ RECORDS: list[Record] = []
 LATENCIES: dict[str, list[int]] = {"step": [], "insert": []}
 
 
-def number(of: int) -> int:
+async def number(of: int) -> int:
     return of
 
 
