@@ -25,7 +25,7 @@ class Usage:
         """Read it; a process that is gone has used nothing."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return cls(0, 0, 0)
         fields = stat.rpartition(")")[2].split()
         user, system, child_user, child_system = map(int, fields[11:15])
