@@ -158,7 +158,7 @@ def main(program: Program) -> None:
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine to its end, on uvloop where there is one."""
     try:
-        import uvloop  # noqa: PLC0415 - a faster loop, if it is installed
+        import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - an extra
     except ImportError:
         asyncio.run(work)
     else:
