@@ -166,14 +166,17 @@ as $$
 declare
   _queue text collate "C" := queue;
   _places tid[];
+  _task_ids uuid[];
   _claims integer[];
   _results jsonb[];
   _completed uuid[] := array[]::uuid[];
   _now_completed uuid[];
 begin
   loop
-    select array_agg(task.ctid), array_agg(done.claim), array_agg(nullif(done.result, 'null'))
-    into _places, _claims, _results
+    select
+      array_agg(task.ctid), array_agg(done.task_id), array_agg(done.claim),
+      array_agg(nullif(done.result, 'null'))
+    into _places, _task_ids, _claims, _results
     from (
       select *
       from json_to_recordset(completions) as own (task_id uuid, claim integer, result jsonb)
@@ -188,7 +191,7 @@ begin
       offset 0
     ) as task;
     exit when _places is null;
-    _now_completed := durable._complete_at(_queue, _places, _claims, _results, at);
+    _now_completed := durable._complete_at(_queue, _places, _task_ids, _claims, _results, at);
     _completed := _completed || _now_completed;
     exit when cardinality(_now_completed) = cardinality(_places);
   end loop;
@@ -198,9 +201,9 @@ $$;
 
 
 -- Without an index to walk there is one way to find a row by its place, whatever the
--- statistics say.
+-- statistics say. Nobody has locked these, so the key and the fence are looked at again.
 create or replace function durable._complete_at(
-  queue text, places tid[], claims integer[], results jsonb[], at timestamptz
+  queue text, places tid[], task_ids uuid[], claims integer[], results jsonb[], at timestamptz
 )
 returns uuid[]
 language plpgsql
@@ -220,8 +223,9 @@ begin
       deadline_at = null,
       finished_at = at,
       result = place.result
-    from unnest(places, claims, results) as place (ctid, claim, result)
-    where tasks.queue = _queue and tasks.ctid = place.ctid and tasks.claim = place.claim
+    from unnest(places, task_ids, claims, results) as place (ctid, task_id, claim, result)
+    where tasks.queue = _queue and tasks.ctid = place.ctid
+      and tasks.task_id = place.task_id and tasks.claim = place.claim
     returning tasks.task_id
   )
   select coalesce(array_agg(completed.task_id), '{}') into _completed

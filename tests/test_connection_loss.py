@@ -13,6 +13,8 @@ import psycopg
 import pytest
 
 from durable import AsyncDurable, AsyncTaskHandle, Durable, TaskContext, task
+from durable._worker.link import Link
+from durable._worker.saving import Saving, Write
 from durable.embedded import Postgres
 from tests.support.wait import aeventually, eventually
 from tests.support.working import working
@@ -183,3 +185,37 @@ def is_asking(db: psycopg.Connection) -> bool:
     query = "select from pg_stat_activity where datname = current_database()"
     query += " and pid <> pg_backend_pid() and query ~ 'get_(task_result|endings)'"
     return db.execute(query).fetchone() is not None
+
+
+CLAIM = "select task_id, claim from durable.claim_tasks('default', 'w', array['alone'])"
+WAITING = """
+select from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'
+"""
+
+
+async def test_says_again_what_a_lost_connection_is_just_committing(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """Its rows are not there when the same call begins, and are when it writes."""
+    db.execute("select durable.spawn('default', 'alone')")
+    row = db.execute(CLAIM).fetchone()
+    assert row is not None
+    task_id, claim = row
+    step = f'{{"task_id":"{task_id}","claim":{claim},"name":"charge","value":1}}'
+
+    async def waits() -> bool:
+        return db.execute(WAITING).fetchone() is not None
+
+    link = Link(dsn, "flush")
+    saving = Saving(link)
+    with psycopg.connect(dsn) as lost:
+        lost.execute("select durable.flush('default', %s, null, null)", [f"[{step}]"])
+        saved = saving.submit(Write("default", task_id, step))
+        await aeventually(waits)
+        lost.commit()
+        assert await saved == "ok"
+    await saving.close()
+    await link.close()
+    row = db.execute("select count(*) from durable.checkpoints").fetchone()
+    assert row == (1,)

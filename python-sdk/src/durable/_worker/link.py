@@ -43,8 +43,12 @@ def heals(error: BaseException) -> bool:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether somebody held a row, or a transaction was in the way: say it again."""
-    return str(getattr(error, "sqlstate", None)).startswith(("55P03", "40"))
+    """Whether somebody held a row, or a transaction was in the way: say it again.
+
+    A row that is there already is that of the same call, whose answer was lost with
+    its connection while it was just committing.
+    """
+    return str(getattr(error, "sqlstate", None)).startswith(("55P03", "40", "23505"))
 
 
 def is_forbidden(error: BaseException) -> bool:
