@@ -5,11 +5,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types pgtap pytest pytest18 container docs golden dist env clean
-.PHONY: bench bench-full
+.PHONY: bench bench-full chaos soak
 
 BIN := .venv/bin
 WORKERS ?= 4
+MINUTES ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/test_container.py
+SURVIVED := python-sdk/docs/survival.md
 ONCE := async_to_sync cli demo docs embedded errors examples names options processes \
 	readme task_classes typing values
 SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
@@ -47,6 +49,15 @@ pytest18: .venv/dev ## what talks to the engine, on the embedded Postgres 18
 container: .venv/dev ## the same promise in a container, if an engine can be had
 	.ci/postgres > /dev/null
 	$(BIN)/python -m tests.container.engine $(BIN)/pytest tests/test_container.py
+
+chaos: .venv/dev ## the faults of `make pytest` in their thousands, in minutes
+	postgres=$$(.ci/postgres) && \
+	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN="$$postgres" DURABLE_CHAOS=long \
+	DURABLE_SURVIVED=$(SURVIVED) $(PYTEST) --override-ini timeout=1500 tests/chaos
+
+soak: .venv/dev ## all faults at random under load, for MINUTES, then the ledger
+	postgres=$$(.ci/postgres) && DURABLE_TEST_PG_BIN="$$postgres" \
+	DURABLE_SURVIVED=$(SURVIVED) $(BIN)/python -m tests.chaos.soak --minutes $(MINUTES)
 
 docs: .venv/dev ## the pages that are made: the SQL API and the errors
 	$(BIN)/python python-sdk/tools/make_docs.py

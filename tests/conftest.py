@@ -23,6 +23,8 @@ from tests.support.databases import Databases, install
 from tests.support.processes import Processes
 from tests.support.servers import NoServer, Server, serve
 
+pytest_plugins = ["tests.support.survival"]
+
 SERVER = pytest.StashKey[Server]()
 RUN = pytest.StashKey[str]()
 ENDING = pytest.StashKey[contextlib.ExitStack]()

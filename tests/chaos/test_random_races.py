@@ -1,14 +1,12 @@
 """Eight sessions do anything at any time: nothing deadlocks, is lost or left behind.
 
 Transactions pause and roll back at random, leases lapse, snapshots are old. The order
-in which threads run is not repeatable, but what each of them wants to do is: give the
-seed that a failure prints in DURABLE_TEST_SEED.
+in which threads run is not repeatable, but what each of them wants to do is.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -21,9 +19,9 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
+from tests.support.survival import Share, Survived
 from tests.support.wait import eventually
 
-SECONDS = 10
 SESSIONS = 8
 EVENTS = 300
 LEVELS = [None, None, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
@@ -81,7 +79,7 @@ select deadlocks from pg_stat_database where datname = current_database()
 class Player(threading.Thread):
     """A session that is a client, a worker and a housekeeper by turns."""
 
-    def __init__(self, dsn: str, seed: str, over: threading.Event) -> None:
+    def __init__(self, dsn: str, seed: float, over: threading.Event) -> None:
         super().__init__()
         self.count: Counter[str] = Counter()
         self.failure: BaseException | None = None
@@ -269,22 +267,19 @@ class Player(threading.Thread):
         return json.dumps([{"task_id": str(i), "claim": n, **more} for i, n in helds])
 
 
-@pytest.fixture
-def seed() -> str:
-    seed = os.environ.get("DURABLE_TEST_SEED", str(Random().randrange(10**6)))
-    print("DURABLE_TEST_SEED =", seed)
-    return seed
-
-
 @pytest.mark.slow
 def test_keeps_every_promise_whoever_meets_whom(
-    dsn: str, db: psycopg.Connection, seed: str
+    dsn: str,
+    db: psycopg.Connection,
+    random: Random,
+    share: Share,
+    survived: Survived,
 ) -> None:
     over = threading.Event()
-    players = [Player(dsn, f"{seed}/{n}", over) for n in range(SESSIONS)]
+    players = [Player(dsn, random.random(), over) for _ in range(SESSIONS)]
     for player in players:
         player.start()
-    over.wait(SECONDS)
+    over.wait(share(quick=10, long=180))
     over.set()
     count: Counter[str] = Counter()
     for player in players:
@@ -293,6 +288,7 @@ def test_keeps_every_promise_whoever_meets_whom(
             raise player.failure
         count += player.count
     print(dict(count))
+    survived("tasks through random races", count["spawned"])
 
     def value(query: str, *args: Any) -> int:
         row = db.execute(query, args).fetchone()
