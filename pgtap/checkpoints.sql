@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(42);
+select plan(49);
 
 -- save_checkpoints
 
@@ -113,6 +113,26 @@ select results_eq(
 select is_empty($$ select * from durable.load_checkpoints('other', held('l')) $$,
   'load_checkpoints() sees no other queue');
 select is_empty($$ select * from durable.load_checkpoints('q', '[]') $$, 'loading none is nothing');
+
+-- hold_task
+
+select started('h'), saved('h', 'one', '1') \g /dev/null
+select everything() as before \gset
+select is((durable.hold_task('q', id('h'), 1, 'two')).state, null,
+  'hold_task() knows of no checkpoint that is not there');
+select results_eq(
+  $$ select nick(task_id), name, state, value::text from durable.hold_task('q', id('h'), 1, 'one') $$,
+  $$ values ('h', 'one', 'done', '1') $$,
+  'and returns the one that a lost transaction may have left');
+select is(everything(), :'before', 'it only locks');
+select throws_ok(format($$ select durable.hold_task('q', %L, %s, 'one') $$, id('h'), claim), 'WFLST', null,
+  format('it refuses claim %s', claim))
+from (values (2), (3)) as refused (claim);
+select throws_ok(format($$ select durable.hold_task('other', %L, 1, 'one') $$, id('h')), 'WFLST', null,
+  'and a task of another queue');
+select durable.cancel_task('q', id('h')) \g /dev/null
+select throws_ok(format($$ select durable.hold_task('q', %L, 1, 'one') $$, id('h')), 'WFCAN', null,
+  'and one that was cancelled');
 
 select * from finish();
 rollback;

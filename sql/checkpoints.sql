@@ -23,6 +23,40 @@ Returns an outcome for each: ok (also when this claim has saved it before), canc
 lost. One refused element does not touch the others.';
 
 
+create or replace function durable.hold_task(queue text, task_id uuid, claim integer, name text)
+returns durable.loaded_checkpoint
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '200ms'
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+set jit = off
+as $$
+declare
+  _queue text collate "C" := queue;
+  _name text collate "C" := name;
+  _saved durable.loaded_checkpoint;
+begin
+  if not durable._hold(_queue, task_id, claim) then
+    perform durable._refuse_claim(_queue, task_id, claim);
+  end if;
+  select saved.task_id, saved.name, saved.position, saved.after, saved.state, saved.value
+  into _saved
+  from durable.checkpoints as saved
+  where saved.queue = _queue and saved.task_id = hold_task.task_id and saved.name = _name;
+  return _saved;
+end;
+$$;
+
+comment on function durable.hold_task is
+'Keeps a task in its worker''s hands until the transaction ends, whatever becomes of the
+lease: nobody else takes it, and who wants to end it waits. Returns the checkpoint of
+that name, or nulls. With save_checkpoints as its last call, the transaction does
+exactly once whatever else it writes. Refuses a claim that is over: WFCAN, WFLST. Raises
+55P03 when somebody holds the task for longer than 200 ms, as a transaction does that is
+just committing on a lost connection: begin again.';
+
 -- Returns how many were saved: not those of former claims, nor what this claim has saved
 -- before. Locks the tasks on its way, ascending.
 create or replace function durable._save(queue text, checkpoints json, at timestamptz)

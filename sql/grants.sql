@@ -39,7 +39,7 @@ begin
   grant execute on function
     durable.claim_tasks, durable.get_next_due, durable.list_waiting_names,
     durable.extend_leases, durable.release_tasks, durable.release_unknown,
-    durable.load_checkpoints, durable.flush, durable.save_checkpoints,
+    durable.load_checkpoints, durable.hold_task, durable.flush, durable.save_checkpoints,
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
     durable.emit_from_task, durable.keep_house, durable.expire_leases,

@@ -29,7 +29,8 @@ CLIENT = {
 }
 CONTEXT = {
     *["task_id", "run_id", "attempt", "queue", "headers", "state"],
-    *["parent_task_id", "scope", "step", "begin_step", "complete_step"],
+    *["parent_task_id", "scope", "step", "transaction", "begin_step"],
+    *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
 }

@@ -49,6 +49,8 @@ create temp table surface (call, returns, granted_to) as values
    'SETOF durable.write_outcome', 'worker'),
   ('get_next_due(queue text, names text[] DEFAULT NULL::text[])',
    'double precision', 'worker'),
+  ('hold_task(queue text, task_id uuid, claim integer, name text)',
+   'durable.loaded_checkpoint', 'worker'),
   ('list_waiting_names(queue text)',
    'SETOF text', 'worker'),
   ('load_checkpoints(queue text, tasks json)',

@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any, assert_type
 
+from psycopg import AsyncConnection, Connection
 from pydantic import BaseModel
 
 from durable import (
@@ -41,6 +42,14 @@ class Shop:
     name: str = "shop"
 
 
+async def debit(conn: AsyncConnection[Any], amount: int) -> Slip:
+    return Slip(carrier=f"{conn} {amount}")
+
+
+def debit_sync(conn: Connection[Any], amount: int) -> Slip:
+    return Slip(carrier=f"{conn} {amount}")
+
+
 async def charge(order: Order) -> str:
     return f"charge-{order.id}"
 
@@ -59,6 +68,8 @@ class NotifyCustomer(Task[Slip, None]):
 
     def run(self, slip: Slip, ctx: SyncTaskContext) -> None:
         assert_type(ctx.step("weigh", weigh, Order(id=1), "kg"), float)
+        assert_type(ctx.transaction("debit", debit_sync, 3), Slip)
+        ctx.transaction("debit", debit_sync, "three")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         ctx.sleep_for("cool-off", 1)
         ctx.step("weigh", weigh, "no order", "kg")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType]
 
@@ -73,6 +84,9 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
         assert_type(await ctx.await_event("packed", as_type=Slip, timeout=60), Slip)
+        assert_type(await ctx.transaction("debit", debit, 3), Slip)
+        await ctx.transaction("strict", debit, 3, isolation="serializable")
+        await ctx.transaction("strict", debit, 3, isolation="strict")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
         await ctx.sleep_for("cool-off", timedelta(seconds=1))
 
         child = await ctx.spawn("notify", NotifyCustomer, Slip(carrier="Post"))

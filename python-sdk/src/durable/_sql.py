@@ -144,6 +144,20 @@ def load_checkpoints(queue: str, tasks: str) -> Statement:
     )
 
 
+def hold_task(queue: str, task_id: UUID, claim: int, name: str) -> Statement:
+    return Statement(
+        "select state, value::text from durable.hold_task(%s, %s, %s, %s)",
+        (queue, task_id, claim, name),
+    )
+
+
+def save_checkpoint(queue: str, checkpoint: str) -> Statement:
+    return Statement(
+        "select outcome from durable.save_checkpoints(%s, %s::text::json)",
+        (queue, f"[{checkpoint}]"),
+    )
+
+
 def flush(
     queue: str, checkpoints: str | None, completions: str | None, failures: str | None
 ) -> Statement:

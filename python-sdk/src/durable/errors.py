@@ -37,6 +37,7 @@ __all__ = [
     "TaskFailed",
     "UnknownQueue",
     "from_database",
+    "sqlstates",
 ]
 
 
@@ -183,6 +184,11 @@ def from_database(exc: Exception) -> Exception:
             found.__cause__ = exc
             return found
     return exc
+
+
+def sqlstates(exc: BaseException) -> list[str]:
+    """Return the SQLSTATEs of a driver's exception and of those inside it."""
+    return [_sqlstate(error) or "" for error in _driver_errors(exc)]
 
 
 # invalid schema name, undefined function, undefined table; the name is all that every

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from durable._json import JSON, Unsavable
 from durable._names import LONG, check_key, check_queue_name
@@ -14,7 +14,18 @@ from durable._values import PLAIN
 from durable.errors import InvalidArgument
 from durable.retry import Retry
 
-__all__ = ["JSON", "SpawnOptions", "TaskOptions", "nearest", "spawn_options_json"]
+__all__ = [
+    "JSON",
+    "Isolation",
+    "SpawnOptions",
+    "TaskOptions",
+    "nearest",
+    "spawn_options_json",
+]
+
+
+Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
+"""What a transaction sees of others, as Postgres names it."""
 
 
 class TaskOptions(TypedDict, total=False):

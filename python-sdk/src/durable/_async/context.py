@@ -16,6 +16,7 @@ from uuid import UUID
 
 import typing_extensions
 
+from durable._async.transaction import Transaction, checked_isolation
 from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
 from durable._requests import OMITTED, spawn_request, task_json
@@ -27,7 +28,7 @@ from durable._worker.outcomes import child_of, joined, read
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
 from durable.errors import InvalidArgument
-from durable.options import JSON, SpawnOptions
+from durable.options import JSON, Isolation, SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
 
@@ -145,6 +146,52 @@ class TaskContext(Generic[State_co]):
         kind = step_codec(fn, as_type)
         call = self._take("", check_step_name(name))
         return self._run.step(call, fn, args, kind)
+
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        isolation: Isolation = ...,
+        on: object = ...,
+    ) -> T: ...
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        isolation: Isolation = ...,
+        on: object = ...,
+        as_type: Any,
+    ) -> Any: ...
+    def transaction(  # type: ignore[misc] # mypy cannot match *Ts against *args: Any
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        isolation: Isolation = "read committed",
+        on: object = None,
+        as_type: Any = None,
+    ) -> Any:
+        """Call `fn(conn, *args)` in a transaction, and save with it what it returned.
+
+        What `fn` writes on `conn` and the checkpoint commit together: whatever crashes,
+        it happens exactly once. What it raises rolls both back, and is raised here.
+        `conn` is psycopg's, from a pool of the worker's own, or of `on`: an
+        AsyncConnectionPool, or an AsyncEngine of SQLAlchemy, to the same database. On
+        it `app.spawn_with` and `app.emit_event_with` belong to the transaction.
+        After a serialization failure, a deadlock or a lost connection `fn` is called
+        again, in a new transaction, for as long as the task is this worker's.
+        """
+        kind = step_codec(fn, as_type)
+        level = checked_isolation(isolation)
+        call = self._take("", check_step_name(name))
+        return Transaction(self._run.transacting(call), on, level).step(fn, args, kind)
 
     @overload
     async def begin_step(self, name: str, *, as_type: type[T]) -> OpenStep[T]: ...

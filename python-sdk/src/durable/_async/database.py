@@ -21,7 +21,7 @@ from durable._connections import (
 from durable._sql import Statement
 from durable.errors import from_database
 
-__all__ = ["Database"]
+__all__ = ["Database", "own_pool"]
 
 
 class Database:
@@ -41,7 +41,7 @@ class Database:
             self.conninfo = conninfo_of_pool(given.conninfo, given.kwargs)
         else:
             self.conninfo = conninfo_or_environment(given)
-            self._pool = _own_pool(self.conninfo, prepare=prepare)
+            self._pool = own_pool(self.conninfo, prepare=prepare)
         self._version_checked = False
         self._closed = False
         self._pid = os.getpid()
@@ -54,7 +54,7 @@ class Database:
     async def reopen(self) -> None:
         """Open it, also after it was closed."""
         if self._closed:
-            self._pool = _own_pool(self.conninfo, prepare=self._prepare)
+            self._pool = own_pool(self.conninfo, prepare=self._prepare)
             self._closed = False
         await self.open()
 
@@ -120,7 +120,8 @@ class Database:
         self._version_checked = True
 
 
-def _own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:
+def own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:
+    """Return a pool that is not open yet, and keeps no connection it does not need."""
     return AsyncConnectionPool(
         conninfo,
         min_size=0,

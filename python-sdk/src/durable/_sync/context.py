@@ -20,6 +20,7 @@ import typing_extensions
 from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
 from durable._requests import OMITTED, spawn_request, task_json
+from durable._sync.transaction import Transaction, checked_isolation
 from durable._time import moment, required_seconds, seconds
 from durable._values import PLAIN, UNTYPED, Codec, codec, step_codec
 from durable._worker.blocking import BlockingRun
@@ -28,7 +29,7 @@ from durable._worker.outcomes import child_of, joined, read
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
 from durable.errors import InvalidArgument
-from durable.options import JSON, SpawnOptions
+from durable.options import JSON, Isolation, SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
 
@@ -142,6 +143,52 @@ class SyncTaskContext(Generic[State_co]):
         kind = step_codec(fn, as_type)
         call = self._take("", check_step_name(name))
         return self._run.step(call, fn, args, kind)
+
+    @overload
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], T],
+        /,
+        *args: *Ts,
+        isolation: Isolation = ...,
+        on: object = ...,
+    ) -> T: ...
+    @overload
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], Any],
+        /,
+        *args: *Ts,
+        isolation: Isolation = ...,
+        on: object = ...,
+        as_type: Any,
+    ) -> Any: ...
+    def transaction(  # type: ignore[misc] # mypy cannot match *Ts against *args: Any
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        isolation: Isolation = "read committed",
+        on: object = None,
+        as_type: Any = None,
+    ) -> Any:
+        """Call `fn(conn, *args)` in a transaction, and save with it what it returned.
+
+        What `fn` writes on `conn` and the checkpoint commit together: whatever crashes,
+        it happens exactly once. What it raises rolls both back, and is raised here.
+        `conn` is psycopg's, from a pool of the worker's own, or of `on`: an
+        ConnectionPool, or an Engine of SQLAlchemy, to the same database. On
+        it `app.spawn_with` and `app.emit_event_with` belong to the transaction.
+        After a serialization failure, a deadlock or a lost connection `fn` is called
+        again, in a new transaction, for as long as the task is this worker's.
+        """
+        kind = step_codec(fn, as_type)
+        level = checked_isolation(isolation)
+        call = self._take("", check_step_name(name))
+        return Transaction(self._run.transacting(call), on, level).step(fn, args, kind)
 
     @overload
     def begin_step(self, name: str, *, as_type: type[T]) -> OpenStep[T]: ...

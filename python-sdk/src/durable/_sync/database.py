@@ -22,7 +22,7 @@ from durable._connections import (
 from durable._sql import Statement
 from durable.errors import from_database
 
-__all__ = ["Database"]
+__all__ = ["Database", "own_pool"]
 
 
 class Database:
@@ -42,7 +42,7 @@ class Database:
             self.conninfo = conninfo_of_pool(given.conninfo, given.kwargs)
         else:
             self.conninfo = conninfo_or_environment(given)
-            self._pool = _own_pool(self.conninfo, prepare=prepare)
+            self._pool = own_pool(self.conninfo, prepare=prepare)
         self._version_checked = False
         self._closed = False
         self._pid = os.getpid()
@@ -55,7 +55,7 @@ class Database:
     def reopen(self) -> None:
         """Open it, also after it was closed."""
         if self._closed:
-            self._pool = _own_pool(self.conninfo, prepare=self._prepare)
+            self._pool = own_pool(self.conninfo, prepare=self._prepare)
             self._closed = False
         self.open()
 
@@ -119,7 +119,8 @@ class Database:
         self._version_checked = True
 
 
-def _own_pool(conninfo: str, *, prepare: bool) -> ConnectionPool[Any]:
+def own_pool(conninfo: str, *, prepare: bool) -> ConnectionPool[Any]:
+    """Return a pool that is not open yet, and keeps no connection it does not need."""
     return ConnectionPool(
         conninfo,
         min_size=0,

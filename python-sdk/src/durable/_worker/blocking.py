@@ -20,6 +20,7 @@ from durable._worker.calls import Calls, exit_refused, inside_a_step
 from durable._worker.history import Call
 from durable._worker.outcomes import read
 from durable._worker.run import Claimed
+from durable._worker.transacting import Transacting
 from durable._worker.waits import Resolved, Wait
 from durable.errors import Suspended
 
@@ -84,13 +85,14 @@ class BlockingRun:
         if saved is not None:
             return read(saved, codec)
         try:
-            value = self._invoke(function, args)
+            value = self.invoke(function, args)
         except Exception as error:
             self._run.keep_failure(call, error)
             raise
-        return self._block(lambda: self._run.save_step(call, value, codec))
+        return self.block(lambda: self._run.save_step(call, value, codec))
 
-    def _invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call a step's function, right here."""
         token = inside_a_step.set(True)
         try:
             return function(*args)
@@ -101,41 +103,45 @@ class BlockingRun:
 
     def begin_step(self, call: Call) -> Resolved | None:
         """Begin a step that stays open."""
-        return self._block(lambda: self._run.begin_step(call))
+        return self.block(lambda: self._run.begin_step(call))
 
     def complete_step(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
         """Save the value of an open step, and close it."""
-        return self._block(lambda: self._run.complete_step(call, value, codec))
+        return self.block(lambda: self._run.complete_step(call, value, codec))
 
     def wait(self, call: Call, wait: Wait) -> Resolved:
         """Wait until something happens."""
-        return self._block(lambda: self._run.wait(call, wait))
+        return self.block(lambda: self._run.wait(call, wait))
 
     def record(self, call: Call, value: str) -> Resolved:
         """Save a value that is JSON already."""
-        return self._block(lambda: self._run.record(call, value))
+        return self.block(lambda: self._run.record(call, value))
 
     def emit(self, call: Call, event: str, payload: str) -> Resolved:
         """Emit an event."""
-        return self._block(lambda: self._run.emit(call, event, payload))
+        return self.block(lambda: self._run.emit(call, event, payload))
 
     def spawn(self, call: Call, child: str) -> Resolved:
         """Spawn a child."""
-        return self._block(lambda: self._run.spawn(call, child))
+        return self.block(lambda: self._run.spawn(call, child))
 
     def spawn_all(self, children: Sequence[tuple[Call, str]]) -> list[Resolved]:
         """Spawn children."""
-        return self._block(lambda: self._run.spawn_all(children))
+        return self.block(lambda: self._run.spawn_all(children))
+
+    def transacting(self, call: Call) -> Transacting:
+        """Return what a transaction step needs of its run."""
+        return Transacting(self, self._run.transacting(call))
 
     def heartbeat(self) -> None:
         """Extend the lease now."""
-        self._block(self._run.heartbeat)
+        self.block(self._run.heartbeat)
 
     def database_now(self) -> datetime:
         """Return the time of the database."""
         return self._run.database_now()
 
-    def _block(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def block(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do it on the worker's loop, and wait here.
 
         Not `run_coroutine_threadsafe`: what that raises for a cancelled call is an

@@ -27,6 +27,7 @@ from durable._values import Codec, changed_in_roundtrip
 from durable._worker.history import Call
 from durable._worker.lane import Lane
 from durable._worker.outcomes import read
+from durable._worker.transacting import AsyncTransacting
 from durable._worker.waits import Branch, Resolved, Wait
 from durable.errors import InvalidArgument, Suspended
 
@@ -198,7 +199,8 @@ class Calls:
         await self._run.refusable(self._run.services.saving.submit(write))
         return self._history.remember(call.key, Resolved("done", value))
 
-    async def _save_failures(self) -> None:
+    async def save_failures(self) -> None:
+        """Save the failed steps that the task has caught."""
         write = self._history.failures()
         if write is not None:
             await self._run.refusable(self._run.services.saving.submit(write))
@@ -218,7 +220,7 @@ class Calls:
             return read(saved, codec)
         try:
             try:
-                value = await self._invoke(function, args)
+                value = await self.invoke(function, args)
             except Exception as error:
                 self.keep_failure(call, error)
                 raise
@@ -248,7 +250,7 @@ class Calls:
         await self._save(call, text)
         return value_read
 
-    async def _invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    async def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a step's function: on the loop, or in a thread if it is synchronous."""
         token = inside_a_step.set(True)
         try:
@@ -327,7 +329,7 @@ class Calls:
         if saved is not None:
             return saved
         try:
-            await self._save_failures()
+            await self.save_failures()
             emitting = self._run.services.emit(self.claimed, call, event, payload)
             text = await self._run.refusable(emitting)
             return self._history.remember(call.key, Resolved("done", text))
@@ -354,7 +356,7 @@ class Calls:
         return [known[call.key] for call, _ in children]
 
     async def _spawn_missing(self, children: Sequence[tuple[Call, str]]) -> None:
-        await self._save_failures()
+        await self.save_failures()
         claimed, history, run = self.claimed, self._history, self._run
         missing = [pair for pair in children if pair[0].key not in history.saved]
         submitted = [
@@ -367,6 +369,10 @@ class Calls:
             text = await run.refusable(answer)
             history.remember(call.key, Resolved("done", text))
 
+    def transacting(self, call: Call) -> AsyncTransacting:
+        """Return what a transaction step needs of its run."""
+        return AsyncTransacting(self, self._run, call)
+
     async def heartbeat(self) -> None:
         """Extend the lease now. Raises Suspended if it is lost."""
         self._run.refuse_unless_open()
@@ -376,7 +382,7 @@ class Calls:
 
     async def suspend(self, waits: str) -> dict[str, Resolved] | None:
         """Register all waits and end the claim; None if that has ended."""
-        await self._save_failures()
+        await self.save_failures()
         return await self._ask(self._run.services.suspending, waits)
 
     async def poll(self, waits: str) -> dict[str, Resolved] | None:

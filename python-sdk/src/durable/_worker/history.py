@@ -58,12 +58,12 @@ class History:
 
     def keep_failure(self, call: Call, position: int, error: Exception) -> None:
         """Keep a step's failure until a call after that position is saved."""
-        text = self._checkpoint(call, "failed", step_error_json(error))
+        text = self.checkpoint(call, "failed", step_error_json(error))
         self._failures.append(_Failure(position, text, error))
 
     def value(self, call: Call, value: str) -> Write:
         """Return what saves the value of a call, with the failures caught before it."""
-        text = self._checkpoint(call, "done", value)
+        text = self.checkpoint(call, "done", value)
         if self._failures:
             text = ",".join((*self._caught(before=call.position), text))
         return Write(self._claimed.queue, self._claimed.task_id, text)
@@ -104,7 +104,8 @@ class History:
             mark_recorded(kept.error)
         return [kept.checkpoint for kept in caught]
 
-    def _checkpoint(self, call: Call, state: str, value: str) -> str:
+    def checkpoint(self, call: Call, state: str, value: str) -> str:
+        """Return a checkpoint as `durable.save_checkpoints` takes it."""
         took = round((time.monotonic() - call.made) * 1000)
         return (
             f'{self._holder}"name":{_quoted(call.key)},"state":"{state}",'

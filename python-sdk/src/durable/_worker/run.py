@@ -272,14 +272,15 @@ class Run:
         try:
             outcome = await answer
         except (LeaseLost, TaskCancelled) as error:
-            self._give_up("cancelled" if isinstance(error, TaskCancelled) else "lost")
+            self.give_up("cancelled" if isinstance(error, TaskCancelled) else "lost")
         except asyncio.CancelledError as error:
             raise self.left or error from None
         if outcome in ("cancelled", "lost"):
-            self._give_up(str(outcome))
+            self.give_up(str(outcome))
         return outcome
 
-    def _give_up(self, outcome: str) -> NoReturn:
+    def give_up(self, outcome: str) -> NoReturn:
+        """Leave, for the claim is over: cancelled or lost. Raises Suspended."""
         self.leave(_REASONS[outcome])
         raise self.left or Suspended(_REASONS[outcome])
 

@@ -19,6 +19,7 @@ from durable._worker.calls import WaitItem, WaitLane
 from durable._worker.history import Call
 from durable._worker.lane import AGAIN, Lane, Outcomes
 from durable._worker.link import Link, is_busy
+from durable._worker.pools import Pools
 from durable._worker.run import Claimed, Run
 from durable._worker.saving import Saving
 from durable._worker.threads import Threads
@@ -60,6 +61,7 @@ class Services:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
         self.threads = Threads()
+        self.pools = Pools(application.conninfo, prepare=application.prepare)
         self.claiming = connect("claim")
         self.flushing = connect("flush")
         self.calling = connect("call")
@@ -83,6 +85,7 @@ class Services:
             await lane.close()
         for link in (self.claiming, self.flushing, self.calling):
             await link.close()
+        await self.pools.close()
 
     async def emit(self, claimed: Claimed, call: Call, event: str, payload: str) -> str:
         """Emit an event from a task. Returns whether it was the first, as JSON."""

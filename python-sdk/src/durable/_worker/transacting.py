@@ -1,0 +1,147 @@
+"""What a transaction step needs of its run, in either colour.
+
+From `begin` to `end` the call is busy, as an open step is: the run does not leave under
+it. What is between, the transaction itself, is the application's connection's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from durable._worker.history import Call
+from durable._worker.run import Claimed, Run
+from durable._worker.waits import Resolved
+from durable.errors import Suspended
+
+if TYPE_CHECKING:
+    from durable._worker.blocking import BlockingRun
+    from durable._worker.calls import Calls
+
+__all__ = ["AsyncTransacting", "Transacting"]
+
+
+class _Common:
+    """What touches no loop."""
+
+    def __init__(self, run: Run, call: Call) -> None:
+        self._run = run
+        self._call = call
+
+    @property
+    def claimed(self) -> Claimed:
+        """The task."""
+        return self._run.claimed
+
+    @property
+    def left(self) -> Suspended | None:
+        """Why the run has left, if it has."""
+        return self._run.left
+
+    @property
+    def key(self) -> str:
+        """The name of the step, as its checkpoint has it."""
+        return self._call.key
+
+    def checkpoint(self, value: str) -> str:
+        """Return the checkpoint that saves the step's value, as JSON."""
+        return self._run.history.checkpoint(self._call, "done", value)
+
+    def refuse_unless_open(self) -> None:
+        """Raise Suspended if the run has left."""
+        self._run.refuse_unless_open()
+
+    @contextlib.contextmanager
+    def lease_is_kept(self) -> Iterator[None]:
+        """Let the lease not end while the task's row is locked: nobody can take it.
+
+        It cannot be extended meanwhile either; that is tried soon after.
+        """
+        until, self._run.lease_until = self._run.lease_until, math.inf
+        try:
+            yield
+        finally:
+            soon = time.monotonic() + self._run.services.lease / 2
+            self._run.lease_until = max(until, soon)
+
+
+class AsyncTransacting(_Common):
+    """For a coroutine, on the worker's loop."""
+
+    def __init__(self, calls: Calls, run: Run, call: Call) -> None:
+        super().__init__(run, call)
+        self._calls = calls
+
+    async def pool(self) -> AsyncConnectionPool[Any]:
+        """Return the worker's own connections."""
+        return await self._run.services.pools.asynchronous()
+
+    async def begin(self) -> Resolved | None:
+        """Begin the call; returns its checkpoint, if it has one. Else it must `end`."""
+        saved = await self._calls.begin_step(self._call)
+        if saved is None:
+            try:
+                await self._calls.save_failures()
+            except BaseException:
+                await self.end(None)
+                raise
+        return saved
+
+    async def end(self, saved: Resolved | None) -> None:
+        """End the call, with what has been committed for it."""
+        branch = self._run.waits.open_steps.pop(self.key, None)
+        if saved is not None:
+            self._run.history.remember(self.key, saved)
+        if branch is not None:
+            self._run.waits.exit(branch)
+
+    async def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call the step's function."""
+        return await self._calls.invoke(function, args)
+
+    async def give_up(self, outcome: str) -> NoReturn:
+        """End the run here, for its claim is over. Raises Suspended."""
+        self._run.give_up(outcome)
+
+    def keep_failure(self, error: Exception) -> None:
+        """Keep what the step failed with, to be saved if the task goes on."""
+        self._calls.keep_failure(self._call, error)
+
+
+class Transacting(_Common):
+    """For a thread: what touches the run crosses to the worker's loop."""
+
+    def __init__(self, blocking: BlockingRun, there: AsyncTransacting) -> None:
+        super().__init__(there._run, there._call)  # noqa: SLF001 - its own kind
+        self._blocking = blocking
+        self._there = there
+
+    def pool(self) -> ConnectionPool[Any]:
+        """Return the worker's own connections."""
+        return self._run.services.pools.synchronous()
+
+    def begin(self) -> Resolved | None:
+        """Begin the call; returns its checkpoint, if it has one. Else it must `end`."""
+        return self._blocking.block(self._there.begin)
+
+    def end(self, saved: Resolved | None) -> None:
+        """End the call, with what has been committed for it."""
+        self._blocking.block(lambda: self._there.end(saved))
+
+    def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call the step's function, right here."""
+        return self._blocking.invoke(function, args)
+
+    def give_up(self, outcome: str) -> NoReturn:
+        """End the run here, for its claim is over. Raises Suspended."""
+        self._blocking.block(lambda: self._there.give_up(outcome))
+        raise AssertionError("a run that was given up goes on")
+
+    def keep_failure(self, error: Exception) -> None:
+        """Keep what the step failed with, to be saved if the task goes on."""
+        self._there.keep_failure(error)

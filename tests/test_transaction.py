@@ -1,0 +1,500 @@
+"""What a transaction step writes happens exactly once, together with its checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.ext.asyncio as sa_async
+from psycopg.errors import (
+    DeadlockDetected,
+    InFailedSqlTransaction,
+    NotNullViolation,
+    SerializationFailure,
+)
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from durable import (
+    AsyncDurable,
+    InvalidArgument,
+    SyncTaskContext,
+    TaskContext,
+    TaskFailed,
+    task,
+)
+from durable.options import Isolation
+from tests.support.wait import aeventually
+from tests.support.working import outcome, working
+
+LEVELS: tuple[Isolation, ...] = ("read committed", "repeatable read", "serializable")
+ENTER = sa.text("insert into public.entries (note) values (:note)")
+
+calls: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def entries(db: psycopg.Connection) -> None:
+    calls.clear()
+    db.execute("create table public.entries (id serial primary key, note text)")
+
+
+def noted(db: psycopg.Connection) -> list[str]:
+    rows = db.execute("select note from public.entries order by id").fetchall()
+    return [note for (note,) in rows]
+
+
+async def enter(conn: psycopg.AsyncConnection[Any], note: str) -> str:
+    calls.append(note)
+    await conn.execute("insert into public.entries (note) values (%s)", [note])
+    return f"entered {note}"
+
+
+def enter_sync(conn: psycopg.Connection[Any], note: str) -> str:
+    calls.append(note)
+    conn.execute("insert into public.entries (note) values (%s)", [note])
+    return f"entered {note}"
+
+
+@task
+async def book(isolation: Isolation, ctx: TaskContext) -> str:
+    first = await ctx.transaction("book", enter, "a", isolation=isolation)
+    await ctx.sleep_for("replay", 0.001)
+    return first
+
+
+@task
+def book_sync(isolation: Isolation, ctx: SyncTaskContext) -> str:
+    first = ctx.transaction("book", enter_sync, "a", isolation=isolation)
+    ctx.sleep_for("replay", 0.001)
+    return first
+
+
+@pytest.mark.parametrize("isolation", LEVELS)
+@pytest.mark.parametrize("kind", [book, book_sync], ids=["async", "sync"])
+async def test_does_it_once_and_replays_what_it_returned(
+    dsn: str, db: psycopg.Connection, kind: Any, isolation: Isolation
+) -> None:
+    async with working(dsn, kind) as (app, _):
+        handle = await app.spawn(kind, isolation)
+        assert await handle.result(timeout=20) == "entered a"
+    assert noted(db) == calls == ["a"]
+    saved = db.execute("select name, value from durable.checkpoints order by position")
+    assert saved.fetchone() == ("book", "entered a")
+
+
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_rolls_back_what_it_wrote_if_it_raises(
+    dsn: str, db: psycopg.Connection, isolation: Isolation
+) -> None:
+    async def fail(conn: psycopg.AsyncConnection[Any]) -> None:
+        await enter(conn, "lost")
+        raise ValueError("no")
+
+    @task(max_attempts=1)
+    async def caught(params: None, ctx: TaskContext) -> str:
+        with contextlib.suppress(ValueError):
+            await ctx.transaction("fail", fail, isolation=isolation)
+        return await ctx.transaction("enter", enter, "kept", isolation=isolation)
+
+    assert (await outcome(dsn, caught)).result == "entered kept"
+    assert noted(db) == ["kept"]
+
+
+async def test_rolls_back_what_cannot_be_saved(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def strange(conn: psycopg.AsyncConnection[Any]) -> Any:
+        await enter(conn, "lost")
+        return object()
+
+    @task(max_attempts=1)
+    async def unsavable(params: None, ctx: TaskContext) -> None:
+        await ctx.transaction("strange", strange)
+
+    assert (await outcome(dsn, unsavable)).state == "failed"
+    assert noted(db) == []
+
+
+async def test_raises_what_the_database_refuses_at_the_commit(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    db.execute(
+        "create table public.parts (of_entry int, constraint of_entry"
+        " foreign key (of_entry) references public.entries"
+        " deferrable initially deferred)"
+    )
+
+    async def orphan(conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute("insert into public.parts values (999)")
+
+    @task(max_attempts=1)
+    async def orphaned(params: None, ctx: TaskContext) -> str:
+        try:
+            await ctx.transaction("orphan", orphan)
+        except psycopg.errors.ForeignKeyViolation:
+            return "refused"
+        return "committed"
+
+    assert (await outcome(dsn, orphaned)).result == "refused"
+    names = db.execute("select name, state::text from durable.checkpoints").fetchall()
+    assert names == [("orphan", "failed")]
+
+
+async def test_raises_if_an_error_of_the_transaction_was_swallowed(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def swallow(conn: psycopg.AsyncConnection[Any]) -> None:
+        with contextlib.suppress(NotNullViolation):
+            await conn.execute("insert into public.entries (id) values (null)")
+
+    @task(max_attempts=1)
+    async def swallowing(params: None, ctx: TaskContext) -> str:
+        with pytest.raises(InFailedSqlTransaction):
+            await ctx.transaction("swallow", swallow)
+        return "raised"
+
+    assert (await outcome(dsn, swallowing)).result == "raised"
+
+
+@pytest.mark.parametrize("failure", [SerializationFailure, DeadlockDetected])
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_begins_again_where_postgres_says_so(
+    dsn: str,
+    db: psycopg.Connection,
+    failure: type[psycopg.Error],
+    isolation: Isolation,
+) -> None:
+    async def unlucky(conn: psycopg.AsyncConnection[Any]) -> str:
+        done = await enter(conn, "a")
+        if len(calls) < 3:
+            raise_it = "do $$ begin raise exception using errcode = '%s'; end $$"
+            await conn.execute(raise_it % failure.sqlstate)
+        return done
+
+    @task(max_attempts=1)
+    async def lucky(params: None, ctx: TaskContext) -> str:
+        return await ctx.transaction("try", unlucky, isolation=isolation)
+
+    assert (await outcome(dsn, lucky)).result == "entered a"
+    assert (len(calls), noted(db)) == (3, ["a"])
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_counts_up_under_contention(
+    dsn: str, db: psycopg.Connection, isolation: Isolation
+) -> None:
+    """Read, then write: at a lower level, increments would be lost."""
+    db.execute("create table public.counter (n int)")
+    db.execute("insert into public.counter values (0)")
+
+    async def increment(conn: psycopg.AsyncConnection[Any]) -> None:
+        row = await (await conn.execute("select n from public.counter")).fetchone()
+        assert row is not None
+        await asyncio.sleep(0)
+        await conn.execute("update public.counter set n = %s", [row[0] + 1])
+
+    @task(max_attempts=1)
+    async def count(number: int, ctx: TaskContext) -> None:
+        await ctx.transaction("increment", increment, isolation=isolation)
+
+    async with working(dsn, count, concurrency=8) as (app, worker):
+        await app.spawn_many(count, range(24))
+        await worker.drain()
+    assert db.execute("select n from public.counter").fetchone() == (24,)
+
+
+@pytest.mark.parametrize("isolation", LEVELS)
+@pytest.mark.parametrize("kind", [book, book_sync], ids=["async", "sync"])
+async def test_does_it_once_though_connections_are_lost_at_the_commit(
+    dsn: str, db: psycopg.Connection, kind: Any, isolation: Isolation
+) -> None:
+    """A trigger cuts the connection at the first two commits, before they count."""
+    db.execute("""
+create sequence public.cuts;
+
+create function public.cut() returns trigger language plpgsql as $$
+begin
+  if nextval('public.cuts') <= 2 then
+    perform pg_terminate_backend(pg_backend_pid());
+  end if;
+  return null;
+end $$;
+
+create constraint trigger cut after insert on public.entries
+deferrable initially deferred for each row execute function public.cut()
+""")
+    async with working(dsn, kind) as (app, _):
+        handle = await app.spawn(kind, isolation, max_attempts=1)
+        assert await handle.result(timeout=60) == "entered a"
+    assert (calls, noted(db)) == (["a"] * 3, ["a"])
+
+
+async def test_looks_for_the_checkpoint_of_a_lost_try_that_did_commit(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """The connection is cut when all is committed but not yet answered."""
+    committed = asyncio.Event()
+
+    class Cut(psycopg.AsyncConnection[Any]):
+        @contextlib.asynccontextmanager
+        async def transaction(self, *args: Any) -> AsyncIterator[Any]:
+            async with super().transaction(*args) as begun:
+                yield begun
+            if not committed.is_set():
+                committed.set()
+                await self.close()
+                raise psycopg.OperationalError("the answer was lost")
+
+    @task(max_attempts=1)
+    async def booking(params: None, ctx: TaskContext[Any]) -> str:
+        return await ctx.transaction("book", enter, "a", on=pool)
+
+    async with AsyncConnectionPool(dsn, connection_class=Cut, open=False) as pool:
+        found = await outcome(dsn, booking)
+    assert found.result == "entered a"
+    assert noted(db) == calls == ["a"]
+
+
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_commits_nothing_for_a_task_that_somebody_else_has_taken(
+    dsn: str, db: psycopg.Connection, isolation: Isolation
+) -> None:
+    go_on, inside = asyncio.Event(), asyncio.Event()
+
+    async def linger(conn: psycopg.AsyncConnection[Any]) -> None:
+        await enter(conn, "zombie's")
+        inside.set()
+        await go_on.wait()
+
+    @task(max_attempts=2)
+    async def lingering(params: None, ctx: TaskContext) -> str:
+        if ctx.attempt == 1:
+            await ctx.transaction("book", linger, isolation="read committed")
+        return await ctx.transaction("book", enter, "heir's", isolation=isolation)
+
+    async with working(dsn, lingering, poll=0.05) as (app, _):
+        handle = await app.spawn(lingering)
+        await asyncio.wait_for(inside.wait(), 20)
+        db.execute("update durable.tasks set lease_expires_at = 'epoch'")
+        assert db.execute("select durable.expire_leases('default')").fetchone() == (1,)
+        go_on.set()
+        assert await handle.result(timeout=20) == "entered heir's"
+    assert noted(db) == ["heir's"]
+
+
+async def test_keeps_a_task_that_a_strict_transaction_holds(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """Nobody can take it while its row is locked, be the lease over or not."""
+    go_on, inside = asyncio.Event(), asyncio.Event()
+
+    async def linger(conn: psycopg.AsyncConnection[Any]) -> str:
+        inside.set()
+        await go_on.wait()
+        return await enter(conn, "a")
+
+    @task(max_attempts=1)
+    async def lingering(params: None, ctx: TaskContext) -> str:
+        found = await ctx.transaction("book", linger, isolation="serializable")
+        await ctx.step("go on", lambda: None)
+        return found
+
+    async with working(dsn, lingering, lease=1.0) as (app, _):
+        handle = await app.spawn(lingering)
+        await asyncio.wait_for(inside.wait(), 20)
+        over = "select from durable.tasks where lease_expires_at < clock_timestamp()"
+        await aeventually(
+            lambda: asyncio.sleep(0, db.execute(over).rowcount), deadline=20
+        )
+        assert db.execute("select durable.expire_leases('default')").fetchone() == (0,)
+        go_on.set()
+        assert await handle.result(timeout=20) == "entered a"
+
+
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_spawns_and_emits_with_it(
+    dsn: str, db: psycopg.Connection, isolation: Isolation
+) -> None:
+    async def both(conn: psycopg.AsyncConnection[Any], app: AsyncDurable) -> None:
+        await app.spawn_with(conn, "later", idempotency_key="k")
+        await app.emit_event_with(conn, "booked")
+        calls.append("both")
+        if len(calls) == 1:
+            raise ValueError("not yet")
+
+    @task
+    async def booking(params: None, ctx: TaskContext) -> None:
+        with contextlib.suppress(ValueError):
+            await ctx.transaction("first", both, app, isolation=isolation)
+        seen.append(db.execute("select from durable.events").rowcount)
+        await ctx.transaction("second", both, app, isolation=isolation)
+
+    seen: list[int] = []
+    async with working(dsn, booking) as (app, worker):
+        await app.spawn(booking)
+        await worker.drain()
+    assert seen == [0]
+    assert db.execute("select name from durable.events").fetchall() == [("booked",)]
+    names = db.execute("select name from durable.task_list order by name").fetchall()
+    assert names == [("booking",), ("later",)]
+
+
+# Whose connection it is
+
+
+async def test_begins_on_an_engine_of_sqlalchemy(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def enter_by(conn: sa_async.AsyncConnection, note: str) -> str:
+        await conn.execute(
+            sa.text("insert into entries (note) values (:n)"), {"n": note}
+        )
+        level = await conn.scalar(sa.text("show transaction_isolation"))
+        return str(level)
+
+    @task
+    async def booking(driver: str, ctx: TaskContext) -> list[str]:
+        engine = engines[driver]
+        return [
+            await ctx.transaction(level, enter_by, driver, on=engine, isolation=level)
+            for level in LEVELS
+        ]
+
+    urls = {
+        driver: sa.make_url(dsn).set(drivername=f"postgresql+{driver}")
+        for driver in ("psycopg", "asyncpg")
+    }
+    engines = {name: sa_async.create_async_engine(url) for name, url in urls.items()}
+    async with working(dsn, booking) as (app, _):
+        for driver in engines:
+            handle = await app.spawn(booking, driver)
+            assert await handle.result(timeout=20) == list(LEVELS)
+    for engine in engines.values():
+        await engine.dispose()
+    assert sorted(noted(db)) == ["asyncpg"] * 3 + ["psycopg"] * 3
+
+
+async def test_begins_on_sync_pools_and_engines(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    def enter_by(conn: sa.Connection, note: str) -> None:
+        conn.execute(ENTER, {"note": note})
+
+    @task
+    def booking(params: None, ctx: SyncTaskContext) -> None:
+        ctx.transaction("engine", enter_by, "engine", on=engine)
+        ctx.transaction("pool", enter_sync, "pool", on=pool)
+
+    engine = sa.create_engine(sa.make_url(dsn).set(drivername="postgresql+psycopg"))
+    with ConnectionPool(dsn, open=True) as pool:
+        assert (await outcome(dsn, booking)).state == "completed"
+    engine.dispose()
+    assert noted(db) == ["engine", "pool"]
+
+
+async def test_begins_again_on_an_engine_whose_connections_were_cut(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def cut_once(conn: sa_async.AsyncConnection) -> str:
+        calls.append("a")
+        await conn.execute(sa.text("insert into entries (note) values ('a')"))
+        if len(calls) == 1:
+            pid = await conn.scalar(sa.text("select pg_backend_pid()"))
+            db.execute("select pg_terminate_backend(%s, 10000)", [pid])
+        return "entered"
+
+    @task(max_attempts=1)
+    async def booking(params: None, ctx: TaskContext) -> str:
+        return await ctx.transaction("cut", cut_once, on=engine)
+
+    url = sa.make_url(dsn).set(drivername="postgresql+psycopg")
+    engine = sa_async.create_async_engine(url)
+    assert (await outcome(dsn, booking)).result == "entered"
+    await engine.dispose()
+    assert (calls, noted(db)) == (["a", "a"], ["a"])
+
+
+async def test_raises_an_error_of_sqlalchemy_as_it_is(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """Its connection is closed by then, as it is when all went well."""
+
+    async def wrong(conn: sa_async.AsyncConnection) -> None:
+        await conn.execute(sa.text("select 1 / 0"))
+
+    @task(max_attempts=1)
+    async def booking(params: None, ctx: TaskContext) -> str:
+        try:
+            await ctx.transaction("wrong", wrong, on=engine)
+        except sa.exc.DBAPIError as error:
+            return type(error.orig).__name__
+        return "nothing"
+
+    url = sa.make_url(dsn).set(drivername="postgresql+psycopg")
+    engine = sa_async.create_async_engine(url)
+    assert (await outcome(dsn, booking)).result == "DivisionByZero"
+    await engine.dispose()
+
+
+# What is refused, before anything is begun
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"isolation": "chaos"}, InvalidArgument),
+        ({"on": "postgresql://"}, TypeError),
+        ({"on": 7}, TypeError),
+    ],
+    ids=repr,
+)
+async def test_refuses_what_it_does_not_know(
+    dsn: str,
+    db: psycopg.Connection,
+    options: dict[str, Any],
+    refusal: type[Exception],
+) -> None:
+    @task(max_attempts=1)
+    async def booking(params: None, ctx: TaskContext) -> str:
+        with pytest.raises(refusal):
+            await ctx.transaction("book", enter, "a", **options)
+        return "refused"
+
+    assert (await outcome(dsn, booking)).result == "refused"
+    assert calls == []
+
+
+async def test_refuses_a_durable_call_inside(dsn: str, db: psycopg.Connection) -> None:
+    async def nest(conn: psycopg.AsyncConnection[Any], ctx: TaskContext) -> None:
+        await enter(conn, "lost")
+        await ctx.transaction("inner", enter, "inner")
+
+    @task(max_attempts=1)
+    async def nesting(params: None, ctx: TaskContext) -> None:
+        await ctx.transaction("outer", nest, ctx)
+
+    found = await outcome(dsn, nesting)
+    assert found.error is not None
+    assert "a step is a leaf" in found.error.message
+    assert noted(db) == []
+
+
+async def test_does_not_commit_halfway(dsn: str, db: psycopg.Connection) -> None:
+    async def commit(conn: psycopg.AsyncConnection[Any]) -> None:
+        await enter(conn, "half")
+        await conn.commit()
+
+    @task(max_attempts=1)
+    async def committing(params: None, ctx: TaskContext) -> None:
+        await ctx.transaction("commit", commit)
+
+    async with working(dsn, committing) as (app, _):
+        handle = await app.spawn(committing)
+        with pytest.raises(TaskFailed, match="commit"):
+            await handle.result(timeout=20)
+    assert noted(db) == []
