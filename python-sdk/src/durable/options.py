@@ -18,14 +18,38 @@ __all__ = [
     "JSON",
     "Isolation",
     "SpawnOptions",
+    "StepOptions",
     "TaskOptions",
+    "checked_max_attempts",
+    "checked_no_retry",
     "nearest",
     "spawn_options_json",
+    "unknown_option",
 ]
 
 
 Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 """What a transaction sees of others, as Postgres names it."""
+
+
+class StepOptions(TypedDict, total=False):
+    """How often a step is tried before it has failed; once, unless this says more.
+
+    max_attempts: how often its function may be called, at least 1; None: as often as it
+        takes. Left out, once.
+    retry: how long the task waits between two tries, holding no worker. None or left
+        out: 1 second, then twice as long each time, up to 5 minutes, with jitter.
+    no_retry: classes of exceptions after which it is not tried again.
+    retry_if: whether it is tried again after this exception.
+    timeout: seconds or timedelta each call of an async function may take; then it is
+        cancelled, and has failed with the builtin TimeoutError. None: any time.
+    """
+
+    max_attempts: int | None
+    retry: Retry | None
+    no_retry: tuple[type[Exception], ...]
+    retry_if: Callable[[Exception], bool]
+    timeout: timedelta | float | None
 
 
 class TaskOptions(TypedDict, total=False):
@@ -72,7 +96,7 @@ def spawn_options_json(
     merged = dict(defaults)
     for option, value in given.items():
         if option not in _CHECKS:
-            raise InvalidArgument(_unknown(option))
+            raise InvalidArgument(unknown_option(option, list(_CHECKS)))
         checked = _CHECKS[option](value)
         if option == "headers":
             merged[option] = {**merged.get(option, {}), **checked}
@@ -90,13 +114,27 @@ def nearest(word: str, words: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, words, n=1)), None)
 
 
-def _unknown(option: str) -> str:
-    meant = nearest(option, list(_CHECKS))
-    advice = f"did you mean {meant}?" if meant else f"there are {', '.join(_CHECKS)}"
+def unknown_option(option: str, known: Sequence[str]) -> str:
+    """Return what to say of an option that there is not."""
+    meant = nearest(option, known)
+    advice = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
     return f"there is no option {option}: {advice}"
 
 
-def _max_attempts(value: object) -> int | None:
+def checked_no_retry(classes: object) -> tuple[type[Exception], ...]:
+    """Return classes of exceptions; InvalidArgument for anything else."""
+    if not isinstance(classes, tuple) or not all(
+        isinstance(cls, type) and issubclass(cls, Exception) for cls in classes
+    ):
+        raise InvalidArgument(
+            f"no_retry must be a tuple of exception classes, not {classes!r}",
+            hint="For instance no_retry = (ValueError,).",
+        )
+    return classes
+
+
+def checked_max_attempts(value: object) -> int | None:
+    """Return how often something may be tried; InvalidArgument for no number."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -155,7 +193,7 @@ def _header_name(name: object) -> None:
 _INT4_MAX: Final = 2**31 - 1
 
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
-    "max_attempts": _max_attempts,
+    "max_attempts": checked_max_attempts,
     "retry": _retry,
     "headers": _headers,
     "idempotency_key": _key,

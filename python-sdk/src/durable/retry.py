@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
 
-from durable._time import required_seconds, seconds
+from durable._time import LONGEST, required_seconds, seconds
 from durable.errors import InvalidArgument
 
 __all__ = ["Retry"]
@@ -63,6 +65,18 @@ class Retry:
             raise InvalidArgument(f"factor must be a number from 1 to {MAX_FACTOR:g}")
         first, most = required_seconds(base, "base"), seconds(max, "max")
         return cls("exponential", first, factor, most, bool(jitter))
+
+    def delay(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures, with jitter if any."""
+        base, factor = self.base_seconds or 0.0, self.factor or 2.0
+        if self.kind != "exponential":
+            return base
+        # the exponent is capped, so that no number of failures overflows
+        longest = base * math.exp(min(math.log(factor) * (failures - 1), 60))
+        longest = min(
+            longest, LONGEST if self.max_seconds is None else self.max_seconds
+        )
+        return longest * random.uniform(0.5, 1) if self.jitter else longest  # noqa: S311 - no secret
 
     def as_options(self) -> dict[str, Any]:
         """Return the policy as `durable.spawn` takes it: the keys that apply."""

@@ -24,7 +24,7 @@ from typing import (
 from durable._json import JSON
 from durable._names import check_task_name, default_task_name
 from durable.errors import InvalidArgument
-from durable.options import TaskOptions, spawn_options_json
+from durable.options import TaskOptions, checked_no_retry, spawn_options_json
 from durable.retry import Retry
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def options_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> dict[str, Any]:
         del given["queue"]
     try:
         check_task_name(source.name)
-        _check_no_retry(source.no_retry)
+        checked_no_retry(source.no_retry)
         return spawn_options_json({}, given)
     except InvalidArgument as error:
         raise InvalidArgument(
@@ -215,13 +215,3 @@ def _one_typo_apart(word: str, other: str) -> bool:
         or left[1:] == right[1:]
         or (left[1::-1] == right[:2] and left[2:] == right[2:])
     )
-
-
-def _check_no_retry(classes: object) -> None:
-    if not isinstance(classes, tuple) or not all(
-        isinstance(cls, type) and issubclass(cls, Exception) for cls in classes
-    ):
-        raise InvalidArgument(
-            f"no_retry must be a tuple of exception classes, not {classes!r}",
-            hint="For instance no_retry = (ValueError,).",
-        )

@@ -11,16 +11,19 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 import typing_extensions
 
+from durable._async.retrying import tried
 from durable._async.transaction import Transaction, checked_isolation
 from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
 from durable._requests import OMITTED, spawn_request, task_json
 from durable._time import moment, required_seconds, seconds
+from durable._tries import Tries
 from durable._values import PLAIN, UNTYPED, Codec, codec, step_codec
 from durable._worker.blocking import AsyncRun
 from durable._worker.history import Call
@@ -28,7 +31,7 @@ from durable._worker.outcomes import child_of, joined, read
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
 from durable.errors import InvalidArgument
-from durable.options import JSON, Isolation, SpawnOptions
+from durable.options import JSON, Isolation, SpawnOptions, StepOptions
 from durable.registry import AnyTask
 from durable.task import Task
 
@@ -111,10 +114,22 @@ class TaskContext(Generic[State_co]):
 
     @overload
     async def step(  # async only
-        self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts
+        self,
+        name: str,
+        fn: Callable[[*Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
     ) -> T: ...
     @overload
-    async def step(self, name: str, fn: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
+    async def step(
+        self,
+        name: str,
+        fn: Callable[[*Ts], T],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> T: ...
     @overload
     async def step(
         self,
@@ -123,6 +138,7 @@ class TaskContext(Generic[State_co]):
         /,
         *args: *Ts,
         as_type: type[T],
+        **options: Unpack[StepOptions],
     ) -> T: ...
     @overload
     async def step(
@@ -132,9 +148,16 @@ class TaskContext(Generic[State_co]):
         /,
         *args: *Ts,
         as_type: Any,
+        **options: Unpack[StepOptions],
     ) -> Any: ...
     def step(  # type: ignore[misc] # mypy cannot match *Ts against *args: Any
-        self, name: str, fn: Callable[..., Any], /, *args: Any, as_type: Any = None
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        as_type: Any = None,
+        **options: Any,
     ) -> Any:
         """Call `fn(*args)` once, whatever crashes, and return what it returned.
 
@@ -142,10 +165,16 @@ class TaskContext(Generic[State_co]):
         annotation: on the first run as on every replay. A crash between the function's
         effect and the save repeats the step; nothing else does. Raises what `fn`
         raises, and TypeError, before anything happens, for a type that has no schema.
+        With the options of `StepOptions` it is tried again before it has failed.
         """
         kind = step_codec(fn, as_type)
+        if not options:
+            call = self._take("", check_step_name(name))
+            return self._run.step(call, fn, args, kind)
+        tries = Tries.of(options, fn)
         call = self._take("", check_step_name(name))
-        return self._run.step(call, fn, args, kind)
+        step = partial(self._run.step, call, tries.bounded(fn), args, kind)
+        return tried(self._run, call, tries, step)
 
     @overload
     async def transaction(
@@ -156,6 +185,7 @@ class TaskContext(Generic[State_co]):
         *args: *Ts,
         isolation: Isolation = ...,
         on: object = ...,
+        **options: Unpack[StepOptions],
     ) -> T: ...
     @overload
     async def transaction(
@@ -167,6 +197,7 @@ class TaskContext(Generic[State_co]):
         isolation: Isolation = ...,
         on: object = ...,
         as_type: Any,
+        **options: Unpack[StepOptions],
     ) -> Any: ...
     def transaction(  # type: ignore[misc] # mypy cannot match *Ts against *args: Any
         self,
@@ -177,6 +208,7 @@ class TaskContext(Generic[State_co]):
         isolation: Isolation = "read committed",
         on: object = None,
         as_type: Any = None,
+        **options: Any,
     ) -> Any:
         """Call `fn(conn, *args)` in a transaction, and save with it what it returned.
 
@@ -186,12 +218,16 @@ class TaskContext(Generic[State_co]):
         AsyncConnectionPool, or an AsyncEngine of SQLAlchemy, to the same database. On
         it `app.spawn_with` and `app.emit_event_with` belong to the transaction.
         After a serialization failure, a deadlock or a lost connection `fn` is called
-        again, in a new transaction, for as long as the task is this worker's.
+        again, in a new transaction, for as long as the task is this worker's. With the
+        options of `StepOptions` it is tried again for other failures, too.
         """
-        kind = step_codec(fn, as_type)
+        kind, tries = step_codec(fn, as_type), Tries.of(options, fn)
         level = checked_isolation(isolation)
         call = self._take("", check_step_name(name))
-        return Transaction(self._run.transacting(call), on, level).step(fn, args, kind)
+        begun = Transaction(self._run.transacting(call), on, level)
+        return tried(
+            self._run, call, tries, partial(begun.step, tries.bounded(fn), args, kind)
+        )
 
     @overload
     async def begin_step(self, name: str, *, as_type: type[T]) -> OpenStep[T]: ...

@@ -78,9 +78,16 @@ class Transaction:
         self._inside = False  # the application's function
 
     async def step(
-        self, function: Callable[..., Any], args: Sequence[Any], codec: Codec[Any]
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        codec: Codec[Any],
+        failed: Callable[[Exception], None] | None = None,
     ) -> Any:
-        """Do what the function does, unless it is done; return what it returned."""
+        """Do what the function does, unless it is done; return what it returned.
+
+        What it raises is told to `failed`, else it is kept as the step's failure.
+        """
         saved = await self._run.begin()
         if saved is not None:
             return read(saved, codec)
@@ -91,7 +98,7 @@ class Transaction:
                 await self._run.give_up(
                     "cancelled" if isinstance(error, TaskCancelled) else "lost"
                 )
-            self._run.keep_failure(error)
+            (failed or self._run.keep_failure)(error)
             raise
         except asyncio.CancelledError as error:  # async only
             raise self._run.left or error from None

@@ -77,9 +77,16 @@ class Transaction:
         self._inside = False  # the application's function
 
     def step(
-        self, function: Callable[..., Any], args: Sequence[Any], codec: Codec[Any]
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        codec: Codec[Any],
+        failed: Callable[[Exception], None] | None = None,
     ) -> Any:
-        """Do what the function does, unless it is done; return what it returned."""
+        """Do what the function does, unless it is done; return what it returned.
+
+        What it raises is told to `failed`, else it is kept as the step's failure.
+        """
         saved = self._run.begin()
         if saved is not None:
             return read(saved, codec)
@@ -90,7 +97,7 @@ class Transaction:
                 self._run.give_up(
                     "cancelled" if isinstance(error, TaskCancelled) else "lost"
                 )
-            self._run.keep_failure(error)
+            (failed or self._run.keep_failure)(error)
             raise
         finally:
             self._run.end(saved)

@@ -79,15 +79,22 @@ class BlockingRun:
         function: Callable[..., Any],
         args: Sequence[Any],
         codec: Codec[Any],
+        failed: Callable[[Exception], None] | None = None,
     ) -> Any:
-        """Call a step's function, unless it is saved, and save what it returns."""
+        """Call a step's function, unless it is saved, and save what it returns.
+
+        What it raises is told to `failed`, else it is kept as the step's failure.
+        """
         saved = self._run.replayed(call)
         if saved is not None:
             return read(saved, codec)
         try:
             value = self.invoke(function, args)
         except Exception as error:
-            self._run.keep_failure(call, error)
+            if failed is not None:
+                failed(error)
+            else:
+                self.keep_failure(call, error)
             raise
         return self.block(lambda: self._run.save_step(call, value, codec))
 
@@ -100,6 +107,14 @@ class BlockingRun:
             raise exit_refused(error) from error
         finally:
             inside_a_step.reset(token)
+
+    def is_saved(self, key: str) -> bool:
+        """Whether there is a checkpoint of this name."""
+        return self._run.is_saved(key)
+
+    def keep_failure(self, call: Call, error: Exception) -> None:
+        """Keep a step's failure, to be saved with the next thing its task saves."""
+        self._run.keep_failure(call, error)
 
     def begin_step(self, call: Call) -> Resolved | None:
         """Begin a step that stays open."""

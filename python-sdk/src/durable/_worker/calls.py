@@ -36,16 +36,18 @@ if TYPE_CHECKING:
     from durable._worker.run import Run
 
 __all__ = [
+    "LONGEST_KEY",
     "Calls",
     "WaitItem",
     "WaitLane",
     "exit_refused",
     "inside_a_step",
+    "is_async",
 ]
 
 logger = logging.getLogger("durable.worker")
 
-_LONGEST_KEY: Final = 512
+LONGEST_KEY: Final = 512
 _COMPARED_AT_MOST: Final = 10_000
 _REASONS: Final = {
     "suspended": "waiting",
@@ -151,8 +153,8 @@ class Calls:
             raise RuntimeError("the context is used on another event loop than its own")
         key = self._names.take(kind, name, branch)
         # a character has at most four bytes
-        if len(key) > _LONGEST_KEY // 4 and len(key.encode()) > _LONGEST_KEY:
-            raise InvalidArgument(f"a name of over {_LONGEST_KEY} bytes: {key[:40]!r}…")
+        if len(key) > LONGEST_KEY // 4 and len(key.encode()) > LONGEST_KEY:
+            raise InvalidArgument(f"a name of over {LONGEST_KEY} bytes: {key[:40]!r}…")
         self._position += 1
         return Call(key, self._position, len(self._history.saved), time.monotonic())
 
@@ -213,8 +215,12 @@ class Calls:
         function: Callable[..., Any],
         args: Sequence[Any],
         codec: Codec[Any],
+        failed: Callable[[Exception], None] | None = None,
     ) -> Any:
-        """Call a step's function, unless it is saved, and save what it returns."""
+        """Call a step's function, unless it is saved, and save what it returns.
+
+        What it raises is told to `failed`, else it is kept as the step's failure.
+        """
         saved, branch = await self.begin(call)
         if saved is not None:
             return read(saved, codec)
@@ -222,7 +228,10 @@ class Calls:
             try:
                 value = await self.invoke(function, args)
             except Exception as error:
-                self.keep_failure(call, error)
+                if failed is not None:
+                    failed(error)
+                else:
+                    self.keep_failure(call, error)
                 raise
             return await self._save_value(call, value, codec)
         finally:
@@ -237,6 +246,10 @@ class Calls:
             return await self._save_value(call, value, codec)
         finally:
             self._waits.exit(branch)
+
+    def is_saved(self, key: str) -> bool:
+        """Whether there is a checkpoint of this name."""
+        return key in self._history.saved
 
     def keep_failure(self, call: Call, error: Exception) -> None:
         """Keep a step's failure, to be saved with the next thing its task saves."""
@@ -254,7 +267,7 @@ class Calls:
         """Call a step's function: on the loop, or in a thread if it is synchronous."""
         token = inside_a_step.set(True)
         try:
-            if _is_async(function):
+            if is_async(function):
                 return await function(*args)
             result = await self._in_thread(function, args)
             return await result if inspect.isawaitable(result) else result
@@ -421,7 +434,8 @@ def exit_refused(error: SystemExit) -> RuntimeError:
     return RuntimeError(f"the step's function called sys.exit({error.code!r})")
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives something to await."""
     if type(function) is FunctionType and function.__code__.co_flags & CO_COROUTINE:
         return True
     while isinstance(function, partial):
