@@ -344,6 +344,25 @@ async def test_spawns_and_emits_with_it(
     assert names == [("booking",), ("later",)]
 
 
+async def test_waits_for_one_that_its_task_did_not_await(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    @task(max_attempts=1)
+    async def hasty(params: None, ctx: TaskContext) -> str:
+        begun.append(asyncio.create_task(ctx.transaction("book", enter_late, "a")))
+        await asyncio.sleep(0)
+        return "returned"
+
+    async def enter_late(conn: psycopg.AsyncConnection[Any], note: str) -> str:
+        await asyncio.sleep(0.05)
+        return await enter(conn, note)
+
+    begun: list[asyncio.Task[str]] = []
+    assert (await outcome(dsn, hasty)).result == "returned"
+    assert noted(db) == ["a"]
+    assert await begun[0] == "entered a"
+
+
 # Whose connection it is
 
 

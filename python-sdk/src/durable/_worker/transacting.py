@@ -1,7 +1,7 @@
 """What a transaction step needs of its run, in either colour.
 
-From `begin` to `end` the call is busy, as an open step is: the run does not leave under
-it. What is between, the transaction itself, is the application's connection's.
+From `begin` to `end` the call is busy: the run does not leave under it. What is done
+between, the transaction itself, is the business of the application's connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from durable._worker.history import Call
 from durable._worker.run import Claimed, Run
-from durable._worker.waits import Resolved
+from durable._worker.waits import Branch, Resolved
 from durable.errors import Suspended
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class AsyncTransacting(_Common):
     def __init__(self, calls: Calls, run: Run, call: Call) -> None:
         super().__init__(run, call)
         self._calls = calls
+        self._branch: Branch | None = None
 
     async def pool(self) -> AsyncConnectionPool[Any]:
         """Return the worker's own connections."""
@@ -83,7 +84,7 @@ class AsyncTransacting(_Common):
 
     async def begin(self) -> Resolved | None:
         """Begin the call; returns its checkpoint, if it has one. Else it must `end`."""
-        saved = await self._calls.begin_step(self._call)
+        saved, self._branch = await self._calls.begin(self._call)
         if saved is None:
             try:
                 await self._calls.save_failures()
@@ -94,11 +95,10 @@ class AsyncTransacting(_Common):
 
     async def end(self, saved: Resolved | None) -> None:
         """End the call, with what has been committed for it."""
-        branch = self._run.waits.open_steps.pop(self.key, None)
         if saved is not None:
             self._run.history.remember(self.key, saved)
-        if branch is not None:
-            self._run.waits.exit(branch)
+        if self._branch is not None:
+            self._run.waits.exit(self._branch)
 
     async def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call the step's function."""
