@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(107);
+select plan(118);
 
 -- every argument that is a name, by its longest
 
@@ -51,6 +51,43 @@ cross join lateral (values
   ('it''s "a" \ $$ %s {} -- ; 🐘',  'full of quotes')
 ) as accepted (name, why);
 
+-- sizes
+
+create temp table large as select to_jsonb(repeat('x', 17000000)) as value;
+create function pg_temp.too_long(call text)
+returns text
+language plpgsql
+as $$
+begin
+  execute call using (select value from large);
+  return 'ok';
+exception when others then
+  return sqlstate;
+end;
+$$;
+select is(pg_temp.too_long(call), '22023', format('%s above 16 MiB are refused, also compressed', what))
+from (values
+  ('params',      'select durable.spawn(''q'', ''job'', $1)'),
+  ('params of many', 'select durable.spawn_many(''q'', jsonb_build_array(jsonb_build_object(''task'', ''job'', ''params'', $1)))'),
+  ('headers',     'select durable.spawn(''q'', ''job'', ''{}'', jsonb_build_object(''headers'', jsonb_build_object(''h'', $1)))'),
+  ('payloads',    'select durable.emit_event(''q'', ''large'', $1)'),
+  ('results',     'select durable.complete_tasks(''q'', held(''t'', jsonb_build_object(''result'', $1)))'),
+  ('checkpoints', 'select durable.save_checkpoints(''q'', held(''t'', jsonb_build_object(''name'', ''large'', ''value'', $1)))'),
+  ('reasons',     'select durable.cancel_task(''q'', id(''t''), left($1 #>> ''{}'', 1001))')
+) as calls (what, call);
+select is(states('t'), 'running', 'and the task goes on');
+select started('loud', '{"max_attempts": 1}') \g /dev/null
+select is(failed('loud', jsonb_build_object('error', jsonb_build_object(
+  'type', 'Oops', 'message', repeat('m', 300000) || 'end', 'traceback', repeat('t', 300000)))), 'ok',
+  'a failure is never refused for the size of its error');
+select results_eq(
+  $$ select error ->> 'type', left(error ->> 'message', 2), right(error ->> 'message', 4),
+       octet_length(error::text) < 50000 from task('loud') $$,
+  $$ values ('Oops', '…m', 'mend', true) $$,
+  'of which the end is kept');
+select is(pg_temp.too_long('select durable.cancel_task(''q'', id(''loud''), left($1 #>> ''{}'', 1000))'), 'ok',
+  'a reason may have 1,000 bytes');
+
 -- hostile text goes through a whole life unharmed
 
 select 'it''s "a" \\ $$ %s -- 🐘' as name \gset
@@ -84,8 +121,8 @@ select is(durable.drop_queue(:'name'), true, 'and dropped');
 
 create collation pg_temp.german (provider = icu, locale = 'de');
 create temp table callers (q text collate "POSIX", d text collate pg_temp.german,
-  e text collate "C");
-insert into callers values ('q', 'job', 'e');
+  e text collate "C", door text collate pg_temp.german);
+insert into callers values ('q', 'job', 'e', 'work');
 select lives_ok(format(call, ''), format('%s takes columns of any collation', what))
 from (values
   ('create_queue',    'select durable.create_queue(q || d) from callers'),
@@ -101,7 +138,7 @@ from (values
   ('get_task_result', 'select durable.get_task_result(q, id(''t'')) from callers'),
   ('queue_stats',     'select durable.queue_stats(q) from callers'),
   ('keep_house',      'select durable.keep_house(q) from callers'),
-  ('take_door',       'select durable.take_door(q, d), durable.leave_door(q, d) from callers'),
+  ('take_door',       'select durable.take_door(q, door), durable.leave_door(q, door) from callers'),
   ('await_event',     'select claimed(''t''); select durable.await_event(q, id(''t''), 3, d, e) from callers'),
   ('drop_queue',      'select durable.drop_queue(q || d) from callers')
 ) as calls (what, call);

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(9);
+select plan(11);
 
 -- Who is refused a door, and who is then notified, takes a second session: here is
 -- what one session can say.
@@ -27,6 +27,9 @@ select is(pg_temp.doors(), 'open', 'leave_door() gives it back');
 select is(durable.take_door('q', 'work') and durable.take_door('q', 'results'), true,
   'work and results have a door each');
 select durable.leave_door('q'), durable.leave_door('q', 'results') \g /dev/null
+select throws_ok(format('select durable.take_door(%L, %L)', 'q', door), '22023', 'there is no such door',
+  format('there is no door %L', door))
+from unnest(array['house', null]) as door;
 
 select spawned('a') \g /dev/null
 select is(pg_temp.doors(), 'ShareLock',

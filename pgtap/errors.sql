@@ -4,7 +4,7 @@ select plan(9);
 
 select results_eq(
   $$ select code, name from durable.errors() order by code $$,
-  $$ values ('22023', 'invalid_argument'), ('WFCAN', 'cancelled'), ('WFCON', 'conflict'),
+  $$ values ('22023', 'invalid_argument'), ('42501', 'forbidden'), ('WFCAN', 'cancelled'), ('WFCON', 'conflict'),
      ('WFFIN', 'already_finished'),
        ('WFLST', 'lease_lost'), ('WFNFD', 'not_found'), ('WFQUE', 'unknown_queue'),
          ('WFVER', 'schema_version') $$,

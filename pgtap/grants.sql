@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(45);
+select plan(64);
 
 create role tap_visitor;
 create role tap_client in role durable_client;
@@ -94,6 +94,71 @@ from (values
   ('tap_operator', '42501', 'update durable.task_list set worker = null')
 ) as roles (role, outcome, statement)
 cross join lateral regexp_replace(statement, '''[^'']*-[^'']*''', '...', 'g') as what;
+
+-- a queue for some roles and not for others
+
+create role tap_shop in role durable_client;
+create role tap_mail in role durable_client;
+create role tap_postman in role tap_mail;
+create role tap_heir noinherit in role tap_mail;
+grant usage on schema durable to tap_heir;
+grant execute on function durable.spawn to tap_heir;
+select durable.create_queue('mail', '{"roles": ["tap_mail"]}') \g /dev/null
+select is(pg_temp.try(role, statement), outcome, format('%s: %s: %s', role, outcome, statement))
+from (values
+  ('tap_mail',     'ok',    'select durable.spawn(''mail'', ''x'')'),
+  ('tap_postman',  'ok',    'select durable.spawn(''mail'', ''x'')'),
+  ('tap_heir',     '42501', 'select durable.spawn(''mail'', ''x'')'),
+  ('tap_shop',     '42501', 'select durable.spawn(''mail'', ''x'')'),
+  ('tap_shop',     'ok',    'select durable.spawn(''q'', ''x'')'),
+  ('tap_shop',     'WFQUE', 'select durable.spawn(''none'', ''x'')'),
+  ('tap_worker',   '42501', 'select durable.claim_tasks(''mail'', ''w'')'),
+  ('tap_worker',   '42501', 'select durable.flush(''mail'', null, null, null)'),
+  ('tap_operator', 'ok',    'select durable.queue_stats(''mail''), durable.cleanup(''mail'')')
+) as calls (role, outcome, statement);
+
+create function pg_temp.listed(role text)
+returns text
+language plpgsql
+set search_path from current
+as $$
+declare
+  _listed text;
+begin
+  perform set_config('role', role, true);
+  select string_agg(list_queues, ' ') into _listed
+  from durable.list_queues() where list_queues in ('mail', 'q');
+  perform set_config('role', 'none', true);
+  return _listed;
+end;
+$$;
+select is(pg_temp.listed(role), listed, format('%s is shown: %s', role, listed))
+from (values ('tap_shop', 'q'), ('tap_mail', 'mail q'), ('tap_operator', 'mail q')) as shown (role, listed);
+
+select throws_ok($$ set local role tap_shop; select durable.spawn('mail', 'x') $$, '42501',
+  'no right to use the queue "mail"', 'the refusal names the queue');
+select durable.create_queue('mail', '{"keep_tasks": 1}') \g /dev/null
+select is(pg_temp.try('tap_shop', $$ select durable.spawn('mail', 'x') $$), '42501',
+  'another policy leaves the roles alone');
+select durable.create_queue('mail', '{"roles": null}') \g /dev/null
+select is(pg_temp.try('tap_shop', $$ select durable.spawn('mail', 'x') $$), 'ok',
+  'roles can be taken back, from the next call on');
+select durable.create_queue('mail', '{"roles": ["tap_mail", "tap_shop"]}') \g /dev/null
+drop owned by tap_shop;
+drop role tap_shop;
+select is(pg_temp.try(role, $$ select durable.spawn('mail', 'x') $$), outcome,
+  format('with a listed role gone, %s is told %s', role, outcome))
+from (values ('tap_mail', 'ok'), ('tap_client', '42501')) as remaining (role, outcome);
+
+-- an application's own function passes its caller on: whose session it is counts
+
+create function tap.welcome() returns void language sql security definer
+  begin atomic select durable.spawn('mail', 'x'); end;
+alter function tap.welcome owner to tap_mail;
+grant usage on schema tap to tap_mail;
+select is(pg_temp.try('tap_client', 'select tap.welcome()'), '42501',
+  'a function of who may does not open the queue to who may not');
+select is(pg_temp.try('tap_postman', 'select tap.welcome()'), 'ok', 'and to its own it is open');
 
 -- the functions do with the owner's rights, and only with those, what they do
 

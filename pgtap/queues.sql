@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(27);
+select plan(32);
 
 select results_eq(
   $$ select attempt, created from durable.spawn('default', 'x', '{}') $$,
@@ -43,8 +43,14 @@ from (values
   ('x',              '{"keep_task": 1}',         'an unknown key in the policy'),
   ('x',              '{"keep_tasks": "1 day"}',  'a policy in words'),
   ('x',              '{"keep_tasks": -1}',       'a negative time'),
-  ('x',              '{"keep_events": 1e11}',    'a time beyond all bounds')
+  ('x',              '{"keep_events": 1e11}',    'a time beyond all bounds'),
+  ('x',              '{"roles": "postgres"}',    'roles that are no array'),
+  ('x',              '{"roles": []}',            'a queue for nobody'),
+  ('x',              '{"roles": [7]}',           'a role that is no name'),
+  ('x',              '{"roles": ["nobody''s"]}', 'a role that does not exist')
 ) as refused (name, policy, what);
+select is_empty($$ select queue from durable.queues where queue = 'x' $$,
+  'and leaves no queue behind');
 
 select results_eq(
   $$ select durable.create_queue(name)

@@ -8,13 +8,19 @@ returns setof durable.write_outcome
 language plpgsql
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
   _written boolean := true;
   _completed uuid[] := array[]::uuid[];
   _failed uuid[] := array[]::uuid[];
   _fallen uuid[] := array[]::uuid[];
 begin
+  if pg_column_size(checkpoints) > 16777216 then
+    perform durable._check_sizes('value of a step', 'value', checkpoints);
+  end if;
+  if pg_column_size(completions) > 16777216 then
+    perform durable._check_sizes('result', 'result', completions);
+  end if;
   if checkpoints is not null and completions is not null or failures is not null then
     perform durable._lock_own(_queue, checkpoints, completions, failures);
   end if;
@@ -251,7 +257,7 @@ begin
   loop
     if durable._hold(queue, _own.task_id, _own.claim) then
       perform durable._end_attempt(queue, _own.task_id, 'failed',
-        coalesce(_own.error, '{"type": "Error", "message": ""}'), coalesce(_own.retryable, true));
+        coalesce(durable._bounded_error(_own.error), '{"type": "Error", "message": ""}'), coalesce(_own.retryable, true));
       _failed := _failed || _own.task_id;
     end if;
   end loop;

@@ -18,6 +18,10 @@ declare
   _cancelled uuid[];
 begin
   perform durable._require_queue(_queue);
+  if octet_length(reason) > 1000 then
+    perform durable._refuse_argument(format('reason is %s bytes long', octet_length(reason)),
+      'Pass at most 1000 bytes of text.');
+  end if;
   select tasks.finished_at into _finished_at
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = cancel_task.task_id;
@@ -39,7 +43,7 @@ $$;
 comment on function durable.cancel_task is
 'Cancels a task and all live tasks below it, at once: their workers'' next writes are
 refused with WFCAN. Returns false when it had finished already. Refuses an unknown
-queue WFQUE and an unknown task WFNFD.';
+queue WFQUE, an unknown task WFNFD and a reason of more than 1,000 bytes 22023.';
 
 
 -- Locks the tree below a task that is about to be cancelled. A child's id is greater

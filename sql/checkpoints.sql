@@ -119,7 +119,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
 begin
   perform durable._settle(_queue, tasks, durable._now());
   return query

@@ -25,18 +25,57 @@ end;
 $$;
 
 
--- 16 MiB: far above what belongs in a queue, far below what Postgres refuses.
+-- 16 MiB: far above what belongs in a queue, far below what Postgres refuses. What comes
+-- compressed out of a caller's table is counted as the text it is.
 create or replace function durable._checked_size(what text, value jsonb)
 returns jsonb
 language plpgsql
 stable
 as $$
+declare
+  _size integer := case when pg_column_compression(value) is null
+    then pg_column_size(value) else octet_length(value::text) end;
 begin
-  if pg_column_size(value) > 16777216 then
-    perform durable._refuse_argument(format('%s is %s bytes', what, pg_column_size(value)),
+  if _size > 16777216 then
+    perform durable._refuse_argument(format('%s is %s bytes', what, _size),
       'Pass at most 16777216 bytes; store large data elsewhere and pass where it is.');
   end if;
   return value;
+end;
+$$;
+
+
+-- What a worker says of its tasks is text until it is kept; one look at all of it spares
+-- the look at each.
+create or replace function durable._check_sizes(what text, key text, said json)
+returns void
+language plpgsql
+stable
+as $$
+begin
+  perform durable._refuse_argument(format('%s is %s bytes', what, octet_length(own ->> key)),
+    'Pass at most 16777216 bytes; store large data elsewhere and pass where it is.')
+  from json_array_elements(said) as own
+  where pg_column_size(own) > 16777216 and octet_length((own -> key)::text) > 16777216;
+end;
+$$;
+
+
+-- A failure is never refused for what it says: where that is too much, the end of it is
+-- kept, which is where a traceback says why.
+create or replace function durable._bounded_error(error jsonb)
+returns jsonb
+language plpgsql
+immutable
+as $$
+begin
+  if pg_column_size(error) <= 262144 then
+    return error;
+  end if;
+  return jsonb_strip_nulls(jsonb_build_object(
+    'type', coalesce(left(error ->> 'type', 255), 'Error'),
+    'message', coalesce('…' || right(error ->> 'message', 20000), ''),
+    'traceback', '…' || right(error ->> 'traceback', 20000)));
 end;
 $$;
 
@@ -126,7 +165,7 @@ begin
   _options.max_attempts := case when options ? 'max_attempts'
     then durable._max_attempts(options) else 5 end;
   _options.retry := durable._checked_retry(options -> 'retry');
-  _options.headers := nullif(options -> 'headers', 'null');
+  _options.headers := durable._checked_size('headers', nullif(options -> 'headers', 'null'));
   if jsonb_typeof(_options.headers) <> 'object' then
     perform durable._refuse_argument('headers in options must be a JSON object',
       'Pass an object such as {"trace": "..."}.');

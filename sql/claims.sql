@@ -207,7 +207,7 @@ set enable_bitmapscan = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _names text[] := coalesce(names, durable._waiting_names(_queue));
 begin
   return (
@@ -242,7 +242,7 @@ set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set jit = off
 as $$
-  select unnest(durable._waiting_names(queue));
+  select unnest(durable._waiting_names(durable._granted(queue)));
 $$;
 
 comment on function durable.list_waiting_names is
@@ -260,7 +260,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _expires_at timestamptz;
   _held record;
   _outcome text;
@@ -311,7 +311,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
   _held record;
 begin
@@ -353,7 +353,7 @@ set enable_sort = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _worker text collate "C" := worker;
   _now timestamptz := durable._now();
   _unknown uuid;

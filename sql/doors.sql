@@ -17,7 +17,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return pg_try_advisory_lock(hashtext('durable.' || door), hashtext(queue));
+  if door is null or door collate "C" not in ('work', 'results') then
+    perform durable._refuse_argument('there is no such door', 'Pass work or results.');
+  end if;
+  return pg_try_advisory_lock(hashtext('durable.' || door), hashtext(durable._granted(queue)));
 end;
 $$;
 
@@ -25,9 +28,11 @@ comment on function durable.take_door is
 'Asks to be notified, from now on and as long as this session holds the door, on the
 channel durable_work (a task of the queue became claimable) or durable_results (one
 finished); the payload is the queue. door: work or results. Returns false when
-another session holds it: poll. After taking a door, look once more before waiting.';
+another session holds it: poll. After taking a door, look once more before waiting.
+Refuses any other door 22023.';
 
 
+-- Not a matter of the queue's roles: who has lost the right must still let go.
 create or replace function durable.leave_door(queue text, door text default 'work')
 returns void
 language plpgsql

@@ -11,6 +11,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   values
     ('22023', 'invalid_argument', 'An argument was refused, before anything was written; the hint says what to pass.'),
+    ('42501', 'forbidden',        'The function, or this queue, is not granted to the caller.'),
     ('WFCAN', 'cancelled',        'The task has been cancelled; stop working on it.'),
     ('WFCON', 'conflict',         'The idempotency key belongs to a task with another name or other params.'),
     ('WFFIN', 'already_finished', 'The task has reached its final state, which this call cannot change.'),

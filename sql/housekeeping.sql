@@ -12,7 +12,7 @@ as $$
 declare
   _kept durable.house_kept;
 begin
-  if pg_try_advisory_xact_lock(hashtext('durable.house'), hashtext(queue)) then
+  if pg_try_advisory_xact_lock(hashtext('durable.house'), hashtext(durable._granted(queue))) then
     _kept := (
       durable.expire_leases(queue, quantity),
       durable.expire_deadlines(queue, quantity),

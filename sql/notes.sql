@@ -44,7 +44,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _note durable.notes;
   _applied integer := 0;
 begin

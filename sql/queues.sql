@@ -1,4 +1,9 @@
--- Queues: namespaces of tasks, and how long each keeps what is over.
+-- Queues: namespaces of tasks, how long each keeps what is over, and for whom it is.
+--
+-- A function is granted for all queues; a queue's roles say whose members may use it.
+-- Every public function that is given a queue looks. Inside one `current_user` is the
+-- owner, so the caller is whom the session has set as its role, else who logged in. Who
+-- may call create_queue may use every queue: it could put itself on the list.
 
 create or replace function durable.create_queue(queue text, policy jsonb default '{}')
 returns boolean
@@ -11,12 +16,14 @@ declare
   _now timestamptz := durable._now();
   _keep_tasks double precision;
   _keep_events double precision;
+  _roles text[];
   _created boolean;
 begin
   perform durable._checked_name('queue name', queue, 100);
-  perform durable._check_keys('policy', policy, array['keep_tasks', 'keep_events']);
+  perform durable._check_keys('policy', policy, array['keep_tasks', 'keep_events', 'roles']);
   _keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _keep_events := durable._number('policy', policy, 'keep_events', 0);
+  _roles := durable._checked_roles(policy -> 'roles');
 
   insert into durable.queues (queue, created_at, keep_tasks, keep_events)
   values (_queue, _now, 2592000, 2592000)
@@ -28,7 +35,8 @@ begin
   update durable.queues
   set
     keep_tasks = case when policy ? 'keep_tasks' then _keep_tasks else queues.keep_tasks end,
-    keep_events = case when policy ? 'keep_events' then _keep_events else queues.keep_events end
+    keep_events = case when policy ? 'keep_events' then _keep_events else queues.keep_events end,
+    roles = case when policy ? 'roles' then _roles else queues.roles end
   where queues.queue = _queue
     and policy <> '{}';
   return _created;
@@ -38,8 +46,41 @@ $$;
 comment on function durable.create_queue is
 'Creates a queue, or changes the policy of one that exists; returns whether it was
 created. policy: keep_tasks and keep_events, the seconds for which finished tasks and
-events are kept (30 days each unless said; null keeps them for ever). Refuses an
-empty or longer than 100 bytes name, and unknown keys (22023).';
+events are kept (30 days each unless said; null keeps them for ever); roles, the names of
+those whose members may use it (null, as unless said: everybody who may call the
+functions), which counts from the next call on. Refuses an empty or longer than 100 bytes
+name, unknown keys and unknown roles (22023).';
+
+
+-- The names of the roles, as the table has them.
+create or replace function durable._checked_roles(roles jsonb)
+returns text[]
+language plpgsql
+stable
+as $$
+declare
+  _unknown text;
+begin
+  if roles is null or roles = 'null' then
+    return null;
+  elsif jsonb_typeof(roles) <> 'array' or roles = '[]'
+    or exists (select from jsonb_array_elements(roles) as role where jsonb_typeof(role) <> 'string')
+  then
+    perform durable._refuse_argument('roles in policy must be an array of names',
+      'Pass the names of roles, or null for everybody.');
+  end if;
+  select name into _unknown
+  from jsonb_array_elements_text(roles) as name
+  where not exists (select from pg_roles where rolname = name)
+  order by name collate "C"
+  limit 1;
+  if found then
+    perform durable._refuse_argument(format('no role "%s"', _unknown),
+      'Create it first: a queue is for roles that exist.');
+  end if;
+  return array(select jsonb_array_elements_text(roles));
+end;
+$$;
 
 
 create or replace function durable.drop_queue(queue text)
@@ -92,6 +133,76 @@ end;
 $$;
 
 
+create or replace function durable._require_queue(queue text)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _roles text[];
+begin
+  select queues.roles into _roles from durable.queues where queues.queue = _queue;
+  if not found then
+    raise exception using errcode = 'WFQUE',
+      message = format('no queue "%s"', queue),
+      hint = format('Create it: select durable.create_queue(%L).', queue);
+  elsif _roles is not null and not durable._may_use(_roles) then
+    perform durable._refuse_queue(queue);
+  end if;
+end;
+$$;
+
+
+-- The queue, if the caller may use it, or if there is none: what is not there needs no
+-- right. For those that get by without its row; as with names, an assignment costs least.
+create or replace function durable._granted(queue text)
+returns text
+language plpgsql
+stable
+as $$
+declare
+  _queue text collate "C" := queue;
+  _roles text[];
+begin
+  select queues.roles into _roles from durable.queues where queues.queue = _queue;
+  if _roles is not null and not durable._may_use(_roles) then
+    perform durable._refuse_queue(queue);
+  end if;
+  return queue;
+end;
+$$;
+
+
+-- Membership is what Postgres itself asks for when it looks at a grant: inherited.
+create or replace function durable._may_use(roles text[])
+returns boolean
+language plpgsql
+stable
+as $$
+declare
+  _caller name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+begin
+  return roles is null
+    or exists (
+      select from pg_roles
+      where pg_roles.rolname = any (roles) and pg_has_role(_caller, pg_roles.oid, 'usage'))
+    or has_function_privilege(_caller, 'durable.create_queue(text, jsonb)', 'execute');
+end;
+$$;
+
+
+create or replace function durable._refuse_queue(queue text)
+returns void
+language plpgsql
+as $$
+begin
+  raise exception using errcode = '42501',
+    message = format('no right to use the queue "%s"', queue),
+    hint = 'Its roles say who may; create_queue() with the policy {"roles": [...]} changes them.';
+end;
+$$;
+
+
 create or replace function durable.list_queues()
 returns setof text
 language sql
@@ -101,28 +212,12 @@ set search_path = pg_catalog, pg_temp
 as $$
   select queues.queue
   from durable.queues
+  where durable._may_use(queues.roles)
   order by queues.queue;
 $$;
 
 comment on function durable.list_queues is
-'Lists the queues by name.';
-
-
-create or replace function durable._require_queue(queue text)
-returns void
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-begin
-  perform from durable.queues where queues.queue = _queue;
-  if not found then
-    raise exception using errcode = 'WFQUE',
-      message = format('no queue "%s"', queue),
-      hint = format('Create it: select durable.create_queue(%L).', queue);
-  end if;
-end;
-$$;
+'Lists by name the queues that the caller may use.';
 
 
 create or replace function durable.version()

@@ -14,7 +14,7 @@ set enable_sort = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
   _lost record;
   _expired integer := 0;
@@ -65,7 +65,7 @@ set enable_sort = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
   _late record;
   _ended uuid[] := array[]::uuid[];

@@ -11,7 +11,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
 begin
   return query
     select

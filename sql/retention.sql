@@ -14,7 +14,7 @@ set enable_sort = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _policy durable.queues;
   _cutoff timestamptz;
   _walked uuid[];
@@ -212,7 +212,7 @@ set enable_sort = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _policy durable.queues;
   _cutoff timestamptz;
   _name text collate "C";

@@ -44,7 +44,7 @@ begin
     _name, _options.idempotency_key, _params, _options.headers, _options.retry, _now,
     _now + make_interval(secs => _options.max_delay)
   from durable.queues
-  where queues.queue = _queue;
+  where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
   if not found then
     perform durable._require_queue(_queue);
   end if;

@@ -41,10 +41,13 @@ as $$
       group by tasks.name
     ) as name
   ) as ready
-  where queue_stats.queue is null or queues.queue = queue_stats.queue collate "C"
+  where case
+    when queue_stats.queue is null then durable._may_use(queues.roles)
+    else queues.queue = durable._granted(queue_stats.queue) collate "C"
+  end
   order by queues.queue;
 $$;
 
 comment on function durable.queue_stats is
-'Counts the tasks of a queue (null: of every queue) by state, and those claimable now by
-name. Reads every task of the queue.';
+'Counts the tasks of a queue (null: of every queue the caller may use) by state, and
+those claimable now by name. Reads every task of the queue.';

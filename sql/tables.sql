@@ -67,17 +67,19 @@ create table durable.queues (
   keep_events      double precision,
   tasks_cleaned_to uuid,
   events_pruned_to text collate "C",
+  roles            text[] collate "C",
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
   constraint queues_keep_events_for_a_time check (keep_events >= 0)
 );
 
-comment on table  durable.queues                  is 'The namespaces of tasks, and how long each keeps what is over.';
+comment on table  durable.queues                  is 'The namespaces of tasks, how long each keeps what is over, and for whom it is.';
 comment on column durable.queues.queue            is 'Its name, at most 100 bytes.';
 comment on column durable.queues.created_at       is 'When it was created.';
 comment on column durable.queues.keep_tasks       is 'Seconds a finished task is kept; null: for ever.';
 comment on column durable.queues.keep_events      is 'Seconds an event is kept; null: for ever.';
 comment on column durable.queues.tasks_cleaned_to is 'Where the last cleanup ended; the next goes on from there and wraps round.';
 comment on column durable.queues.events_pruned_to is 'Where the last pruning of events ended.';
+comment on column durable.queues.roles            is 'By name, the roles whose members may use it; null: everybody who may call the functions.';
 
 insert into durable.queues (queue, created_at, keep_tasks, keep_events)
 values ('default', clock_timestamp(), 2592000, 2592000);

@@ -16,6 +16,7 @@ from durable.errors import (
     AlreadyFinished,
     Conflict,
     DurableError,
+    Forbidden,
     InvalidArgument,
     LeaseLost,
     NonRetryable,
@@ -32,6 +33,7 @@ from durable.errors import (
 
 CODES: dict[str, type[DurableError]] = {
     "22023": InvalidArgument,
+    "42501": Forbidden,
     "WFCAN": TaskCancelled,
     "WFCON": Conflict,
     "WFFIN": AlreadyFinished,

@@ -19,6 +19,7 @@ from tests.support.schema import GOLDEN, bodies, described
 Connect: TypeAlias = Callable[[], psycopg.Connection]
 
 NAMES_SEEN = "select name from durable.migrations order by number"
+SHIPPED = [("install",), ("0002_roles_of_a_queue.sql",)]
 
 
 class Sources:
@@ -75,13 +76,13 @@ def test_changes_nothing_when_there_is_nothing_new(
     for _ in range(2):
         migrate()
         assert (described(db), bodies(db)) == before
-    assert db.execute(NAMES_SEEN).fetchall() == [("install",)]
+    assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
 def test_keeps_tasks_through_an_upgrade(
     dsn: str, db: psycopg.Connection, sources: Sources
 ) -> None:
-    sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
+    sources.migration("9002_rank.sql", "alter table durable.tasks add rank integer;\n")
     with Durable(dsn) as app:
         handle = app.spawn("x", {"order": 7})
         app.migrate()
@@ -99,7 +100,7 @@ alter table durable.tasks add rank integer;
 comment on column durable.tasks.rank is 'Who goes first.';
 create index tasks_rank_idx on durable.tasks (queue, rank) where rank is not null;
 """
-    sources.migration("0002_rank.sql", change)
+    sources.migration("9002_rank.sql", change)
     with (sources / "stats.sql").open("a") as functions:
         functions.write("""
 create or replace function durable.count_ranked(queue text) returns bigint
@@ -115,6 +116,22 @@ $$;
     assert "tasks.rank integer" in upgraded[0]
     reinstall(db)
     assert (described(db), bodies(db), db.execute(NAMES_SEEN).fetchall()) == upgraded
+
+
+def test_brings_the_first_version_to_this_one(
+    dsn: str, db: psycopg.Connection, migrate: Callable[[], None]
+) -> None:
+    before = described(db), bodies(db)
+    db.execute("""
+alter table durable.queues drop column roles;
+comment on table durable.queues is 'As it was.';
+delete from durable.migrations where number > 1;
+""")
+    migrate()
+    assert (described(db), bodies(db)) == before
+    assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
+    with Durable(dsn) as app:
+        assert app.spawn("x").created
 
 
 def test_drops_what_the_new_version_no_longer_has(
@@ -135,35 +152,35 @@ def test_applies_each_migration_once_and_in_order(
     db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
 ) -> None:
     db.execute("create table public.applied (name text)")
-    for number in (10, 2, 3):
+    for number in (9010, 9002, 9003):
         name = f"{number:04}_step.sql"
         note = f"insert into public.applied values ('{name}');\n"
         sources.migration(name, note, install="-- nothing\n")
     migrate()
-    (sources / "migrations" / "0011_late.sql").write_text(
-        "insert into public.applied values ('0011_late.sql');\n"
+    (sources / "migrations" / "9011_late.sql").write_text(
+        "insert into public.applied values ('9011_late.sql');\n"
     )
     migrate()
     migrate()
-    names = ["0002_step.sql", "0003_step.sql", "0010_step.sql", "0011_late.sql"]
+    names = ["9002_step.sql", "9003_step.sql", "9010_step.sql", "9011_late.sql"]
     assert db.execute("table public.applied").fetchall() == [(name,) for name in names]
-    assert db.execute(NAMES_SEEN).fetchall() == [("install",), *((n,) for n in names)]
+    assert db.execute(NAMES_SEEN).fetchall() == [*SHIPPED, *((n,) for n in names)]
 
 
 def test_leaves_nothing_of_a_migration_that_breaks_off(
     db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
 ) -> None:
     before = described(db), bodies(db)
-    sources.migration("0002_good.sql", "alter table durable.tasks add good integer;\n")
+    sources.migration("9002_good.sql", "alter table durable.tasks add good integer;\n")
     sources.migration(
-        "0003_bad.sql",
+        "9003_bad.sql",
         "alter table durable.tasks add bad integer;\nselect 1 / 0;\n",
         install="-- nothing\n",
     )
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate()
     assert (described(db), bodies(db)) == before
-    assert db.execute(NAMES_SEEN).fetchall() == [("install",)]
+    assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
 def test_leaves_nothing_of_an_install_that_breaks_off(
@@ -195,7 +212,7 @@ def test_is_installed_once_by_many_at_the_same_time(
     for thread in threads:
         thread.join()
     assert failures == []
-    assert db.execute(NAMES_SEEN).fetchall() == [("install",)]
+    assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
 def test_installs_the_same_from_the_one_flat_file(db: psycopg.Connection) -> None:

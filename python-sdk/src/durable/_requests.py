@@ -29,6 +29,9 @@ __all__ = [
 
 R = TypeVar("R")
 
+LONGEST_REASON: Final = 1000
+"""In bytes."""
+
 OMITTED: Final[Any] = object()
 """Params that nobody gave: None if the task takes that, else `{}` as in SQL."""
 
@@ -117,10 +120,14 @@ def _is_listed(given: object) -> bool:
 
 
 def check_reason(reason: object) -> str:
-    """Return the reason of a cancellation; InvalidArgument if Postgres refused it."""
+    """Return the reason of a cancellation; InvalidArgument if it cannot be kept."""
     if not isinstance(reason, str):
         raise InvalidArgument(f"a reason must be a str, not {type(reason).__name__}")
     PLAIN.dump(reason)
+    if (size := len(reason.encode())) > LONGEST_REASON:
+        raise InvalidArgument(
+            f"a reason is {size} bytes long, and may be {LONGEST_REASON}"
+        )
     return reason
 
 

@@ -37,7 +37,7 @@ def version() -> Statement:
     return Statement("select durable.version()")
 
 
-def create_queue(queue: str, policy: Mapping[str, float | None]) -> Statement:
+def create_queue(queue: str, policy: Mapping[str, Any]) -> Statement:
     return Statement(
         "select durable.create_queue(%s, %s::text::jsonb)", (queue, json.dumps(policy))
     )

@@ -1,7 +1,8 @@
 """What durable raises on purpose.
 
     DurableError
-      NotFound, AlreadyFinished, Conflict, UnknownQueue, LeaseLost, SchemaVersion
+      NotFound, AlreadyFinished, Conflict, UnknownQueue, LeaseLost, SchemaVersion,
+      Forbidden
       InvalidArgument        also a ValueError
       TaskFailed             the outcome of a task: result(), join()
       TaskCancelled          the outcome of a task, or what the database says of it
@@ -25,6 +26,7 @@ __all__ = [
     "AlreadyFinished",
     "Conflict",
     "DurableError",
+    "Forbidden",
     "InvalidArgument",
     "LeaseLost",
     "NonRetryable",
@@ -87,6 +89,10 @@ class LeaseLost(DurableError, code="WFLST"):
 
 class SchemaVersion(DurableError, code="WFVER"):
     """The database lacks durable's schema, or has one this package cannot use."""
+
+
+class Forbidden(DurableError, code="42501"):
+    """The function, or the queue, is not granted to the role that called."""
 
 
 class InvalidArgument(DurableError, ValueError, code="22023"):

@@ -124,7 +124,8 @@ class AsyncDurable:
     ) -> bool:
         """Create a queue, or change the policy of one; return whether it is new.
 
-        Raises InvalidArgument for a name or a policy it cannot have.
+        Raises InvalidArgument for a name or a policy it cannot have, and Forbidden
+        where the role has no right to this.
         """
         statement = _sql.create_queue(self._named(queue), checked(policy))
         ((created,),) = await self.fetch(statement)
