@@ -1,0 +1,519 @@
+"""Nobody reaches what was not granted: every function and relation, as every role.
+
+What there is to try is read from the catalog; who may is the reviewed matrix below.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from durable import AsyncDurable, Durable, Forbidden
+from durable.errors import DurableError
+from tests.support.calls import Call, every_call, outcome
+from tests.support.roles import BECOMING, Roles
+from tests.support.schema import bodies, described
+from tests.support.survival import Share, Survived
+
+REFUSED = "attempts to reach what was not granted, all refused"
+TRAPS = "calls past a caller's own functions, operators and settings, none led astray"
+
+ABOUT_NO_QUEUE = {"errors", "list_queues", "version"}
+FREE = ABOUT_NO_QUEUE | {"leave_door"}  # who has lost a right must still let go
+CLIENT = FREE | {
+    *("spawn", "spawn_many", "emit_event", "cancel_task", "take_door"),
+    *("get_task_result", "get_task_results", "get_endings"),
+}
+HOUSEKEEPING = {
+    *("keep_house", "expire_leases", "expire_deadlines", "apply_notes"),
+    *("cleanup", "prune_events"),
+}
+WORKER = (
+    CLIENT
+    | HOUSEKEEPING
+    | {
+        *("claim_tasks", "get_next_due", "list_waiting_names", "extend_leases"),
+        *("release_tasks", "release_unknown", "load_checkpoints", "flush"),
+        *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
+        *("poll_waits", "sleep_until", "await_event", "await_tasks"),
+        *("spawn_children", "emit_from_task"),
+    }
+)
+WATCHING = {"queue_stats", "retry_task"}
+OPERATOR = CLIENT | HOUSEKEEPING | WATCHING | {"create_queue", "drop_queue"}
+VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
+
+# (role, queue): what it may call. "listed" is for the mailer alone; the stranger has
+# been granted everything but what changes that.
+MAY: dict[tuple[str, str], set[str]] = {
+    ("nobody", "open"): set(),
+    ("client", "open"): CLIENT,
+    ("worker", "open"): WORKER,
+    ("operator", "open"): OPERATOR,
+    ("stranger", "open"): WORKER | WATCHING,
+    ("mailer", "open"): WORKER,
+    ("nobody", "listed"): set(),
+    ("client", "listed"): FREE,
+    ("worker", "listed"): FREE,
+    ("operator", "listed"): OPERATOR,
+    ("stranger", "listed"): FREE,
+    ("mailer", "listed"): WORKER,
+}
+ROLES = ("nobody", "client", "worker", "operator", "stranger", "mailer")
+
+EVERYTHING = """
+select md5(string_agg(line, '' order by line)) from (
+  select tasks::text from durable.tasks
+  union all select runs::text from durable.runs
+  union all select checkpoints::text from durable.checkpoints
+  union all select events::text from durable.events
+  union all select waits::text from durable.waits
+  union all select idempotency_keys::text from durable.idempotency_keys
+  union all select notes::text from durable.notes
+  union all select queues::text from durable.queues
+  union all select migrations::text from durable.migrations
+) as lines (line)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Everybody in the play, and a held task in either queue."""
+
+    roles: Roles
+    names: dict[str, str]
+    tasks: dict[str, UUID]
+
+
+@pytest.fixture
+def cast(dsn: str, db: psycopg.Connection) -> Iterator[Cast]:
+    """Roles of every kind, an open queue, and one that is the mailer's."""
+    roles = Roles(db, dsn)
+    names = {
+        "nobody": roles.make("nobody"),
+        "client": roles.make("client", "durable_client"),
+        "worker": roles.make("worker", "durable_worker"),
+        "operator": roles.make("operator", "durable_operator"),
+        "stranger": roles.make(
+            "stranger",
+            "durable_client",
+            "durable_worker",
+            *(f"execute on function durable.{function}" for function in WATCHING),
+        ),
+        "mailer": roles.make("mailer", "durable_worker"),
+    }
+    tasks = {}
+    for queue, policy in (
+        ("open", "{}"),
+        ("listed", f'{{"roles": ["{names["mailer"]}"]}}'),
+    ):
+        db.execute("select durable.create_queue(%s, %s)", [queue, policy])
+        db.execute("select durable.spawn(%s, 'x')", [queue])
+        claim = "select task_id from durable.claim_tasks(%s, 'w')"
+        ((tasks[queue],),) = db.execute(claim, [queue]).fetchall()
+    yield Cast(roles, names, tasks)
+    roles.drop_all()
+
+
+def fingerprint(db: psycopg.Connection) -> object:
+    """Return what changes with any row, any function, any grant."""
+    acls = "select array_agg(proacl::text order by oid) from pg_proc"
+    return (
+        db.execute(EVERYTHING).fetchone(),
+        db.execute(f"{acls} where pronamespace = 'durable'::regnamespace").fetchone(),
+        described(db),
+        bodies(db),
+    )
+
+
+# -- functions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", BECOMING)
+def test_lets_every_role_call_what_it_was_granted_and_nothing_else(
+    db: psycopg.Connection, cast: Cast, how: str, survived: Survived
+) -> None:
+    before = fingerprint(db)
+    meant = {*DurableError.by_code, "ok"} - {"42501"}
+    for (role, queue), may in MAY.items():
+        calls = every_call(db, queue, cast.tasks[queue])
+        with cast.roles.session(cast.names[role], BECOMING[how]) as session:
+            for call in calls:
+                if call.function in may:
+                    with session.transaction(force_rollback=True):
+                        assert outcome(session, call) in meant, (role, queue, call)
+                else:
+                    assert outcome(session, call) == "42501", (role, queue, call)
+                    survived(REFUSED)
+    assert fingerprint(db) == before
+
+
+def test_has_reviewed_every_public_function(db: psycopg.Connection, cast: Cast) -> None:
+    calls = every_call(db, "open", cast.tasks["open"])
+    public = {call.function for call in calls if not call.function.startswith("_")}
+    assert public == WORKER | OPERATOR
+
+
+def test_tells_a_role_nothing_of_a_queue_that_is_not_its_own(
+    db: psycopg.Connection, cast: Cast, survived: Survived
+) -> None:
+    with cast.roles.session(cast.names["client"]) as session:
+        listed = session.execute("select durable.list_queues()").fetchall()
+        assert listed == [("default",), ("open",)]
+        for task_id in (cast.tasks["listed"], UUID(int=7)):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege) as refusal:
+                session.execute(
+                    "select durable.get_task_result('listed', %s)", [task_id]
+                )
+            assert refusal.value.diag.message_primary == (
+                'no right to use the queue "listed"'
+            )
+            survived(REFUSED)
+
+
+# -- tables, views, types, the schema --------------------------------------------------
+
+RELATIONS = """
+select relname, relkind, (
+  select attname from pg_attribute where attrelid = pg_class.oid and attnum = 1)
+from pg_class
+where relnamespace = 'durable'::regnamespace and relkind not in ('i', 'c')
+order by relname
+"""
+ON_A_RELATION = (
+    "select * from durable.{0}",
+    "select {1} from durable.{0}",
+    "copy (select * from durable.{0}) to stdout",
+    "select from durable.{0} for update",
+    "insert into durable.{0} default values",
+    "update durable.{0} set {1} = {1}",
+    "delete from durable.{0}",
+    "merge into durable.{0} using (select 1) as s on true when matched then delete",
+    "truncate durable.{0}",
+    "lock table durable.{0} in row exclusive mode",
+    "create table {2}.copied (like durable.{0})",
+    "create table {2}.child () inherits (durable.{0})",
+    "create trigger spy before insert on durable.{0} execute function {2}.spy()",
+    "create rule spy as on insert to durable.{0} do also notify spied",
+    "create policy spy on durable.{0}",
+    "create index on durable.{0} ({1})",
+    "create statistics {2}.spy on {1}, {1} from durable.{0}",
+    "alter table durable.{0} owner to {2}",
+    "alter table durable.{0} add column spied integer",
+    "alter table durable.{0} disable trigger all",
+    "grant select on durable.{0} to {2}",
+    "comment on column durable.{0}.{1} is 'spied'",
+    "drop table durable.{0}",
+    "drop view durable.{0}",
+)
+READING = ON_A_RELATION[:3]
+ON_A_TYPE = (
+    "alter type durable.{0} owner to {1}",
+    "alter type durable.{0} rename to spied",
+    "comment on type durable.{0} is 'spied'",
+    "drop type durable.{0}",
+)
+ON_A_FUNCTION = (
+    "create or replace function {0} returns integer language sql as 'select 1'",
+    "alter function {0} owner to {1}",
+    "alter function {0} set search_path = {1}",
+    "alter function {0} security invoker",
+    "grant execute on function {0} to {1}",
+    "drop function {0}",
+)
+ON_THE_SCHEMA = (
+    "create table durable.spied ()",
+    "create view durable.spied as select 1",
+    "create function durable.spied() returns integer language sql as 'select 1'",
+    "create type durable.spied as (a integer)",
+    "create domain durable.spied as text",
+    "create sequence durable.spied",
+    "create operator durable.= (leftarg = text, rightarg = text, function = texteq)",
+    "create aggregate durable.spied(integer) (sfunc = int4pl, stype = integer)",
+    "alter schema durable rename to spied",
+    "alter schema durable owner to {0}",
+    "grant create on schema durable to {0}",
+    "drop schema durable cascade",
+    "comment on schema durable is 'spied'",
+    "set role {1}",
+    "set session_replication_role = replica",
+    "grant {1} to {0}",
+    "alter role {0} superuser",
+    "grant durable_operator to {0}",
+    "create event trigger spy on ddl_command_end execute function pg_catalog.now()",
+    "alter default privileges for role {1} grant all on functions to public",
+)
+
+
+def refusal(session: psycopg.Connection, statement: str) -> str | None:
+    """Execute a statement; return the SQLSTATE it was refused with.
+
+    A grant by who may not is a warning where the role has the right itself.
+    """
+    try:
+        with session.transaction():
+            session.execute(statement)
+    except psycopg.Error as error:
+        return error.sqlstate
+    return "01007" if statement.startswith("grant ") else None
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_keeps_relations_types_and_the_schema_from_everybody_but_their_owner(
+    db: psycopg.Connection, cast: Cast, role: str, survived: Survived
+) -> None:
+    name, before = cast.names[role], fingerprint(db)
+    own = db.execute("select current_user").fetchone()
+    assert own is not None
+    readable = VIEWS if role == "operator" else set()
+    with cast.roles.session(name) as session:
+        session.execute("set client_min_messages = error")
+        session.execute(
+            f"create function {name}.spy() returns trigger language plpgsql"
+            " as 'begin return new; end'"
+        )
+        for relation, kind, column in db.execute(RELATIONS).fetchall():
+            for text in ON_A_RELATION:
+                statement = text.format(relation, column, name)
+                if text in READING and relation in readable:
+                    continue
+                if text.startswith("create table") and relation in readable:
+                    continue  # what may be read may be copied
+                found = refusal(session, statement)
+                assert found in may_refuse(kind), (statement, found)
+                survived(REFUSED)
+        for statement in others(db, name, own[0]):
+            found = refusal(session, statement)
+            assert found in {"42501", "01007", "42809", "2BP01"}, (statement, found)
+            survived(REFUSED)
+    assert fingerprint(db) == before
+
+
+def may_refuse(kind: str) -> set[str]:
+    """Return the SQLSTATEs of refusals: a view is no table, whoever asks."""
+    return {"42501", "01007"} | (
+        {"55000", "42809", "0A000"} if kind == "v" else {"42809"}
+    )
+
+
+def others(db: psycopg.Connection, name: str, owner: str) -> Iterator[str]:
+    """Yield statements that only the owner of the schema may execute."""
+    types = """
+        select typname from pg_type
+        where typnamespace = 'durable'::regnamespace and typcategory <> 'A'
+    """
+    for (found,) in db.execute(types).fetchall():
+        yield from (text.format(found, name) for text in ON_A_TYPE)
+    functions = """
+        select oid::regprocedure::text from pg_proc
+        where pronamespace = 'durable'::regnamespace
+    """
+    for (found,) in db.execute(functions).fetchall():
+        yield from (text.format(found, name) for text in ON_A_FUNCTION)
+    yield from (text.format(name, owner) for text in ON_THE_SCHEMA)
+
+
+# -- what a caller brings along --------------------------------------------------------
+
+SHADOWS = """
+select format('create function %%s.%%I(%%s) returns %%s language plpgsql as %%L',
+  %(schema)s::text, proname, (
+    select string_agg(format_type(argument, null), ', ' order by place)
+    from unnest(proargtypes) with ordinality as given (argument, place)),
+  case when proretset then 'setof ' end || format_type(prorettype, null),
+  'begin raise sqlstate ''TRAP0''; end')
+from pg_proc
+where pronamespace = 'pg_catalog'::regnamespace and prokind = 'f'
+  and prorettype not in (
+    select oid from pg_type where typtype = 'p' and typname not like 'any%%')
+  and exists (
+    select from pg_proc as ours
+    where ours.pronamespace = 'durable'::regnamespace
+      and ours.prosrc ~ ('\\m' || pg_proc.proname || '\\s*\\('))
+"""
+OPERATORS = """
+select format('create operator %%s.%%s (leftarg = %%s, rightarg = %%s, function = %%s)',
+  %(schema)s::text, oprname, format_type(oprleft, null), format_type(oprright, null),
+  format('%%s.trap_%%s', %(schema)s::text, oprcode::oid)),
+  format('create function %%s.trap_%%s(%%s, %%s) returns %%s language plpgsql as %%L',
+  %(schema)s::text, oprcode::oid,
+  format_type(oprleft, null), format_type(oprright, null), format_type(oprresult, null),
+  'begin raise sqlstate ''TRAP0''; end')
+from pg_operator
+where oprnamespace = 'pg_catalog'::regnamespace and oprleft <> 0
+  and oprname in ('=', '<>', '<', '<=', '>', '>=', '+', '-', '*', '%%', '||', '->',
+    '->>', '?', '~', '~*', '!~', '!~*')
+  and array[oprleft, oprright] <@ array['text', 'name', 'integer', 'bigint',
+    'uuid', 'jsonb', 'json', 'timestamptz', 'interval', 'double precision', 'numeric',
+    'boolean', 'tid', 'anyarray', 'anycompatiblearray', 'anycompatible'
+  ]::regtype[]::oid[]
+"""
+TABLES = """
+select relname from pg_class
+where relnamespace in ('durable'::regnamespace, 'pg_catalog'::regnamespace)
+  and relkind in ('r', 'v') and (relnamespace <> 'pg_catalog'::regnamespace
+    or relname in ('pg_roles', 'pg_class', 'pg_proc'))
+"""
+
+
+def lay_traps(db: psycopg.Connection, session: psycopg.Connection, schema: str) -> int:
+    """Make functions and operators that spring when they are called; count them."""
+    laid = 0
+    shadows = db.execute(SHADOWS, {"schema": schema}).fetchall()
+    for (statement,) in shadows:
+        laid += _may_be_made(session, statement)
+    for operator, function in db.execute(OPERATORS, {"schema": schema}).fetchall():
+        _may_be_made(session, function)
+        laid += _may_be_made(session, operator)
+    for (table,) in db.execute(TABLES).fetchall():
+        session.execute(f"create temporary table {table} (trap integer)")
+        laid += 1
+    session.execute(f"set search_path = pg_temp, {schema}, pg_catalog")
+    return laid
+
+
+def _may_be_made(session: psycopg.Connection, statement: str) -> bool:
+    try:
+        session.execute(statement)
+    except psycopg.Error:  # of a kind that nobody can make
+        return False
+    return True
+
+
+def reached(
+    session: psycopg.Connection, calls: list[Call], may: set[str]
+) -> dict[str, str]:
+    """Return what becomes of every call that may be made."""
+    found = {}
+    for call in calls:
+        if call.function in may:
+            with session.transaction(force_rollback=True):
+                found[call.function] = outcome(session, call)
+    return found
+
+
+def test_is_not_led_astray_by_what_a_caller_puts_before_the_catalog(
+    db: psycopg.Connection, cast: Cast, share: Share, random: Random, survived: Survived
+) -> None:
+    calls = every_call(db, "open", cast.tasks["open"])
+    for role in random.sample(["worker", "operator"], share(quick=1, long=2)):
+        may = MAY[role, "open"]
+        with cast.roles.session(cast.names[role]) as session:
+            expected = reached(session, calls, may)
+        with cast.roles.session(cast.names[role]) as session:
+            assert lay_traps(db, session, cast.names[role]) > 100
+            sprung = refusal(session, "select 'a'::text = 'a'::text")
+            assert sprung == "TRAP0"  # a trap does spring
+            assert reached(session, calls, may) == expected
+            survived(TRAPS, len(expected))
+
+
+SETTINGS = {
+    "array_nulls": "off",
+    "backslash_quote": "on",
+    "bytea_output": "escape",
+    "check_function_bodies": "off",
+    "constraint_exclusion": "on",
+    "datestyle": "German",
+    "default_transaction_isolation": "serializable",
+    "enable_indexscan": "off",
+    "extra_float_digits": "-15",
+    "from_collapse_limit": "1",
+    "intervalstyle": "iso_8601",
+    "jit_above_cost": "0",
+    "join_collapse_limit": "1",
+    "lc_numeric": "C",
+    "lock_timeout": "1h",
+    "max_parallel_workers_per_gather": "8",
+    "plan_cache_mode": "force_custom_plan",
+    "quote_all_identifiers": "on",
+    "row_security": "off",
+    "search_path": "",
+    "standard_conforming_strings": "off",
+    "statement_timeout": "1h",
+    "synchronize_seqscans": "off",
+    "synchronous_commit": "off",
+    "timezone": "Pacific/Chatham",
+    "transform_null_equals": "on",
+    "work_mem": "64kB",
+    "xmloption": "document",
+}
+
+
+@pytest.mark.parametrize("role", ["worker", "operator"])
+def test_means_the_same_whatever_a_caller_has_set(  # noqa: PLR0917 - fixtures
+    db: psycopg.Connection,
+    cast: Cast,
+    role: str,
+    share: Share,
+    random: Random,
+    survived: Survived,
+) -> None:
+    calls, may = every_call(db, "open", cast.tasks["open"]), MAY[role, "open"]
+    with cast.roles.session(cast.names[role]) as session:
+        expected = reached(session, calls, may)
+    before = fingerprint(db)
+    number = share(quick=6, long=len(SETTINGS))
+    for setting, value in random.sample(sorted(SETTINGS.items()), number):
+        with cast.roles.session(cast.names[role]) as session:
+            session.execute("select set_config(%s, %s, false)", [setting, value])
+            session.execute("set escape_string_warning = off")
+            assert reached(session, calls, may) == expected, (setting, value)
+            survived(TRAPS, len(expected))
+    assert fingerprint(db) == before
+
+
+# -- while it changes ------------------------------------------------------------------
+
+
+def as_role(dsn: str, role: str) -> str:
+    """Return an address under which everything is done as that role."""
+    return f"{dsn}{'&' if '?' in dsn else '?'}options=-crole%3D{role}"
+
+
+def test_counts_from_the_next_call_on(dsn: str, cast: Cast, survived: Survived) -> None:
+    mailer, client = (as_role(dsn, cast.names[role]) for role in ("mailer", "client"))
+    with (
+        Durable(dsn, queue="listed") as owner,
+        Durable(mailer, queue="listed") as mails,
+        Durable(client, queue="listed") as other,
+    ):
+        forbidden = functools.partial(pytest.raises, Forbidden, match="listed")
+        handle = mails.spawn("mail")
+        for _ in range(5):
+            with forbidden():
+                other.spawn("mail")
+            with forbidden():
+                other.get_result(handle.task_id)
+            owner.create_queue(roles=None)
+            assert other.get_result(handle.task_id).state == "pending"
+            owner.create_queue(roles=[cast.names["mailer"]])
+            assert handle.state() == "pending"
+            survived(REFUSED, 2)
+
+
+async def test_ends_a_worker_whose_queue_is_no_longer_for_it(
+    dsn: str, db: psycopg.Connection, cast: Cast
+) -> None:
+    async def work() -> None:
+        address = as_role(dsn, cast.names["mailer"])
+        async with (
+            AsyncDurable(address, queue="listed") as app,
+            app.worker(poll=0.05) as worker,
+        ):
+            roles = json.dumps({"roles": [cast.names["client"]]})
+            db.execute("select durable.create_queue('listed', %s::jsonb)", [roles])
+            while True:
+                await worker.drain()
+
+    with pytest.raises(Forbidden, match="listed"):
+        await work()
+    held = "select 1 from durable.tasks where queue = 'listed' and state = 'running'"
+    assert db.execute(held).rowcount == 1
