@@ -7,6 +7,7 @@ that came from a checkpoint, or cannot be saved at all, fails the task.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import json
 import traceback
@@ -19,9 +20,18 @@ from durable._json import Unsavable
 from durable._values import PLAIN
 from durable.errors import NonRetryable, StepFailed, TaskError
 
-__all__ = ["error_json", "is_final", "mark_recorded", "restore", "step_error_json"]
+__all__ = [
+    "error_json",
+    "is_final",
+    "mark_recorded",
+    "restore",
+    "said",
+    "step_error_json",
+]
 
 _LONGEST: Final = 20_000
+_LONGEST_NAME: Final = 255
+_LONGEST_ARGS: Final = 1_000_000
 _RECORDED: Final = "__durable_recorded__"
 
 
@@ -33,12 +43,10 @@ def error_json(error: BaseException) -> str:
 def step_error_json(error: Exception) -> str:
     """Return what a failed step keeps: enough to restore the exception."""
     described = _described(error)
-    described["module"] = type(error).__module__
-    try:
-        PLAIN.dump(list(error.args))
-    except Unsavable:
-        return _json(described)
-    described["args"] = list(error.args)
+    described["module"] = _printable(type(error).__module__)
+    with contextlib.suppress(Unsavable):
+        if len(PLAIN.dump(list(error.args))) <= _LONGEST_ARGS:
+            described["args"] = list(error.args)
     return _json(described)
 
 
@@ -78,6 +86,14 @@ def is_final(error: BaseException, no_retry: tuple[type[Exception], ...]) -> boo
     )
 
 
+def said(error: BaseException) -> str:
+    """Return the text of an exception, whatever its class makes of that."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - it is the user's own code
+        return f"<no message: str() raised {type(failure).__name__}>"
+
+
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
@@ -91,8 +107,8 @@ def _described(error: BaseException) -> dict[str, Any]:
     named = cause if cause is not None and error.args == (cause,) else error
     lines = traceback.format_exception(error)
     return {
-        "type": type(named).__qualname__,
-        "message": _printable(str(named)),
+        "type": _printable(type(named).__qualname__)[:_LONGEST_NAME],
+        "message": _printable(said(named)),
         "traceback": _printable("".join(lines)),
     }
 

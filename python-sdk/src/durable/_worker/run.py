@@ -24,7 +24,7 @@ from uuid import UUID
 import psycopg
 
 from durable._json import Unsavable
-from durable._worker.failures import error_json, is_final, mark_recorded
+from durable._worker.failures import error_json, is_final, mark_recorded, said
 from durable._worker.history import History
 from durable._worker.saving import Write
 from durable._worker.waits import Branch, Resolved, Waits
@@ -248,7 +248,7 @@ class Run:
             claimed.attempt,
             claimed.name,
             claimed.task_id,
-            error,
+            said(error),
             exc_info=error,
             extra={
                 "queue": claimed.queue,
