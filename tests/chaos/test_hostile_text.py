@@ -63,6 +63,12 @@ class Place:
     limit: int = ANY
     is_free: bool = False  # it may have any character, be empty or blank
 
+    def takes(self, text: str) -> bool:
+        """Whether the text has to be kept, else refused."""
+        if self.is_free:
+            return len(text.encode()) <= self.limit
+        return is_name(text, self.limit)
+
 
 SPAWNED = "select {0} from durable.tasks where state = 'pending'"
 OF_TASK = "select {0} from durable.tasks where task_id = %(task_id)s"
@@ -181,24 +187,24 @@ def held_task(db: psycopg.Connection) -> UUID:
     return found
 
 
-@pytest.mark.parametrize("where", SQL)
 def test_keeps_or_refuses_any_text_in_sql(
-    db: psycopg.Connection, where: str, share: Share, random: Random, survived: Survived
+    db: psycopg.Connection, share: Share, random: Random, survived: Survived
 ) -> None:
-    place, task_id = SQL[where], held_task(db)
+    task_id = held_task(db)
     before = db.execute(EVERYTHING).fetchone()
-    for text in texts(share, random):
-        given = {"text": text, "task_id": task_id}
-        fits = len(text.encode()) <= place.limit
-        if fits if place.is_free else is_name(text, place.limit):
-            with db.transaction(force_rollback=True):
-                db.execute(f"select {place.call}", given)
-                assert db.execute(place.found, given).fetchall() == [(text,)], text
-            survived(KEPT)
-        else:
-            with pytest.raises(psycopg.errors.InvalidParameterValue):
-                db.execute(f"select {place.call}", given)
-            survived(REFUSED)
+    for where, place in SQL.items():
+        for text in texts(share, random):
+            given = {"text": text, "task_id": task_id}
+            if place.takes(text):
+                with db.transaction(force_rollback=True):
+                    db.execute(f"select {place.call}", given)
+                    found = db.execute(place.found, given).fetchall()
+                assert found == [(text,)], (where, text)
+                survived(KEPT)
+            else:
+                with pytest.raises(psycopg.errors.InvalidParameterValue):
+                    db.execute(f"select {place.call}", given)
+                survived(REFUSED)
     assert db.execute(EVERYTHING).fetchone() == before
 
 
@@ -232,25 +238,26 @@ JSON_ARGUMENTS = (
     "durable.emit_event('default', 'e', %s)",
     "durable.create_queue('new', %s)",
 )
+ENDING = "durable.complete_tasks('default', %s)"
 
 
-@pytest.mark.parametrize("escape", ["\\u0000", "\\ud800", "\\udc00\\ud800", "\\ud83dx"])
+ESCAPES = ("\\u0000", "\\ud800", "\\udc00\\ud800", "\\ud83dx")
+
+
 def test_refuses_json_that_no_text_can_be(
-    db: psycopg.Connection, escape: str, survived: Survived
+    db: psycopg.Connection, survived: Survived
 ) -> None:
     task_id = held_task(db)
     before = db.execute(EVERYTHING).fetchone()
-    documents = [f'"{escape}"', f'{{"{escape}": 1}}', f'[{{"task": "a{escape}"}}]']
-    for call in JSON_ARGUMENTS:
-        for document in documents:
+    for escape in ESCAPES:
+        documents = [f'"{escape}"', f'{{"{escape}": 1}}', f'[{{"task": "a{escape}"}}]']
+        calls = [(call, text) for call in JSON_ARGUMENTS for text in documents]
+        ended = f'[{{"task_id": "{task_id}", "claim": 1, "result": "{escape}"}}]'
+        for call, document in [*calls, (ENDING, ended)]:
             with pytest.raises(psycopg.DataError) as refusal:
                 db.execute(f"select {call}", [document])
             assert refusal.value.sqlstate in {"22P05", "22P02"}
             survived(REFUSED)
-    ended = f'[{{"task_id": "{task_id}", "claim": 1, "result": "{escape}"}}]'
-    with pytest.raises(psycopg.DataError):
-        db.execute("select durable.complete_tasks('default', %s)", [ended])
-    survived(REFUSED)
     assert db.execute(EVERYTHING).fetchone() == before
 
 
@@ -328,39 +335,33 @@ def is_kept(limit: int = ANY) -> Callable[[str], bool]:
     return lambda text: len(text.encode()) <= limit
 
 
-SDK: dict[str, tuple[Use, Callable[[str], bool]]] = {
-    "create_queue": (queue, is_printable_name(100)),
-    "spawn": (name, is_printable_name(100)),
-    "params": (params, is_kept()),
-    "idempotency_key": (key, is_printable_name(255)),
-    "headers": (header, is_kept()),
-    "emit_event": (event, is_printable_name(255)),
-    "payload": (payload, is_kept()),
-    "reason": (reason, is_kept(1000)),
-}
+SDK: list[tuple[Use, Callable[[str], bool]]] = [
+    (queue, is_printable_name(100)),
+    (name, is_printable_name(100)),
+    (params, is_kept()),
+    (key, is_printable_name(255)),
+    (header, is_kept()),
+    (event, is_printable_name(255)),
+    (payload, is_kept()),
+    (reason, is_kept(1000)),
+]
 
 
-@pytest.mark.parametrize("where", SDK)
-def test_keeps_or_refuses_any_text_in_the_sdk(  # noqa: PLR0917 - fixtures
-    dsn: str,
-    db: psycopg.Connection,
-    where: str,
-    share: Share,
-    random: Random,
-    survived: Survived,
+def test_keeps_or_refuses_any_text_in_the_sdk(
+    dsn: str, db: psycopg.Connection, share: Share, random: Random, survived: Survived
 ) -> None:
-    use, fits = SDK[where]
     with Durable(dsn, listen=False) as client:
-        for text in texts(share, random):
-            if fits(text):
-                assert use(client, db, text) == text
-                survived(KEPT)
-            else:
+        for use, takes in SDK:
+            for text in texts(share, random):
+                if takes(text):
+                    assert use(client, db, text) == text
+                    survived(KEPT)
+                else:
+                    refused(use, client, db, text)
+                    survived(REFUSED)
+            for text in UNKEEPABLE:
                 refused(use, client, db, text)
                 survived(REFUSED)
-        for text in UNKEEPABLE:
-            refused(use, client, db, text)
-            survived(REFUSED)
 
 
 def refused(use: Use, client: Durable, db: psycopg.Connection, text: str) -> None:

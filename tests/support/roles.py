@@ -24,7 +24,7 @@ def _log_in(session: psycopg.Connection, role: str) -> None:
     session.execute(statement.format(sql.Identifier(role)))
 
 
-BECOMING: dict[str, Become] = {"set role": _set_role, "login": _log_in}
+BECOMING: tuple[Become, ...] = (_set_role, _log_in)
 
 
 class Roles:
