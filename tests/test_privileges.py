@@ -154,6 +154,17 @@ def test_lets_every_role_call_what_it_was_granted_and_nothing_else(
     assert fingerprint(db) == before
 
 
+def test_grants_what_was_reviewed(db: psycopg.Connection, cast: Cast) -> None:
+    granted = """
+        select distinct proname from pg_proc
+        where pronamespace = 'durable'::regnamespace
+          and has_function_privilege(%s, oid, 'execute')
+    """
+    for role, name in cast.names.items():
+        functions = {function for (function,) in db.execute(granted, [name])}
+        assert functions == MAY[role, "open"], role
+
+
 def test_has_reviewed_every_public_function(db: psycopg.Connection, cast: Cast) -> None:
     calls = every_call(db, "open", cast.tasks["open"])
     public = {call.function for call in calls if not call.function.startswith("_")}
