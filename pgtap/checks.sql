@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(118);
+select plan(120);
 
 -- every argument that is a name, by its longest
 
@@ -85,6 +85,12 @@ select results_eq(
        octet_length(error::text) < 50000 from task('loud') $$,
   $$ values ('Oops', '…m', 'mend', true) $$,
   'of which the end is kept');
+select started('odd', '{"max_attempts": 1}') \g /dev/null
+select is(failed('odd', jsonb_build_object('error', jsonb_build_object(
+  'type', 'Oops', 'message', 'no', 'all I know', repeat('x', 300000)))), 'ok',
+  'whatever it consists of');
+select is((task('odd')).error, '{"type": "Oops", "message": "no"}'::jsonb,
+  'what is short is kept as it is');
 select is(pg_temp.too_long('select durable.cancel_task(''q'', id(''loud''), left($1 #>> ''{}'', 1000))'), 'ok',
   'a reason may have 1,000 bytes');
 

@@ -74,9 +74,18 @@ begin
   end if;
   return jsonb_strip_nulls(jsonb_build_object(
     'type', coalesce(left(error ->> 'type', 255), 'Error'),
-    'message', coalesce('…' || right(error ->> 'message', 20000), ''),
-    'traceback', '…' || right(error ->> 'traceback', 20000)));
+    'message', durable._end_of(coalesce(error ->> 'message', error::text)),
+    'traceback', durable._end_of(error ->> 'traceback')));
 end;
+$$;
+
+
+create or replace function durable._end_of(said text)
+returns text
+language sql
+immutable
+as $$
+  select case when length(said) > 20000 then '…' || right(said, 20000) else said end;
 $$;
 
 

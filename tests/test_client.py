@@ -224,6 +224,17 @@ async def test_knows_only_the_queues_it_was_told_of(app: AsyncDurable) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    "roles", ["mail", 7, [], [7], ["a\0b"], ["\ud800"], ["no role of this name"]]
+)
+async def test_takes_for_a_queues_roles_only_names_of_roles(
+    app: AsyncDurable, roles: Any
+) -> None:
+    with pytest.raises(InvalidArgument):
+        await app.create_queue("mail", roles=roles)
+    assert "mail" not in await app.list_queues()
+
+
 async def test_never_takes_an_empty_name_for_its_own_queue(app: AsyncDurable) -> None:
     handle = await app.spawn(Charge, Order(id=1))
     calls: list[Callable[[], Awaitable[object]]] = [
