@@ -227,8 +227,9 @@ immutable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select '0.1.0';
+  select '0.1.1';
 $$;
 
 comment on function durable.version is
-'The version of the engine. An SDK works with engines of its own major.minor.';
+'The version of the engine. It works with packages of its own major.minor that are as
+old or older.';

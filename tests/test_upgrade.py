@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import shutil
 import threading
+import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,13 +16,26 @@ import psycopg
 import pytest
 
 from durable import AsyncDurable, Durable, SchemaVersion, _schema
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, Processes
 from tests.support.schema import GOLDEN, bodies, described
+from tests.support.wait import eventually
+from tests.support.working import working
 
 Connect: TypeAlias = Callable[[], psycopg.Connection]
 
 NAMES_SEEN = "select name from durable.migrations order by number"
 SHIPPED = [("install",), ("0002_roles_of_a_queue.sql",)]
+
+CUT = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+"""
+WAITS = """
+select true from pg_locks
+where not granted and mode = 'AccessExclusiveLock'
+  and relation = 'durable.tasks'::regclass
+  and database = (select oid from pg_database where datname = current_database())
+"""
 
 
 class Sources:
@@ -229,29 +245,148 @@ language sql immutable as $$ select '{version}' $$
 """)
 
 
-@pytest.mark.parametrize("version", ["0.0.9", "0.2.0", "1.1.0", ""])
+def test_has_one_version(db: psycopg.Connection) -> None:
+    package = tomllib.loads((ROOT / "python-sdk" / "pyproject.toml").read_text())
+    assert db.execute("select durable.version()").fetchone() == (_schema.VERSION,)
+    assert package["project"]["version"] == _schema.VERSION
+
+
+@pytest.mark.parametrize(
+    ("version", "hint"),
+    [
+        ("0.0.9", "durable migrate"),
+        ("", "durable migrate"),
+        ("0.2.0", r"package of version 0\.2"),
+        ("0.10.0", r"package of version 0\.10"),
+        ("1.1.0", r"package of version 1\.1"),
+    ],
+)
 async def test_refuses_an_engine_of_another_version(
-    dsn: str, db: psycopg.Connection, version: str
+    dsn: str, db: psycopg.Connection, version: str, hint: str
 ) -> None:
     set_version(db, version)
-    with Durable(dsn) as client, pytest.raises(SchemaVersion, match=r"needs 0\.1"):
+    refused = rf"needs 0\.1(.|\n)*{hint}"
+    with Durable(dsn) as client, pytest.raises(SchemaVersion, match=refused):
         client.spawn("x")
     async with AsyncDurable(dsn) as app:
-        with pytest.raises(SchemaVersion):
+        with pytest.raises(SchemaVersion, match=refused):
             await app.spawn("x")
-        with pytest.raises(SchemaVersion):
+        with pytest.raises(SchemaVersion, match=refused):
             async with app.worker():
                 pass
-        await app.migrate()
-        assert (await app.spawn("x")).created
 
 
-def test_works_with_an_engine_that_differs_in_its_last_number_only(
-    dsn: str, db: psycopg.Connection
+@pytest.mark.parametrize("version", ["0.0.9", ""])
+def test_brings_an_older_engine_up_to_its_own_version(
+    dsn: str, db: psycopg.Connection, migrate: Callable[[], None], version: str
 ) -> None:
-    set_version(db, "0.1.7")
+    before = bodies(db)
+    set_version(db, version)
+    migrate()
+    assert bodies(db) == before
+
+
+def test_asks_for_an_engine_that_has_what_it_calls(
+    dsn: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_schema, "NEEDS", "0.1.10")
+    set_version(db, "0.1.9")
+    refused = r"needs 0\.1\.10 or a later 0\.1(.|\n)*durable migrate"
+    with Durable(dsn) as app, pytest.raises(SchemaVersion, match=refused):
+        app.spawn("x")
+    set_version(db, "0.1.10")
     with Durable(dsn) as app:
         assert app.spawn("x").created
+
+
+def test_leaves_an_engine_alone_that_is_newer(
+    dsn: str, db: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So an application of the last version may restart, and migrate, meanwhile."""
+    set_version(db, "0.1.70")
+    db.execute("create function durable.new() returns void language sql as $$ $$")
+    before = described(db), bodies(db)
+    with Durable(dsn, queue="orders") as app:
+        app.migrate()
+        assert app.spawn("x").created
+    assert (described(db), bodies(db)) == before
+    assert "version 0.1.70, newer than this package" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "1.0.0"])
+def test_never_loads_its_functions_over_those_it_does_not_fit(
+    db: psycopg.Connection,
+    migrate: Callable[[], None],
+    processes: Processes,
+    version: str,
+) -> None:
+    set_version(db, version)
+    before = described(db), bodies(db)
+    with pytest.raises(SchemaVersion, match="Install a package of version"):
+        migrate()
+    command = processes.durable("migrate")
+    assert command.wait() == 1
+    assert f"durable: the database has version {version}" in command.output()
+    assert (described(db), bodies(db)) == before
+
+
+@pytest.mark.parametrize("break_off", ["select", CUT], ids=["asks", "reconnects"])
+async def test_ends_a_worker_whose_engine_becomes_another(
+    dsn: str, db: psycopg.Connection, break_off: str
+) -> None:
+    """It asks now and then, and whenever it connects."""
+
+    async def work() -> None:
+        async with working(dsn, poll=0.1) as (_, worker):
+            await worker.drain()
+            set_version(db, "0.2.0")
+            db.execute(break_off)
+            await asyncio.sleep(60)
+
+    with pytest.raises(SchemaVersion, match=r"version 0\.2\.0"):
+        await work()
+
+
+def test_holds_up_nobody_behind_a_table_that_is_in_use(
+    dsn: str,
+    connect: Connect,
+    sources: Sources,
+    migrate: Callable[[], None],
+) -> None:
+    """Whoever asks for a table after a migration that waits for it, waits too."""
+    sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
+    user, watcher, db = connect(), connect(), connect()
+    with ThreadPoolExecutor() as threads:
+        with user.transaction():
+            user.execute("select durable.spawn('default', 'kept open')")
+            migrating = threads.submit(migrate)
+            for _ in range(3):
+                eventually(lambda: watcher.execute(WAITS).fetchone(), deadline=30)
+                db.execute("set statement_timeout = '20s'")
+                db.execute("select durable.spawn('default', 'x')")
+            assert not migrating.done()
+        migrating.result(timeout=60)
+    assert db.execute("select count(*), count(rank) from durable.tasks").fetchone() == (
+        4,
+        0,
+    )
+
+
+def test_says_that_a_table_stays_in_use(
+    connect: Connect,
+    sources: Sources,
+    migrate: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("durable._sync.database._PATIENCE", 0)
+    sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
+    user = connect()
+    before = described(user), bodies(user)
+    with user.transaction():
+        user.execute("select from durable.tasks")
+        with pytest.raises(TimeoutError, match="keeps a transaction open"):
+            migrate()
+    assert (described(user), bodies(user)) == before
 
 
 async def test_says_that_the_schema_is_missing(

@@ -1,6 +1,10 @@
-"""The SQL that the package carries, and what of it a database still lacks.
+"""The SQL that the package carries, what of it a database lacks, and who fits whom.
 
-`python -m durable._schema` prints it as one flat file.
+An engine works with every package of its own major.minor that is as old or older. A
+package asks for an engine that has what it calls, and never loads its functions over
+those of a newer one.
+
+`python -m durable._schema` prints the SQL as one flat file.
 """
 
 from __future__ import annotations
@@ -14,15 +18,29 @@ from typing import Final
 
 from durable.errors import SchemaVersion
 
-__all__ = ["APPLIED", "VERSION", "check_version", "flatten", "script"]
+__all__ = [
+    "APPLIED",
+    "NEEDS",
+    "VERSION",
+    "check_version",
+    "flatten",
+    "is_newer",
+    "script",
+]
 
-VERSION: Final = "0.1"
-"""The engine's major.minor that this package works with."""
+VERSION: Final = "0.1.1"
+"""The version of this package, and of the engine that it carries."""
+
+NEEDS: Final = "0.1.0"
+"""The oldest engine that has all that this package calls."""
 
 # An installed engine has this table from its first transaction on.
 INSTALLED: Final = "select to_regclass('durable.migrations') is not null"
 APPLIED: Final = "select number from durable.migrations"
 LOCK: Final = "select pg_advisory_xact_lock(hashtext('durable.migrate'))"
+
+# For less than a deadlock takes to be found, else it would be a worker that is told.
+BRIEFLY: Final = "set local lock_timeout = '500ms'"
 
 _INCLUDE = re.compile(r"^\\ir (\S+)$", re.MULTILINE)
 
@@ -43,12 +61,38 @@ def script(applied: Sequence[int] | None) -> str:
 
 def check_version(found: str) -> None:
     """Raise SchemaVersion unless an engine of this version suits this package."""
-    if found.split(".")[:2] != VERSION.split("."):
+    ours = _minor(VERSION)
+    if _numbers(found) < _numbers(NEEDS):
+        raise SchemaVersion(
+            f"the database has version {found or 'none'} of durable's schema,"
+            f" and this package needs {NEEDS} or a later {ours}",
+            hint="Run `durable migrate`, or call `app.migrate()`.",
+        )
+    if _minor(found) != ours:
         raise SchemaVersion(
             f"the database has version {found} of durable's schema,"
-            f" and this package needs {VERSION}",
-            hint="Run `durable migrate`, or install the package of that version.",
+            f" and this package, {VERSION}, needs {ours}",
+            hint=f"Install a package of version {_minor(found)} here.",
         )
+
+
+def is_newer(found: str) -> bool:
+    """Whether an engine of this version is newer than the one this package carries.
+
+    Raises SchemaVersion if it is of a later major.minor, which does not suit it.
+    """
+    if _numbers(found) <= _numbers(VERSION):
+        return False
+    check_version(found)
+    return True
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 def _sql() -> Traversable:

@@ -2,7 +2,8 @@
 
 So code that blocks the loop costs latency, not leases; after a minute of it the thread
 lets go. It says so, with the stack of what blocks. It also keeps house, about once a
-second, also when every slot is full.
+second, also when every slot is full, and notices an upgrade to a schema that the worker
+cannot go on with.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import psycopg
 
 from durable import _sql
 from durable._connections import KEEPALIVE
+from durable._schema import check_version
 from durable._sql import Statement
 from durable._worker.link import backoff
 from durable._worker.run import Run
+from durable.errors import SchemaVersion
 
 __all__ = ["Leases"]
 
@@ -33,12 +36,15 @@ logger = logging.getLogger("durable.worker")
 _TICK: Final = 1.0
 _BLOCKED_SECONDS: Final = 1.0
 _LET_GO_SECONDS: Final = 60.0
-_ASK_FOR_NAMES: Final = 10.0
+_ASK_AROUND: Final = 10.0
 _LEISURE: Final = 4  # times as long as it took, between two rounds of deleting
 
 
 class Leases:
-    """One thread per worker. `runs` is asked for what the worker holds now."""
+    """One thread per worker. `runs` is asked for what the worker holds now.
+
+    `hopeless` is called with an error that no time heals.
+    """
 
     def __init__(
         self,
@@ -47,12 +53,15 @@ class Leases:
         known_names: Collection[str],
         lease: float,
         runs: Callable[[], list[Run]],
+        *,
+        hopeless: Callable[[Exception], None],
     ) -> None:
         self._conninfo = conninfo
         self._queues = queues
         self._known = set(known_names)
         self._lease = lease
         self._runs = runs
+        self._hopeless = hopeless
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopping = threading.Event()
@@ -61,7 +70,7 @@ class Leases:
         self._beat = time.monotonic()
         self._warned = False
         self._extend_at = time.monotonic() + lease / 3
-        self._ask_at = time.monotonic() + _ASK_FOR_NAMES / 10
+        self._ask_at = time.monotonic() + _ASK_AROUND / 10
         self._thread = threading.Thread(
             target=self._work, name="durable leases", daemon=True
         )
@@ -100,7 +109,8 @@ class Leases:
         for queue in self._queues:
             self._keep_house(queue)
         if now >= self._ask_at:
-            self._ask_at = now + _ASK_FOR_NAMES
+            self._ask_at = now + _ASK_AROUND
+            self._check_version()
             self._report_unknown_names()
 
     def _has_let_go(self) -> bool:
@@ -170,6 +180,13 @@ class Leases:
 
     def _heard(self) -> None:
         self._beat = time.monotonic()
+
+    def _check_version(self) -> None:
+        ((found,),) = self._fetch(_sql.version())
+        try:
+            check_version(found)
+        except SchemaVersion as error:
+            self._tell(self._hopeless, error)
 
     def _report_unknown_names(self) -> None:
         for queue in self._queues:

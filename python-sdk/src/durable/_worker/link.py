@@ -17,7 +17,9 @@ from typing import Any, Final
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 
+from durable import _sql
 from durable._connections import KEEPALIVE
+from durable._schema import check_version
 from durable._sql import Statement
 from durable.errors import SchemaVersion, UnknownQueue, from_database
 
@@ -65,8 +67,9 @@ def backoff(failures: int) -> float:
 class Link:
     """One connection, one statement at a time.
 
-    `reconnected` is called with a connection that replaces a lost one, before it is
-    used; `hopeless` with an error that no time heals: schema, queue or grant missing.
+    Each connection makes sure that the engine suits this package. `reconnected` is
+    called with one that replaces a lost one, before it is used; `hopeless` with an
+    error that no time heals: schema, queue or grant missing.
     """
 
     def __init__(
@@ -103,6 +106,9 @@ class Link:
                     if self._closed:
                         raise RuntimeError("the worker has ended")
                     return await self._fetch_once(statement)
+            except SchemaVersion as error:  # upgraded while there was no connection
+                self._hopeless(error)
+                raise
             except (psycopg.Error, OSError) as error:
                 if not heals(error) or (is_busy(error) and not patient):
                     raise self._translated(error)  # noqa: B904 - it has its cause
@@ -140,6 +146,7 @@ class Link:
             **KEEPALIVE,
         )
         try:
+            await _check_version(connection)
             if self._opened_before and self._reconnected is not None:
                 await self._reconnected(connection)
         except BaseException:
@@ -161,3 +168,9 @@ class Link:
         cursor, self._cursor = self._cursor, None
         if cursor is not None:
             await cursor.connection.close()
+
+
+async def _check_version(connection: AsyncConnection[Any]) -> None:
+    cursor = await connection.execute(_sql.version().text.encode())
+    ((found,),) = await cursor.fetchall()
+    check_version(found)

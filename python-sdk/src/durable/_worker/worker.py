@@ -22,7 +22,6 @@ from psycopg import AsyncConnection
 from durable import _sql
 from durable._application import Application
 from durable._async.context import TaskContext
-from durable._schema import check_version
 from durable._sync.context import SyncTaskContext
 from durable._worker.blocking import BlockingRun
 from durable._worker.calls import Calls
@@ -142,9 +141,7 @@ class Worker:
             self._application, state, lease=self._lease, connect=self._link
         )
         self._exits.push_async_callback(self._services.close)
-        ((found,),) = await self._services.claiming.fetch(_sql.version())
-        check_version(found)
-        for queue in self._queues:  # refuses an unknown queue, and a missing right
+        for queue in self._queues:  # refuses schema, queue or right that is missing
             await self._services.claiming.fetch(
                 _sql.claim_tasks(queue, self.worker_id, [], 0, self._lease)
             )
@@ -167,6 +164,7 @@ class Worker:
             list(self._application.registry.by_name),
             self._lease,
             lambda: list(self._runs.values()),
+            hopeless=self._give_up,
         )
         self._leases.start()
         self._exits.push_async_callback(self._leases.stop)
