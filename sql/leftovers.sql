@@ -1,18 +1,14 @@
 -- After an upgrade: functions that this version no longer has, or has with other
--- parameters, were not loaded again just now, and are dropped.
+-- parameters, were not loaded again just now. They are only named here: a call that is
+-- under way goes on with its old body, and needs what that calls.
 
 do $$
 declare
-  _began xid := current_setting('durable.upgrade_began', true)::xid8::xid;
-  _leftover regprocedure;
+  _began xid := nullif(current_setting('durable.upgrade_began', true), '')::xid8::xid;
 begin
-  for _leftover in
-    select pg_proc.oid
-    from pg_proc
-    where pg_proc.pronamespace = 'durable'::regnamespace
-      and age(pg_proc.xmin) > age(_began)
-  loop
-    execute format('drop function %s', _leftover);
-  end loop;
+  perform set_config('durable.leftovers', coalesce(string_agg(pg_proc.oid::text, ','), ''), true)
+  from pg_proc
+  where pg_proc.pronamespace = 'durable'::regnamespace
+    and age(pg_proc.xmin) > age(_began);
 end;
 $$;

@@ -378,7 +378,7 @@ def test_says_that_a_table_stays_in_use(
     migrate: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("durable._sync.database._PATIENCE", 0)
+    monkeypatch.setattr("durable._sync.migration._PATIENCE", 0)
     sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
     user = connect()
     before = described(user), bodies(user)

@@ -19,10 +19,10 @@ from typing import Final
 from durable.errors import SchemaVersion
 
 __all__ = [
-    "APPLIED",
     "NEEDS",
     "VERSION",
     "check_version",
+    "drop_leftovers",
     "flatten",
     "is_newer",
     "script",
@@ -33,14 +33,6 @@ VERSION: Final = "0.1.1"
 
 NEEDS: Final = "0.1.0"
 """The oldest engine that has all that this package calls."""
-
-# An installed engine has this table from its first transaction on.
-INSTALLED: Final = "select to_regclass('durable.migrations') is not null"
-APPLIED: Final = "select number from durable.migrations"
-LOCK: Final = "select pg_advisory_xact_lock(hashtext('durable.migrate'))"
-
-# For less than a deadlock takes to be found, else it would be a worker that is told.
-BRIEFLY: Final = "set local lock_timeout = '500ms'"
 
 _INCLUDE = re.compile(r"^\\ir (\S+)$", re.MULTILINE)
 
@@ -57,6 +49,11 @@ def script(applied: Sequence[int] | None) -> str:
     missing = [file for file in _numbered() if _number(file) not in applied]
     changes = [_read(f"migrations/{file}") for file in missing]
     return "\n".join([*changes, _record(missing), flatten("upgrade.sql")])
+
+
+def drop_leftovers() -> str:
+    """Return what drops the functions that an upgrade has left over."""
+    return flatten("drop_leftovers.sql")
 
 
 def check_version(found: str) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import logging
 import os
-import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from durable import _schema, _sql
+from durable._async.migration import migrate
 from durable._connections import (
     KEEPALIVE,
     conninfo_of_pool,
@@ -23,15 +20,9 @@ from durable._connections import (
     has_something_to_say,
 )
 from durable._sql import Statement
-from durable._worker.link import backoff
 from durable.errors import from_database
 
 __all__ = ["Database", "own_pool"]
-
-logger = logging.getLogger("durable.client")
-
-_PATIENCE: Final = 60.0
-_IN_USE: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
 class Database:
@@ -106,27 +97,10 @@ class Database:
             raise from_database(error)  # noqa: B904 - it has its cause
 
     async def migrate(self, queues: Iterable[str]) -> None:
-        """Install or upgrade the schema and create queues, all or nothing.
-
-        A table that is in use is waited for so briefly that nobody queues behind this,
-        again and again for a minute. Raises TimeoutError then.
-        """
+        """Install or upgrade the schema and create queues."""
         await self.open()
         async with self._pool.connection() as connection:
-            until = time.monotonic() + _PATIENCE
-            for failures in itertools.count(1):
-                try:
-                    async with connection.transaction():
-                        cursor = connection.cursor(row_factory=tuple_row)
-                        await _migrate(cursor, queues)
-                    break
-                except _IN_USE as error:
-                    if time.monotonic() > until:
-                        raise TimeoutError(
-                            f"durable's tables were in use for {_PATIENCE:g} s:"
-                            " some session keeps a transaction open"
-                        ) from error
-                await asyncio.sleep(backoff(failures))
+            await migrate(connection, queues)
         self._version_checked = True
 
     async def _check_version(self, connection: AsyncConnection[Any]) -> None:
@@ -135,32 +109,6 @@ class Database:
         row = await cursor.fetchone()
         _schema.check_version(row[0] if row else "")
         self._version_checked = True
-
-
-async def _migrate(cursor: AsyncCursor[Any], queues: Iterable[str]) -> None:
-    """Do it once, in the transaction that is open."""
-    await cursor.execute(_schema.LOCK)
-    await cursor.execute(_schema.BRIEFLY)
-    await cursor.execute(_schema.INSTALLED)
-    installed = await cursor.fetchone() == (True,)
-    script = await _upgrade(cursor) if installed else _schema.script(None)
-    await cursor.execute(script.encode())
-    for queue in queues:
-        create = _sql.create_queue(queue, {})
-        await cursor.execute(create.text.encode(), create.args)
-
-
-async def _upgrade(cursor: AsyncCursor[Any]) -> str:
-    """Return what an installed engine lacks: of a newer one, nothing."""
-    await cursor.execute(_sql.version().text.encode())
-    ((found,),) = await cursor.fetchall()
-    if _schema.is_newer(found):
-        logger.warning(
-            "the schema has version %s, newer than this package: left as it is", found
-        )
-        return ""
-    await cursor.execute(_schema.APPLIED)
-    return _schema.script([number for (number,) in await cursor.fetchall()])
 
 
 def own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:

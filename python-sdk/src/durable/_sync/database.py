@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
-import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
@@ -23,15 +20,10 @@ from durable._connections import (
     has_something_to_say,
 )
 from durable._sql import Statement
-from durable._worker.link import backoff
+from durable._sync.migration import migrate
 from durable.errors import from_database
 
 __all__ = ["Database", "own_pool"]
-
-logger = logging.getLogger("durable.client")
-
-_PATIENCE: Final = 60.0
-_IN_USE: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
 class Database:
@@ -104,27 +96,10 @@ class Database:
             raise from_database(error)  # noqa: B904 - it has its cause
 
     def migrate(self, queues: Iterable[str]) -> None:
-        """Install or upgrade the schema and create queues, all or nothing.
-
-        A table that is in use is waited for so briefly that nobody queues behind this,
-        again and again for a minute. Raises TimeoutError then.
-        """
+        """Install or upgrade the schema and create queues."""
         self.open()
         with self._pool.connection() as connection:
-            until = time.monotonic() + _PATIENCE
-            for failures in itertools.count(1):
-                try:
-                    with connection.transaction():
-                        cursor = connection.cursor(row_factory=tuple_row)
-                        _migrate(cursor, queues)
-                    break
-                except _IN_USE as error:
-                    if time.monotonic() > until:
-                        raise TimeoutError(
-                            f"durable's tables were in use for {_PATIENCE:g} s:"
-                            " some session keeps a transaction open"
-                        ) from error
-                time.sleep(backoff(failures))
+            migrate(connection, queues)
         self._version_checked = True
 
     def _check_version(self, connection: Connection[Any]) -> None:
@@ -133,32 +108,6 @@ class Database:
         row = cursor.fetchone()
         _schema.check_version(row[0] if row else "")
         self._version_checked = True
-
-
-def _migrate(cursor: Cursor[Any], queues: Iterable[str]) -> None:
-    """Do it once, in the transaction that is open."""
-    cursor.execute(_schema.LOCK)
-    cursor.execute(_schema.BRIEFLY)
-    cursor.execute(_schema.INSTALLED)
-    installed = cursor.fetchone() == (True,)
-    script = _upgrade(cursor) if installed else _schema.script(None)
-    cursor.execute(script.encode())
-    for queue in queues:
-        create = _sql.create_queue(queue, {})
-        cursor.execute(create.text.encode(), create.args)
-
-
-def _upgrade(cursor: Cursor[Any]) -> str:
-    """Return what an installed engine lacks: of a newer one, nothing."""
-    cursor.execute(_sql.version().text.encode())
-    ((found,),) = cursor.fetchall()
-    if _schema.is_newer(found):
-        logger.warning(
-            "the schema has version %s, newer than this package: left as it is", found
-        )
-        return ""
-    cursor.execute(_schema.APPLIED)
-    return _schema.script([number for (number,) in cursor.fetchall()])
 
 
 def own_pool(conninfo: str, *, prepare: bool) -> ConnectionPool[Any]:
