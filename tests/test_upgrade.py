@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import shutil
 import threading
 import tomllib
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pytest
 from durable import AsyncDurable, Durable, SchemaVersion, _schema
 from tests.support.processes import ROOT, Processes
 from tests.support.schema import GOLDEN, bodies, described
+from tests.support.sources import Sources
 from tests.support.wait import eventually
 from tests.support.working import working
 
@@ -38,28 +38,11 @@ where not granted and mode = 'AccessExclusiveLock'
 """
 
 
-class Sources:
-    """A copy of sql/, to which a test adds the next version's changes."""
-
-    def __init__(self, directory: Path) -> None:
-        self._sql = directory / "sql"
-        shutil.copytree(ROOT / "sql", self._sql)
-
-    def __truediv__(self, name: str) -> Path:
-        return self._sql / name
-
-    def migration(self, name: str, change: str, install: str = "") -> None:
-        """Add a migration, and what it comes to in a fresh install."""
-        (self / "migrations" / name).write_text(change)
-        with (self / "tables.sql").open("a") as tables:
-            tables.write(install or change)
-
-
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
     """The SQL that the package carries, to be changed."""
     copy = Sources(tmp_path)
-    monkeypatch.setattr(_schema, "_sql", lambda: copy / "")
+    copy.carried(monkeypatch)
     return copy
 
 

@@ -1,30 +1,72 @@
-"""durable is upgraded under load, and old and new packages work side by side."""
+"""durable is upgraded under load and cut off at any moment; old works beside new.
+
+What is old here is the released wheel of 0.1.0: its engine, its workers, its clients.
+"""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Final, TypeAlias
 
 import psycopg
 import pytest
 
-from durable import Durable
+from durable import Durable, TaskHandle, _schema
+from durable.embedded import Postgres
+from tests.support.dsn import with_dbname
 from tests.support.processes import Process, Processes
-from tests.support.rolling import EFFECTS, OLD, trip
+from tests.support.rolling import EFFECTS, OLD, RELEASES, errand, trip
+from tests.support.schema import bodies, described
 from tests.support.sources import Sources
 from tests.support.survival import Share, Survived
 from tests.support.wait import eventually
+
+Connect: TypeAlias = Callable[[], psycopg.Connection]
+Schema: TypeAlias = set[str]
+
+DEADLINE: Final = 60
+# Private functions that calls are inside of nearly always.
+RENAMED: Final = {"_take": "_grasp", "_insert_tasks": "_add", "_settle": "_calm"}
+CHANGE: Final = """
+alter table durable.tasks add rank integer;
+alter table durable.events add rank integer;
+create index tasks_rank_idx on durable.tasks (queue, rank) where rank is not null;
+"""
+MIGRATE: Final = """
+import sys
+from pathlib import Path
+from durable import Durable, _schema
+sources = Path(sys.argv[1])
+_schema._sql = lambda: sources
+with Durable() as app:
+    app.list_queues()
+    print("migrating")
+    app.migrate()
+print("migrated")
+"""
+PAUSE: Final = "select pg_advisory_xact_lock_shared(4711);\n"
+PAUSED: Final = """
+select pid from pg_locks join pg_stat_activity using (pid)
+where locktype = 'advisory' and objid = 4711 and not granted
+  and datname = current_database()
+"""
+DEADLOCKS: Final = """
+select deadlocks from pg_stat_database where datname = current_database()
+"""
 
 
 class Fleet:
     """Old and new workers and clients of one database."""
 
-    def __init__(self, processes: Processes, db: psycopg.Connection) -> None:
+    def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._db = db
         self._all: list[Process] = []
 
     def start(self, version: str, *arguments: str) -> Process:
@@ -33,7 +75,7 @@ class Fleet:
         process = self._processes.python(
             "-m", "tests.support.rolling", *arguments, env=env
         )
-        process.wait_for(f"durable is {version}", deadline=60)
+        process.wait_for(f"durable is {version}", deadline=DEADLINE)
         self._all.append(process)
         return process
 
@@ -42,14 +84,40 @@ class Fleet:
         for process in processes:
             process.terminate()
         for process in processes:
-            assert process.wait(deadline=60) == 0, process.output()
+            assert process.wait(deadline=DEADLINE) == 0, process.output()
 
     def complaints(self) -> list[str]:
-        """What any of them had to complain about, by what it begins with."""
-        lines = [
-            line for process in self._all for line in process.output().splitlines()
-        ]
+        """Return whatever any of them printed that tells of trouble."""
+        lines = [line for one in self._all for line in one.output().splitlines()]
         return [line for line in lines if not line.startswith(("INFO", "ARRIVED"))]
+
+    def arrived(self) -> int:
+        """Return for how many tasks clients were told the right result."""
+        outputs = "".join(one.output() for one in self._all)
+        return sum(map(int, re.findall(r"ARRIVED (\d+)", outputs)))
+
+
+@pytest.fixture
+def fleet(processes: Processes) -> Fleet:
+    return Fleet(processes)
+
+
+@pytest.fixture
+def old(dsn: str, db: psycopg.Connection, processes: Processes) -> psycopg.Connection:
+    """A session of a database in which the released 0.1.0 has installed itself."""
+    db.execute("drop schema durable cascade")
+    migrate_old(processes)
+    assert db.execute("select durable.version()").fetchone() == ("0.1.0",)
+    db.execute(EFFECTS)
+    return db
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """The SQL that the package carries, to be changed."""
+    copy = Sources(tmp_path)
+    copy.carried(monkeypatch)
+    return copy
 
 
 def migrate(dsn: str) -> None:
@@ -57,51 +125,404 @@ def migrate(dsn: str) -> None:
         app.migrate()
 
 
-@pytest.fixture
-def old(dsn: str, db: psycopg.Connection, processes: Processes) -> psycopg.Connection:
-    db.execute("drop schema durable cascade")
+def migrate_old(processes: Processes) -> None:
     command = processes.durable("migrate", env={"PYTHONPATH": str(OLD)})
-    assert command.wait() == 0, command.output()
-    db.execute(EFFECTS)
-    assert db.execute("select durable.version()").fetchone() == ("0.1.0",)
-    return db
+    assert command.wait(deadline=DEADLINE) == 0, command.output()
 
 
-@pytest.fixture
-def fleet(processes: Processes, db: psycopg.Connection) -> Fleet:
-    return Fleet(processes, db)
+def schema(session: psycopg.Connection) -> Schema:
+    """Return all that an installed engine consists of, function by function."""
+    return {*described(session).splitlines(), *bodies(session)}
 
 
-def test_upgrades_under_load(
+def value(session: psycopg.Connection, query: str) -> int:
+    row = session.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def assert_nothing_went_wrong(db: psycopg.Connection, fleet: Fleet) -> None:
+    """Everything has happened, and once; nobody noticed anything."""
+    assert fleet.complaints() == []
+    states = "select distinct state::text from durable.tasks"
+    assert db.execute(states).fetchall() == [("completed",)]
+    trips = value(db, "select count(*) from durable.tasks where name = 'trip'")
+    assert value(db, "select count(*) from durable.tasks") == trips * 2
+    effects = db.execute("select step, count(*) from public.effects group by step")
+    assert dict(effects.fetchall()) == dict.fromkeys(
+        ["set out", "run", "arrive"], trips
+    )
+    assert value(db, DEADLOCKS) == 0
+
+
+@pytest.mark.slow
+def test_is_upgraded_under_load(
     dsn: str,
     old: psycopg.Connection,
     fleet: Fleet,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    sources: Sources,
+    *,
+    share: Share,
+    survived: Survived,
 ) -> None:
-    import time
+    """First for real, and then to versions that call their functions differently."""
+    workers = [fleet.start("old", "worker"), fleet.start("old", "worker")]
+    clients = [fleet.start("old", "client", "old"), fleet.start("new", "client", "new")]
 
-    sources = Sources(tmp_path)
-    workers = [fleet.start("old", "worker") for _ in range(2)]
-    clients = [fleet.start("old", "client", f"c{n}") for n in range(2)]
-    t = time.monotonic()
-    migrate(dsn)
-    print("real upgrade", time.monotonic() - t)
-    sources.carried(monkeypatch)
-    for n in range(30):
-        sources.rename(*(["_take", "_grasp"] if n % 2 == 0 else ["_grasp", "_take"]))
-        sources.rename(
-            *(["_enqueue", "_line_up"] if n % 2 == 0 else ["_line_up", "_enqueue"])
-        )
-        sources.rename(*(["_settle", "_calm"] if n % 2 == 0 else ["_calm", "_settle"]))
-        t = time.monotonic()
+    def upgrade(number: int) -> None:
+        seen = value(old, "select count(*) from public.effects")
         migrate(dsn)
-        print("upgrade", time.monotonic() - t)
-        time.sleep(0.1)
+        survived("upgrades under load")
+        eventually(
+            lambda: value(old, "select count(*) from public.effects") > seen + 20,
+            deadline=DEADLINE,
+            what=f"work after upgrade {number}",
+        )
+
+    upgrade(0)
+    workers.append(fleet.start("new", "worker"))
+    for number in range(1, share(quick=4, long=80)):
+        for one, other in RENAMED.items():
+            sources.rename(*((one, other) if number % 2 else (other, one)))
+        if number == 2:
+            sources.migration("9999_rank.sql", CHANGE)
+        upgrade(number)
     fleet.end(*clients)
     fleet.end(*workers)
-    for c in clients:
-        print(c.output()[-500:])
-    for c in fleet.complaints():
-        print(c)
-    assert 0
+    assert_nothing_went_wrong(old, fleet)
+    tasks = value(old, "select count(*) from durable.tasks where name = 'trip'")
+    assert fleet.arrived() == tasks
+    survived("tasks through upgrades under load", tasks)
+
+
+@pytest.mark.slow
+def test_finishes_what_the_other_version_began(
+    dsn: str,
+    old: psycopg.Connection,
+    fleet: Fleet,
+    share: Share,
+    survived: Survived,
+) -> None:
+    """Old workers hand over to new ones; and, restarted meanwhile, take over again."""
+    tasks = share(quick=20, long=500)
+    with Durable(dsn, tasks=[trip, errand]) as app:
+
+        def begin(event: str) -> list[TaskHandle[int]]:
+            params = [{"number": n, "event": event} for n in range(tasks)]
+            return app.spawn_many(trip, params)
+
+        def all_wait() -> bool:
+            query = "select count(*) from durable.waits where event_name like 'go%'"
+            return value(old, query) == tasks
+
+        def arrive(event: str, handles: list[TaskHandle[int]]) -> None:
+            app.emit_event(event)
+            found = [handle.result(timeout=DEADLINE) for handle in handles]
+            assert found == [2 * number for number in range(tasks)]
+
+        crews = ["old", "new", "old", "new"]
+        worker = fleet.start(crews[0], "worker")
+        for turn, crew in enumerate(crews[1:]):
+            if crew == "new":
+                migrate(dsn)
+            handles = begin(f"go {turn}")
+            eventually(all_wait, deadline=DEADLINE)
+            fleet.end(worker)
+            worker = fleet.start(crew, "worker")
+            arrive(f"go {turn}", handles)
+        fleet.end(worker)
+    assert_nothing_went_wrong(old, fleet)
+    both = """
+    select first.version || ' to ' || last.version, count(*)
+    from public.effects as first join public.effects as last using (task_id)
+    where first.step = 'set out' and last.step = 'arrive'
+    group by 1
+    """
+    assert dict(old.execute(both).fetchall()) == {
+        "old to new": 2 * tasks,
+        "new to old": tasks,
+    }
+    survived("tasks begun by one version and finished by another", 3 * tasks)
+
+
+def test_works_with_the_oldest_engine_that_it_asks_for(
+    dsn: str, old: psycopg.Connection, fleet: Fleet
+) -> None:
+    """Whoever raises NEEDS has released the engine it names, or releases it now."""
+    if not (RELEASES / f"durable-{_schema.NEEDS}-py3-none-any.whl").exists():
+        assert _schema.NEEDS == _schema.VERSION
+        migrate(dsn)
+    worker = fleet.start("new", "worker")
+    client = fleet.start("new", "client", "new")
+    eventually(
+        lambda: value(old, "select count(*) from public.effects") > 50,
+        deadline=DEADLINE,
+    )
+    fleet.end(client)
+    fleet.end(worker)
+    assert_nothing_went_wrong(old, fleet)
+
+
+def test_comes_back_after_a_migration_of_the_first_release(
+    dsn: str, db: psycopg.Connection, processes: Processes
+) -> None:
+    """It loads its functions over newer ones: it does not know better yet."""
+    before = schema(db)
+    migrate_old(processes)
+    assert schema(db) != before
+    migrate(dsn)
+    assert schema(db) == before
+
+
+def test_lets_a_call_go_on_that_is_inside_an_old_function(
+    dsn: str, connect: Connect, sources: Sources
+) -> None:
+    """It waits for a key before it calls what the new version no longer has."""
+    db, first, second = connect(), connect(), connect()
+    spawn = """
+    select created
+    from durable.spawn('default', 'x', '{}', '{"idempotency_key": "key"}')
+    """
+    waits = (
+        "select true from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+    )
+    present = """
+    select array[to_regproc('durable._insert_tasks'), to_regproc('durable._add')]::text
+    """
+    for old_name, new_name in RENAMED.items():
+        sources.rename(old_name, new_name)
+    with ThreadPoolExecutor() as threads:
+        with first.transaction(force_rollback=True):
+            first.execute(spawn)
+            spawning = threads.submit(lambda: second.execute(spawn).fetchall())
+            pid = second.info.backend_pid
+            eventually(lambda: db.execute(waits, [pid]).fetchone())
+            migrating = threads.submit(migrate, dsn)
+            both = ("{durable._insert_tasks,durable._add}",)
+            eventually(lambda: db.execute(present).fetchone() == both)
+        assert spawning.result(DEADLINE) == [(True,)]
+        migrating.result(DEADLINE)
+    assert db.execute(present).fetchone() == ("{NULL,durable._add}",)
+
+
+def test_leaves_what_may_still_be_needed_to_the_next_upgrade(
+    dsn: str, connect: Connect, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable._sync.migration._LINGER", 0.1)
+    db, other = connect(), connect()
+    present = "select to_regproc('durable._take') is not null"
+    sources.rename("_take", "_grasp")
+    with other.transaction():
+        other.execute("select durable.version()")
+        migrate(dsn)
+        assert db.execute(present).fetchone() == (True,)
+    migrate(dsn)
+    assert db.execute(present).fetchone() == (False,)
+
+
+@pytest.fixture
+def pausing(tmp_path: Path) -> Sources:
+    """The next version, with a migration."""
+    copy = Sources(tmp_path / "next")
+    for old_name, new_name in RENAMED.items():
+        copy.rename(old_name, new_name)
+    copy.migration("9999_rank.sql", CHANGE)
+    return copy
+
+
+def points(sources: Sources) -> list[tuple[str, int]]:
+    """Return every place between two statements of a migration, by file and offset."""
+    manifest = (sources / "functions.sql").read_text()
+    places = [
+        ("functions.sql", at.start())
+        for at in re.finditer(r"^\\ir", manifest, re.MULTILINE)
+    ]
+    name = "migrations/9999_rank.sql"
+    text = (sources / name).read_text()
+    return places + [(name, at.end()) for at in re.finditer(r";\n", text)]
+
+
+class Interrupted:
+    """A process that migrates, and is held at one place of the script."""
+
+    def __init__(
+        self, processes: Processes, sources: Sources, db: psycopg.Connection
+    ) -> None:
+        self._processes = processes
+        self._sources = sources
+        self._db = db
+
+    def held_at(self, file: str, offset: int) -> tuple[Process, int]:
+        """Return the process and its backend, once it has come there."""
+        path = self._sources / file
+        text = path.read_text()
+        path.write_text(f"{text[:offset]}{PAUSE}{text[offset:]}")
+        self._db.execute("select pg_advisory_lock(4711)")
+        process = self.start()
+        ((pid,),) = eventually(
+            lambda: self._db.execute(PAUSED).fetchall(), deadline=DEADLINE
+        )
+        path.write_text(text)
+        return process, pid
+
+    def start(self) -> Process:
+        return self._processes.python("-c", MIGRATE, str(self._sources / ""))
+
+    def let_go(self) -> None:
+        """Let a backend that was held go on; return when nobody is connected."""
+        self._db.execute("select pg_advisory_unlock_all()")
+        others = """
+        select count(*) from pg_stat_activity
+        where datname = current_database() and pid <> pg_backend_pid()
+          and backend_type = 'client backend'
+        """
+        eventually(lambda: value(self._db, others) == 0, deadline=DEADLINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill -9", "terminate"])
+def test_rolls_back_an_upgrade_that_is_cut_off_between_any_statements(
+    db: psycopg.Connection,
+    processes: Processes,
+    pausing: Sources,
+    *,
+    random: Random,
+    share: Share,
+    survived: Survived,
+    how: str,
+) -> None:
+    places = points(pausing)
+    before = schema(db)
+    interrupted = Interrupted(processes, pausing, db)
+    for place in random.sample(places, share(quick=2, long=len(places) // 2)):
+        process, pid = interrupted.held_at(*place)
+        if how == "kill -9":
+            process.kill()
+        else:
+            db.execute("select pg_terminate_backend(%s)", [pid])
+            assert process.wait(deadline=DEADLINE) == 1
+        interrupted.let_go()
+        assert schema(db) == before, place
+        survived("upgrades cut off between two statements")
+    assert interrupted.start().wait(deadline=DEADLINE) == 0
+    assert "tasks.rank integer" in described(db)
+
+
+@pytest.mark.slow
+def test_is_the_old_version_or_the_new_whenever_its_upgrade_is_killed(
+    db: psycopg.Connection,
+    processes: Processes,
+    pausing: Sources,
+    *,
+    random: Random,
+    share: Share,
+    survived: Survived,
+) -> None:
+    """All of one or of the other; what is left over goes with the next upgrade."""
+    interrupted = Interrupted(processes, pausing, db)
+    old = schema(db)
+    begun = time.monotonic()
+    process = interrupted.start()
+    process.wait_for("migrating", deadline=DEADLINE)
+    begun = time.monotonic()
+    assert process.wait(deadline=DEADLINE) == 0
+    took = time.monotonic() - begun
+    new = schema(db)
+    for _ in range(share(quick=2, long=20)):
+        db.execute("drop schema durable cascade")
+        db.execute(_schema.script(None))
+        process = interrupted.start()
+        process.wait_for("migrating", deadline=DEADLINE)
+        time.sleep(random.random() * took)
+        process.kill()
+        interrupted.let_go()
+        found = schema(db)
+        assert found == old or new <= found <= new | old, sorted(found ^ new)
+        survived("upgrades killed at a random moment")
+        assert interrupted.start().wait(deadline=DEADLINE) == 0
+        assert schema(db) == new
+
+
+@pytest.mark.slow
+def test_rolls_back_an_upgrade_that_the_server_crashes_under(
+    own_server: Postgres,
+    tmp_path: Path,
+    pausing: Sources,
+    *,
+    random: Random,
+    share: Share,
+    survived: Survived,
+) -> None:
+    dsn = own_server.conninfo()
+    processes = Processes(tmp_path, {"DURABLE_DATABASE_URL": dsn})
+    try:
+        for place in random.sample(points(pausing), share(quick=1, long=6)):
+            with psycopg.connect(dsn, autocommit=True) as db:
+                before = schema(db)
+                process, _ = Interrupted(processes, pausing, db).held_at(*place)
+                own_server.restart("immediate")
+            assert process.wait(deadline=DEADLINE) == 1
+            with psycopg.connect(dsn, autocommit=True) as db:
+                assert schema(db) == before, place
+            survived("servers crashed under an upgrade")
+        with psycopg.connect(dsn, autocommit=True) as db:
+            assert (
+                Interrupted(processes, pausing, db).start().wait(deadline=DEADLINE) == 0
+            )
+            assert "tasks.rank integer" in described(db)
+    finally:
+        processes.kill_all()
+
+
+@pytest.mark.slow
+def test_dumps_the_same_whether_upgraded_or_new(
+    own_server: Postgres, tmp_path: Path
+) -> None:
+    """As pg_dump sees it, to the order of columns; and the data is what it was."""
+    dsn = own_server.conninfo()
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute("create database upgraded")
+    upgraded = with_dbname(dsn, "upgraded")
+    processes = Processes(tmp_path, {"DURABLE_DATABASE_URL": upgraded})
+    try:
+        migrate_old(processes)
+        with psycopg.connect(upgraded, autocommit=True) as db:
+            db.execute(EFFECTS)
+            fleet = Fleet(processes)
+            worker = fleet.start("old", "worker")
+            client = fleet.start("old", "client", "old")
+            effects = partial(value, db, "select count(*) from public.effects")
+            eventually(lambda: effects() > 50, deadline=DEADLINE)
+            fleet.end(client)
+            fleet.end(worker)
+            before = data(db)
+            migrate(upgraded)
+            after = data(db)
+            db.execute("drop table public.effects")
+        assert [
+            row[: len(was)] for row, was in zip(after, before, strict=True)
+        ] == before
+        assert dumped(own_server, upgraded) == dumped(own_server, dsn)
+    finally:
+        processes.kill_all()
+
+
+def data(db: psycopg.Connection) -> list[str]:
+    """Return every row of every table, by its primary key."""
+    tables = ["checkpoints", "events", "idempotency_keys", "notes", "runs", "tasks"]
+    return [
+        row
+        for table in [*tables, "waits"]
+        for (row,) in db.execute(
+            psycopg.sql.SQL("select t::text from durable.{} as t order by 1").format(
+                psycopg.sql.Identifier(table)
+            )
+        )
+    ]
+
+
+def dumped(server: Postgres, dsn: str) -> str:
+    """Return what pg_dump makes of it, without the key of this one dump."""
+    command = [str(server.binaries / "pg_dump"), "--schema-only", "--dbname", dsn]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.sub(r"^\\(un)?restrict \w+$", "", text, flags=re.MULTILINE)

@@ -25,7 +25,7 @@ import psycopg
 import durable
 from durable import AsyncDurable, AsyncTaskHandle, TaskContext, task
 
-__all__ = ["EFFECTS", "OLD", "RELEASES", "trip"]
+__all__ = ["EFFECTS", "OLD", "RELEASES", "errand", "trip"]
 
 RELEASES: Final = Path(__file__).parents[1] / "releases"
 OLD: Final = RELEASES / "durable-0.1.0-py3-none-any.whl"
@@ -89,14 +89,14 @@ async def ask(name: str) -> None:
             try:
                 arrived += await one_turn(app, name, turn)
             except Exception as error:  # noqa: BLE001 - the test reads it
-                print("REFUSED", type(error).__name__, error)  # noqa: T201
+                print("REFUSED", type(error).__name__, error)
             if over.is_set():
                 break
-    print("ARRIVED", arrived)  # noqa: T201
+    print("ARRIVED", arrived)
 
 
 async def one_turn(app: AsyncDurable, name: str, turn: int) -> int:
-    """Spawn tasks one by one and together, emit what they wait for, and see them end."""
+    """Spawn tasks alone and together, emit what they wait for, and see them end."""
     event = f"{name}:{turn}"
     first = await app.spawn(trip, {"number": 1, "event": event}, idempotency_key=event)
     await app.emit_event(event)
@@ -110,5 +110,5 @@ async def one_turn(app: AsyncDurable, name: str, turn: int) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    logging.info("durable is %s", VERSION)
+    logging.getLogger("tests").info("durable is %s", VERSION)
     asyncio.run(work() if sys.argv[1] == "worker" else ask(sys.argv[2]))

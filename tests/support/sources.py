@@ -1,4 +1,4 @@
-"""The SQL that the package carries, as a copy in which a test makes the next version."""
+"""The SQL that the package carries, copied, for a test to make the next version."""
 
 from __future__ import annotations
 

@@ -28,10 +28,10 @@ __all__ = [
     "script",
 ]
 
-VERSION: Final = "0.1.1"
+VERSION: Final[str] = "0.1.1"
 """The version of this package, and of the engine that it carries."""
 
-NEEDS: Final = "0.1.0"
+NEEDS: Final[str] = "0.1.0"
 """The oldest engine that has all that this package calls."""
 
 _INCLUDE = re.compile(r"^\\ir (\S+)$", re.MULTILINE)
