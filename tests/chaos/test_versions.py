@@ -181,7 +181,7 @@ def test_is_upgraded_under_load(
 
     upgrade(0)
     workers.append(fleet.start("new", "worker"))
-    for number in range(1, share(quick=4, long=80)):
+    for number in range(1, share(quick=4, long=50)):
         for one, other in RENAMED.items():
             sources.rename(*((one, other) if number % 2 else (other, one)))
         if number == 2:
@@ -204,7 +204,7 @@ def test_finishes_what_the_other_version_began(
     survived: Survived,
 ) -> None:
     """Old workers hand over to new ones; and, restarted meanwhile, take over again."""
-    tasks = share(quick=20, long=500)
+    tasks = share(quick=20, long=300)
     with Durable(dsn, tasks=[trip, errand]) as app:
 
         def begin(event: str) -> list[TaskHandle[int]]:

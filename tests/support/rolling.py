@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -62,7 +63,8 @@ async def trip(params: dict[str, Any], ctx: Context) -> int:
     """Make every kind of call; between setting out and arriving waits for an event."""
     await ctx.step("set out", note, ctx, "set out")
     child = await ctx.spawn("errand", errand, params["number"])
-    await ctx.sleep_for("nap", 0.02)
+    await ctx.sleep_for("nap", 0.01)
+    await ctx.sleep_until("then", await ctx.now() + timedelta(seconds=0.01))
     await ctx.await_event(params["event"])
     brought = await ctx.join(child)
     await ctx.step("arrive", note, ctx, "arrive")
@@ -110,5 +112,6 @@ async def one_turn(app: AsyncDurable, name: str, turn: int) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    logging.getLogger("tests").info("durable is %s", VERSION)
+    moment = datetime.now(UTC).isoformat()
+    logging.getLogger("tests").info("durable is %s, at %s", VERSION, moment)
     asyncio.run(work() if sys.argv[1] == "worker" else ask(sys.argv[2]))

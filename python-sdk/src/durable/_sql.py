@@ -26,6 +26,8 @@ class Statement:
 
 
 HOUSE_AT_ONCE: Final = 100
+# A task may sleep for longer than a datetime reaches, in whichever time zone.
+LAST_MOMENT: Final = "9999-12-30 00:00:00Z"
 # What the claim of a worker brings, in this order.
 CLAIMED: Final = (
     "task_id, claim, name, attempt, params::text, headers::text, parent_task_id,"
@@ -52,7 +54,12 @@ def list_queues() -> Statement:
 
 
 def queue_stats(queue: str | None) -> Statement:
-    return Statement("select * from durable.queue_stats(%s)", (queue,))
+    return Statement(
+        "select queue, pending, running, sleeping, completed, failed, cancelled, ready,"
+        " oldest_ready_at, least(next_due_at, %s::timestamptz), ready_by_name"
+        " from durable.queue_stats(%s)",
+        (LAST_MOMENT, queue),
+    )
 
 
 def spawn(queue: str, task: str, params: str, options: str) -> Statement:
