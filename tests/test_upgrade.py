@@ -337,7 +337,7 @@ def test_holds_up_nobody_behind_a_table_that_is_in_use(
     migrate: Callable[[], None],
 ) -> None:
     """Whoever asks for a table after a migration that waits for it, waits too."""
-    sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
+    sources.migration("9002_rank.sql", "alter table durable.tasks add rank integer;\n")
     user, watcher, db = connect(), connect(), connect()
     with ThreadPoolExecutor() as threads:
         with user.transaction():
@@ -362,7 +362,7 @@ def test_says_that_a_table_stays_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("durable._sync.migration._PATIENCE", 0)
-    sources.migration("0002_rank.sql", "alter table durable.tasks add rank integer;\n")
+    sources.migration("9002_rank.sql", "alter table durable.tasks add rank integer;\n")
     user = connect()
     before = described(user), bodies(user)
     with user.transaction():
