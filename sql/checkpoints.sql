@@ -34,7 +34,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
   _name text collate "C" := name;
   _saved durable.loaded_checkpoint;
 begin
