@@ -98,8 +98,9 @@ async def test_goes_on_with_a_chain_of_steps_beside_a_long_sleep(
         assert await handle.state() == "sleeping"
 
 
+@pytest.mark.parametrize("sleeps_first", [False, True])
 async def test_ends_a_sleep_in_place_while_another_branch_is_busy(
-    dsn: str, db: psycopg.Connection
+    dsn: str, db: psycopg.Connection, *, sleeps_first: bool
 ) -> None:
     """The step ends only after the sleep: no run could leave for that one."""
 
@@ -111,9 +112,13 @@ async def test_ends_a_sleep_in_place_while_another_branch_is_busy(
             await ctx.sleep_for("nap", 0.05)
             slept.set()
 
-        await asyncio.gather(ctx.step("work", slept.wait), nap())
+        branches = [ctx.step("work", slept.wait), nap()]
+        if sleeps_first:
+            branches.reverse()
+        await asyncio.gather(*branches)
 
-    assert (await outcome(dsn, both)).state == "completed"
+    async with asyncio.timeout(30):
+        assert (await outcome(dsn, both)).state == "completed"
     assert claims(db) == 1
 
 

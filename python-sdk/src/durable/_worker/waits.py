@@ -238,6 +238,7 @@ class Waits:
                 await asyncio.sleep(0)  # whoever was resolved goes on first
         finally:
             self._leaving = None
+        self._consider()  # a branch may have become busy: then others are looked up
 
     async def _settled(self) -> bool:
         calls = self._calls
