@@ -1,15 +1,25 @@
-"""durable goes on after `kill -9`, and does nothing again that it had saved."""
+"""Wherever a process is killed, nothing is lost, and nothing saved is done again.
+
+The boundaries are not chosen but enumerated: before, during and after every database
+call of a worker and of a client, and between the lines of a task's own code. The quick
+share takes some of them, by the run's seed; the long one takes all.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
+from random import Random
+from typing import Any, Final
 
 import psycopg
 import pytest
 
 from durable import AsyncDurable, Durable
+from tests.chaos.crash_points import DEAD, Points, Stage, Story, enumerated
 from tests.support.crashing import (
     LEDGER,
     MORTAL,
@@ -18,29 +28,31 @@ from tests.support.crashing import (
     journey,
     journey_sync,
     ledger,
+    vigil,
 )
+from tests.support.ordering import ORDERS
 from tests.support.processes import Process, Processes
+from tests.support.survival import Share, Survived
 from tests.support.wait import eventually
+from tests.support.zygote import zygote
 
-BETWEEN = [
-    "at the start",
-    "before the effect of one",
-    "after one",
-    "before the effect of two",
-    "after two",
-    "after a sleep",
-    "after an event",
-    "after a spawn",
-    "in the child",
-    "before the effect of run",
-    "after a join",
-    "before the end",
-]
-INSIDE = [
-    "after the effect of one",
-    "after the effect of two",
-    "after the effect of run",
-]
+STRIPES: Final = 4
+AT_ITS_HOUR: Final = frozenset(
+    f"{call}#1:after"
+    for call in ("extend_leases", "keep_house", "list_waiting_names", "release_unknown")
+)
+ALONE = Story(journey, "journey", ["a"])
+IN_THREADS = Story(journey_sync, "journey_sync", ["a"])
+TOGETHER = Story(journey, "journey", ["a", "b", "c", "d", "e"], concurrency=5)
+KEEPING_WATCH = Story(
+    vigil,
+    "vigil",
+    ["a"],
+    concurrency=5,
+    options={"lease": 3},
+    until=AT_ITS_HOUR,
+    ghost=True,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,54 +62,172 @@ def effects(
     """A ledger, for workers in this process and in others."""
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
     db.execute(LEDGER)
+    db.execute(ORDERS)
     return db
 
 
-@pytest.mark.parametrize("point", BETWEEN + INSIDE)
-async def test_does_once_what_it_had_saved_wherever_it_is_killed(
-    dsn: str, db: psycopg.Connection, processes: Processes, point: str
-) -> None:
-    """Killed between a step's effect and the save, that step alone is repeated."""
-    async with AsyncDurable(dsn, tasks=TASKS, lifespan=ledger) as app:
-        handle = await app.spawn(journey, point)
-        await app.emit_event("go", "heard")
-        assert mortal(processes).wait() == -9
-        end_leases(db)
-        async with app.worker():
-            assert await handle.result(timeout=20) == ["heard", "brought", True]
-    repeated = point.removeprefix("after the effect of ") if point in INSIDE else None
-    assert done(db) == {
-        step: 2 if step == repeated else 1 for step in ("one", "two", "run")
-    }
+@pytest.fixture
+def stage(dsn: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Stage]:
+    """Where stories are played by processes that may be killed."""
+    with zygote(tmp_path, **{MORTAL: "yes"}) as forks:
+        yield Stage(dsn, db, forks)
 
 
-@pytest.mark.parametrize(
-    ("point", "twos"),
-    [("after one", 1), ("before the effect of two", 1), ("after the effect of two", 2)],
-)
-async def test_does_once_what_a_sync_task_had_saved(
-    dsn: str, db: psycopg.Connection, processes: Processes, point: str, twos: int
+# -- every boundary of a worker --------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(STRIPES))
+def test_does_once_what_it_had_saved_wherever_it_is_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived, number: int
 ) -> None:
-    async with AsyncDurable(dsn, tasks=TASKS, lifespan=ledger) as app:
-        handle = await app.spawn(journey_sync, point)
-        assert mortal(processes).wait() == -9
-        end_leases(db)
-        async with app.worker():
-            assert await handle.result(timeout=20) == "arrived"
-    assert done(db) == {"one": 1, "two": twos}
+    points, expected = stage.undisturbed(ALONE)
+    mine = points.stripe(number, STRIPES).sample(random, share(quick=3, long=1))
+    sweep(stage, ALONE, expected, mine, survived)
+
+
+@pytest.mark.slow
+def test_does_once_what_a_sync_task_had_saved_wherever_it_is_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived
+) -> None:
+    points, expected = stage.undisturbed(IN_THREADS)
+    some = points.sample(random, share(quick=20, long=1))
+    sweep(stage, IN_THREADS, expected, some, survived)
+
+
+@pytest.mark.slow
+def test_keeps_house_and_leases_wherever_it_is_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived
+) -> None:
+    """By the clock, after a lost connection, and while it shuts down."""
+    points, expected = stage.undisturbed(KEEPING_WATCH)
+    calls = (
+        "(extend_leases|keep_house|list_waiting_names|release_unknown|release_tasks)#"
+    )
+    wanted = points.only(lambda point: re.match(calls, point) is not None)
+    assert len(wanted.certain) >= 3 * 5, wanted
+    some = wanted.sample(random, share(quick=5, long=1))
+    sweep(stage, KEEPING_WATCH, expected, some, survived)
+
+
+@pytest.mark.slow
+def test_does_once_what_many_tasks_had_saved_wherever_they_are_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived
+) -> None:
+    """What they save goes together, in as many calls as it happens to be."""
+    points, expected = stage.undisturbed(TOGETHER)
+    some = points.sample(random, share(quick=60, long=5))
+    sweep(stage, TOGETHER, expected, some, survived)
+
+
+@pytest.mark.slow
+def test_does_once_what_it_had_saved_if_it_is_killed_while_it_recovers(
+    stage: Stage, share: Share, random: Random, survived: Survived
+) -> None:
+    points, expected = stage.undisturbed(ALONE)
+    twice = 0
+    for _ in range(share(quick=3, long=60)):
+        lives, _ = stage.survive(ALONE, expected, *random.choices(points.certain, k=2))
+        twice += [child.exit_code for child in lives] == [DEAD, DEAD]
+    survived("kills of a worker and of the one that took over", twice)
+
+
+def sweep(
+    stage: Stage,
+    story: Story,
+    expected: list[Any],
+    points: Points,
+    survived: Survived,
+) -> None:
+    """Die at each of these, go on, and count."""
+    repeated: Counter[str] = Counter()
+
+    def dies_at(point: str) -> bool:
+        (child,), twice = stage.survive(story, expected, point)
+        repeated["steps"] += sum(twice.values())
+        assert all(times <= 1 for times in twice.values()), (point, twice)
+        return child.exit_code == DEAD
+
+    came = points.sweep(dies_at)
+    in_code = sum(": " in point for point in came)
+    survived("kills of a worker in a task's own code", in_code)
+    survived("kills of a worker at a call's boundary", len(came) - in_code)
+    survived("steps repeated since their save was on its way", repeated["steps"])
+
+
+# -- every boundary of a client --------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["order", "order_sync"])
+def test_does_once_what_a_client_says_again_after_it_was_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived, call: str
+) -> None:
+    client = f"tests.support.ordering:{call}"
+    pictures = []
+
+    def say(*orders: str) -> tuple[str, list[str], int]:
+        queue = stage.new_queue()
+        with stage.app as app:
+            unwanted = str(app.spawn("errand", "unwanted", queue=queue).task_id)
+        others = sessions(stage.db)
+        child = stage.zygote.fork(client, *orders, queue=queue, unwanted=unwanted)
+        code = child.wait()
+        eventually(lambda: sessions(stage.db) <= others, what="the client's sessions")
+        assert_nothing_is_half_done(stage.db, queue)
+        if code == DEAD:
+            again = stage.zygote.fork(client, queue=queue, unwanted=unwanted)
+            code = again.wait() or DEAD
+        assert code in {0, DEAD}, stage.zygote.output()
+        pictures.append(stage.picture(queue))
+        assert pictures[-1] == pictures[0]
+        assert orders_of(stage.db, queue) == 1
+        return queue, child.passed(), code
+
+    points = enumerated(lambda: say()[1]).sample(random, share(quick=4, long=1))
+    came = points.sweep(lambda point: say(f"kill={point}")[2] == DEAD)
+    survived("kills of a client at a call's boundary", len(came))
+
+
+def assert_nothing_is_half_done(db: psycopg.Connection, queue: str) -> None:
+    """What is said in one statement, or in one transaction, is done or it is not."""
+    keys = db.execute(
+        "select key from durable.idempotency_keys join durable.tasks using (task_id)"
+        " where tasks.queue = %s",
+        [queue],
+    ).fetchall()
+    assert ("two",) in keys or ("three",) not in keys
+    assert ("three",) in keys or ("two",) not in keys
+    emitted = "select from durable.events where queue = %s and name = 'ordered'"
+    ordered = orders_of(db, queue)
+    assert db.execute(emitted, [queue]).rowcount == ordered
+    assert keys.count(("order",)) == ordered
+
+
+def orders_of(db: psycopg.Connection, queue: str) -> int:
+    return db.execute("select from public.orders where queue = %s", [queue]).rowcount
+
+
+def sessions(db: psycopg.Connection) -> set[int]:
+    """Return the processes that serve this database's clients."""
+    pids = "select pid from pg_stat_activity where datname = current_database()"
+    return {pid for (pid,) in db.execute(pids).fetchall()}
+
+
+# -- what a crash costs ----------------------------------------------------------------
 
 
 async def test_uses_no_attempt_when_a_worker_dies_while_its_tasks_wait(
     dsn: str, db: psycopg.Connection, processes: Processes
 ) -> None:
     async with AsyncDurable(dsn, tasks=TASKS, lifespan=ledger) as app:
-        handle = await app.spawn(journey, "never", max_attempts=1)
+        handle = await app.spawn(journey_sync, "a", max_attempts=1)
         worker = mortal(processes)
-        eventually(lambda: waits_for_the_event(db), deadline=20)
+        eventually(partial(waits_for_the_event, db), deadline=20)
         worker.kill()
         await app.emit_event("go", "heard")
         async with app.worker():
-            assert await handle.result(timeout=20) == ["heard", "brought", True]
+            assert await handle.result(timeout=20) == "heard"
     assert done(db) == {"one": 1, "two": 1, "run": 1}
 
 
@@ -105,11 +235,12 @@ async def test_fails_a_task_whose_only_attempt_was_killed(
     dsn: str, db: psycopg.Connection, processes: Processes
 ) -> None:
     async with AsyncDurable(dsn, tasks=TASKS, lifespan=ledger) as app:
-        handle = await app.spawn(errand, "after the effect of run", max_attempts=1)
-        assert mortal(processes).wait() == -9
+        handle = await app.spawn(errand, "a", max_attempts=1)
+        worker = mortal(processes, orders="kill=flush#1:before")
+        assert worker.wait() == DEAD
         end_leases(db)
-        async with app.worker() as worker:
-            assert await worker.drain() == 0
+        async with app.worker() as recovering:
+            assert await recovering.drain() == 0
         found = await handle.snapshot()
     assert found.state == "failed"
     assert found.error is not None
@@ -119,33 +250,34 @@ async def test_fails_a_task_whose_only_attempt_was_killed(
 
 @pytest.mark.slow
 def test_loses_nothing_while_workers_are_killed_over_and_over(
-    dsn: str, db: psycopg.Connection, processes: Processes
+    dsn: str, db: psycopg.Connection, processes: Processes, survived: Survived
 ) -> None:
     """Whatever was saved in one attempt has no effect in a later one."""
-    tasks, kills = 150, 4
+    tasks, kills, steps = 100, 4, 5
+    labels = [str(number) for number in range(tasks)]
     with Durable(dsn, tasks=TASKS) as client:
-        handles = client.spawn_many(journey, ["never"] * tasks, max_attempts=None)
+        handles = client.spawn_many(journey, labels)
         client.emit_event("go", "heard")
-        crew = [mortal(processes, 20), mortal(processes, 20)]
+        crew = [mortal(processes), mortal(processes)]
         for kill in range(1, kills + 1):
-            goal = kill * tasks * 3 // (kills + 2)
+            goal = kill * tasks * steps // (kills + 2)
             eventually(partial(has_come_to, db, goal), deadline=60)
             crew.pop(0).kill()
-            crew.append(mortal(processes, 20))
+            crew.append(mortal(processes))
         arrived = [handle.result(timeout=60) for handle in handles]
     assert arrived == [["heard", "brought", True]] * tasks
     assert ledger_errors(db) == []
-    assert set(done(db)) == {"one", "two", "run"}
-    assert effects_so_far(db, "distinct (task_id, step)") == tasks * 3
+    assert effects_so_far(db, "distinct (task_id, step)") == tasks * steps
     assert db.execute("select 1 from durable.waits").fetchall() == []
     states = db.execute("select distinct state::text from durable.tasks").fetchall()
     assert states == [("completed",)]
+    survived("kills of a busy worker", kills)
 
 
-def mortal(processes: Processes, concurrency: int = 100) -> Process:
-    """Start a worker that dies where its tasks say, or when it is killed."""
+def mortal(processes: Processes, orders: str = "") -> Process:
+    """Start a worker that dies where it is told, or when it is killed."""
     return processes.python(
-        "-m", "tests.support.crashing", str(concurrency), env={MORTAL: "yes"}
+        "-m", "tests.support.crashing", "20", env={"DURABLE_FAILPOINT": orders}
     )
 
 

@@ -1,9 +1,10 @@
-"""Tasks that kill the worker they run on, and keep a ledger of what they did.
+"""Tasks that do all a task can do, and keep a ledger of what they did.
 
     python -m tests.support.crashing 100     a worker for them that may be killed
 
 A step's effect is a row in public.effects; doing a step twice in one attempt is an
-error there.
+error there. Where they call `reach`, a failpoint can be; `saved` says that a step is
+one whose effect must not happen again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypeAlias
@@ -19,19 +19,52 @@ from uuid import UUID
 
 import psycopg
 
-from durable import AsyncDurable, SyncTaskContext, TaskContext, task
+from durable import AsyncDurable, Retry, SyncTaskContext, TaskContext, task
+from durable._failpoints import reach
 
-__all__ = ["LEDGER", "MORTAL", "TASKS", "errand", "journey", "journey_sync", "ledger"]
+__all__ = [
+    "LEDGER",
+    "MORTAL",
+    "STEPS",
+    "TASKS",
+    "errand",
+    "journey",
+    "journey_sync",
+    "ledger",
+    "saved",
+    "vigil",
+    "work",
+]
 
 LEDGER: Final = """
 create table public.effects (
   task_id uuid, step text, attempt integer, primary key (task_id, step, attempt)
-)
+);
+create table public.stumbles (task_id uuid primary key);
 """
-MORTAL: Final = "DURABLE_TEST_MORTAL"  # set where a worker may die
+MORTAL: Final = "DURABLE_TEST_MORTAL"  # set in a process that is to be killed
 NOTE: Final = "insert into public.effects values (%s, %s, %s)"
+STUMBLE: Final = "insert into public.stumbles values (%s) on conflict do nothing"
+BREAK: Final = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and application_name = 'durable claim'
+"""
+STEPS: Final = {  # by task: the steps that have effects
+    "journey": ["one", "refused", "two", "three"],
+    "errand": ["run"],
+    "journey_sync": ["one", "two"],
+    "vigil": ["one"],
+}
 
 Context: TypeAlias = TaskContext[psycopg.AsyncConnection]
+
+
+class Refused(Exception):
+    """What a step raises that always does."""
+
+
+class Stumbled(Exception):
+    """What fails an attempt, once."""
 
 
 @contextlib.asynccontextmanager
@@ -44,69 +77,133 @@ async def ledger() -> AsyncIterator[psycopg.AsyncConnection]:
         yield connection
 
 
-def here(point: str, die_at: str) -> None:
-    """Die, if this is the point and the worker is mortal: no code runs after this."""
-    if point == die_at and MORTAL in os.environ:
-        os.kill(os.getpid(), signal.SIGKILL)
+def saved(label: str, step: str) -> str:
+    """Return the point at which a task's code knows that a step is saved."""
+    return f"{label}: saved {step}"
 
 
-@task
-async def errand(die_at: str, ctx: Context) -> str:
-    here("in the child", die_at)
-    await ctx.step("run", note, ctx, "run", die_at)
+@task(max_attempts=None, retry=Retry.fixed(0))
+async def errand(label: str, ctx: Context) -> str:
+    reach(f"{label}: begins")
+    await do(label, "run", ctx)
     return "brought"
 
 
-@task
-async def journey(die_at: str, ctx: Context) -> list[Any]:
-    here("at the start", die_at)
-    for name in ("one", "two"):
-        await ctx.step(name, note, ctx, name, die_at)
-        here(f"after {name}", die_at)
-    await ctx.sleep_for("nap", 0.01)
-    here("after a sleep", die_at)
+@task(max_attempts=None, retry=Retry.fixed(0))
+async def journey(label: str, ctx: Context) -> list[Any]:
+    reach(f"{label}: begins")
+    await do(label, "one", ctx)
+    with contextlib.suppress(Refused):
+        await ctx.step("refused", note_and_refuse, label, ctx)
+    await ctx.step("two", note_sync, label, "two", ctx.task_id, ctx.attempt)
+    reach(saved(label, "refused"))  # with what came next, for nobody else may see it
+    reach(saved(label, "two"))
+    await ctx.sleep_for("nap", 0.03)
+    reach(f"{label}: has slept")
     heard = await ctx.await_event("go")
-    here("after an event", die_at)
-    child = await ctx.spawn("errand", errand, die_at)
-    here("after a spawn", die_at)
+    reach(f"{label}: has heard")
+    with contextlib.suppress(TimeoutError):
+        await ctx.await_event("never", timeout=0.03)
+    child = await ctx.spawn("errand", errand, f"{label}'s child")
+    reach(f"{label}: has spawned")
     brought = await ctx.join(child)
-    here("after a join", die_at)
+    reach(f"{label}: has joined")
     first = await ctx.emit_event(f"arrived:{ctx.task_id}", brought)
-    here("before the end", die_at)
+    await asyncio.gather(*at_once(label, ctx))
+    reach(saved(label, "three"))
+    await ctx.heartbeat()
+    await stumble_once(ctx)
+    reach(f"{label}: ends")
     return [heard, brought, first]
 
 
-@task
-def journey_sync(die_at: str, ctx: SyncTaskContext[Any]) -> str:
+@task(max_attempts=None, retry=Retry.fixed(0))
+def journey_sync(label: str, ctx: SyncTaskContext[Any]) -> str:
+    reach(f"{label}: begins")
     for name in ("one", "two"):
-        ctx.step(name, note_sync, ctx.task_id, name, ctx.attempt, die_at)
-        here(f"after {name}", die_at)
-    return "arrived"
+        ctx.step(name, note_sync, label, name, ctx.task_id, ctx.attempt)
+        reach(saved(label, name))
+    ctx.sleep_for("nap", 0.03)
+    heard: str = ctx.await_event("go")
+    child = ctx.spawn("errand", errand, f"{label}'s child")
+    ctx.emit_event(f"arrived:{ctx.task_id}", ctx.join(child))
+    return heard
 
 
-TASKS: Final = (errand, journey, journey_sync)
+@task(max_attempts=None, retry=Retry.fixed(0))
+async def vigil(label: str, ctx: Context) -> str:
+    """Be there until the worker is gone; one that is not to be killed ends at once."""
+    await do(label, "one", ctx)
+    await ctx.step("watch", watch, ctx)
+    return "relieved"
 
 
-async def note(ctx: Context, name: str, die_at: str) -> str:
+TASKS: Final = (errand, journey, journey_sync, vigil)
+
+
+async def do(label: str, step: str, ctx: Context) -> None:
+    """Take a step that has an effect."""
+    await ctx.step(step, note, label, step, ctx)
+    reach(saved(label, step))
+
+
+async def note(label: str, step: str, ctx: Context) -> str:
     """Have an effect; the step may be interrupted on either side of it."""
-    here(f"before the effect of {name}", die_at)
-    await ctx.state.execute(NOTE, [ctx.task_id, name, ctx.attempt])
-    here(f"after the effect of {name}", die_at)
-    return f"did {name}"
+    reach(f"{label}: before the effect of {step}")
+    await ctx.state.execute(NOTE, [ctx.task_id, step, ctx.attempt])
+    reach(f"{label}: after the effect of {step}")
+    return f"did {step}"
 
 
-def note_sync(task_id: UUID, name: str, attempt: int, die_at: str) -> None:
+async def note_and_refuse(label: str, ctx: Context) -> None:
+    await note(label, "refused", ctx)
+    raise Refused
+
+
+def note_sync(label: str, step: str, task_id: UUID, attempt: int) -> str:
     """Do the same from a thread."""
-    here(f"before the effect of {name}", die_at)
-    with psycopg.connect(os.environ["DURABLE_DATABASE_URL"]) as connection:
-        connection.execute(NOTE, [task_id, name, attempt])
-    here(f"after the effect of {name}", die_at)
+    reach(f"{label}: before the effect of {step}")
+    with psycopg.connect(
+        os.environ["DURABLE_DATABASE_URL"], autocommit=True
+    ) as connection:
+        connection.execute(NOTE, [task_id, step, attempt])
+    reach(f"{label}: after the effect of {step}")
+    return f"did {step}"
 
 
-async def main(concurrency: int) -> None:
-    async with AsyncDurable(tasks=TASKS, lifespan=ledger) as app:
-        await app.run_worker(concurrency=concurrency, lease=2, poll=0.1)
+def at_once(label: str, ctx: Context) -> list[Any]:
+    """Return a sleep and a step that ends later, so that the wait is looked up."""
+    rested = asyncio.Event()
+
+    async def rest() -> None:
+        await ctx.sleep_for("rest", 0.01)
+        rested.set()
+
+    async def note_rested() -> str:
+        await rested.wait()
+        return await note(label, "three", ctx)
+
+    return [rest(), ctx.step("three", note_rested)]
+
+
+async def stumble_once(ctx: Context) -> None:
+    """Fail the attempt, unless an earlier one has come as far as this."""
+    if (await ctx.state.execute(STUMBLE, [ctx.task_id])).rowcount:
+        raise Stumbled
+
+
+async def watch(ctx: Context) -> None:
+    """Break the connection of the claims, and stay."""
+    if MORTAL in os.environ:
+        await ctx.state.execute(BREAK)
+        await asyncio.Event().wait()
+
+
+async def work(queue: str = "default", **options: Any) -> None:
+    """Be a worker for these tasks, until a signal."""
+    application = AsyncDurable(queue=queue, tasks=TASKS, lifespan=ledger)
+    await application.run_worker(**options)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(work(concurrency=int(sys.argv[1]), lease=2, poll=0.1))

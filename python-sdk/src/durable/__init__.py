@@ -12,6 +12,8 @@ synchronous code.
 
 from __future__ import annotations
 
+import os as _os
+
 from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
 from durable._async.handle import AsyncTaskHandle
@@ -80,3 +82,8 @@ __all__ = [
     "run_worker",
     "task",
 ]
+
+if _orders := _os.environ.get("DURABLE_FAILPOINT"):  # of tests that crash processes
+    from durable._failpoints import arm as _arm
+
+    _arm(_orders)

@@ -1,0 +1,293 @@
+"""Lives that end at a named boundary, and what must be true when others have gone on.
+
+A story is lived undisturbed first, which tells all boundaries there are. Then it is
+lived again, in a queue of its own, by a process that dies at one of them; whoever comes
+after goes on with it. In the end the database holds what it would have held.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final, TypeAlias
+
+import psycopg
+
+from durable import Durable
+from durable.registry import AnyTask
+from tests.support.crashing import STEPS, TASKS, errand, ledger, saved
+from tests.support.wait import eventually
+from tests.support.zygote import Child, Zygote
+
+__all__ = ["DEAD", "Picture", "Points", "Stage", "Story", "enumerated"]
+
+Picture: TypeAlias = list[tuple[Any, ...]]
+
+DEAD: Final = -9  # SIGKILL
+RECORDS: Final = 3
+TRIES: Final = 5
+WORK: Final = "tests.support.crashing:work"
+GHOST: Final = "the ghost"
+
+PICTURE: Final = Path(__file__).with_name("picture.sql").read_text()
+VARIES: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9-]{10}T[0-9:.+]+"
+LIVE: Final = """
+select from durable.tasks
+where queue = %s and state not in ('completed', 'failed', 'cancelled')
+"""
+ATTEMPTS: Final = """
+select name, tasks.attempt,
+  array_remove(array_agg(runs.attempt order by runs.attempt), null),
+  count(*) filter (where outcome = 'lease_lost'),
+  count(*) filter (where outcome = 'failed')
+from durable.tasks left join durable.runs using (queue, task_id)
+where queue = %s
+group by task_id, name, tasks.attempt
+"""
+EFFECTS: Final = """
+select params #>> '{}', step, count(*)
+from public.effects join durable.tasks using (task_id)
+where queue = %s
+group by 1, 2
+"""
+# Of what the dead held; and of what they hold since their last claim arrived.
+END_LEASES: Final = """
+update durable.tasks set lease_expires_at = 'epoch'
+where queue = %s and claim %% 2 = 1 and lease_expires_at > 'epoch'
+  and split_part(worker, ':', 2) = any(%s)
+"""
+HAUNT: Final = """
+select from durable.claim_tasks(%s, 'nobody', array['errand'], 1, 0.001)
+"""
+
+
+@dataclass(frozen=True)
+class Story:
+    """Tasks that are spawned together, and the worker that begins with them.
+
+    It is asked to end once all of `until` was passed, else when all tasks are final.
+    A `ghost` is one more task, whose worker is gone.
+    """
+
+    task: AnyTask
+    name: str
+    labels: Sequence[str]
+    concurrency: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    until: frozenset[str] = frozenset()
+    ghost: bool = False
+
+    def effects(self) -> list[tuple[str, str]]:
+        """Return the steps that have effects, each with the label of its task."""
+        own = [(label, step) for label in self.labels for step in STEPS[self.name]]
+        errands = [GHOST] if self.ghost else []
+        if self.name.startswith("journey"):
+            errands += [f"{label}'s child" for label in self.labels]
+        return own + [(label, step) for label in errands for step in STEPS["errand"]]
+
+
+@dataclass(frozen=True)
+class Points:
+    """The boundaries of a story: what always comes, and what depends on the moment."""
+
+    certain: list[str]
+    sometimes: list[str]
+
+    def only(self, wanted: Callable[[str], bool]) -> Points:
+        """Return those of them that are wanted."""
+        return Points(
+            [point for point in self.certain if wanted(point)],
+            [point for point in self.sometimes if wanted(point)],
+        )
+
+    def stripe(self, number: int, of: int) -> Points:
+        """Return those that are one test's of so many, whichever others there are."""
+        return self.only(lambda point: zlib.crc32(point.encode()) % of == number)
+
+    def sample(self, random: Random, parts: int) -> Points:
+        """Return one of so many of each, rounded up: all, if that is 1."""
+
+        def some(points: list[str]) -> list[str]:
+            return random.sample(points, math.ceil(len(points) / parts))
+
+        return Points(some(self.certain), some(self.sometimes))
+
+    def sweep(self, dies_at: Callable[[str], bool]) -> list[str]:
+        """Die at each, and return those that came.
+
+        What always comes is tried until it does; what depends on the moment, once.
+        """
+        for point in self.certain:
+            came = any(dies_at(point) for _ in range(TRIES))
+            assert came, f"{point} never came"
+        return [*self.certain, *(point for point in self.sometimes if dies_at(point))]
+
+
+def enumerated(record: Callable[[], Iterable[str]]) -> Points:
+    """Live undisturbed a few times, and return the boundaries that were passed."""
+    records = [dict.fromkeys(record()) for _ in range(RECORDS)]
+    union = {point: None for passed in records for point in passed}
+    always = set.intersection(*map(set, records))
+    return Points(
+        certain=[point for point in union if point in always],
+        sometimes=[point for point in union if point not in always],
+    )
+
+
+class Stage:
+    """A database on which stories are played, each in a queue of its own."""
+
+    def __init__(self, dsn: str, db: psycopg.Connection, zygote: Zygote) -> None:
+        self.db = db
+        self.zygote = zygote
+        self.app = Durable(dsn, tasks=TASKS, lifespan=ledger)
+        self._numbers = itertools.count(1)
+
+    def undisturbed(self, story: Story) -> tuple[Points, Picture]:
+        """Return the boundaries of a story, and what is there when it is over."""
+        pictures: list[Picture] = []
+
+        def record() -> list[str]:
+            queue = self.begin(story)
+            child = self.live(story, queue)
+            assert child.exit_code == 0, self.zygote.output()
+            self.recover(queue, [])
+            pictures.append(self.picture(queue))
+            return child.passed()
+
+        points = enumerated(record)
+        assert pictures == pictures[:1] * RECORDS
+        return points, pictures[0]
+
+    def survive(
+        self, story: Story, expected: Picture, *points: str
+    ) -> tuple[list[Child], Counter[str]]:
+        """Die at these points, one after the other, and go on; check what is there.
+
+        Returns the lives, and how many steps had their effect twice, by label.
+        """
+        queue = self.begin(story)
+        lives: list[Child] = []
+        for point in points:
+            lives.append(self.live(story, queue, f"kill={point}", dead=lives))
+        self.recover(queue, lives)
+        assert self.picture(queue) == expected, points
+        self.check_attempts(story, queue, lives)
+        return lives, self.check_effects(story, queue, lives)
+
+    # -- a life --------------------------------------------------------------------
+
+    def new_queue(self) -> str:
+        """Return a queue in which nothing has happened."""
+        queue = f"story-{next(self._numbers)}"
+        self.db.execute("select durable.create_queue(%s)", [queue])
+        return queue
+
+    def begin(self, story: Story) -> str:
+        """Spawn the tasks of a story, and return their queue."""
+        queue = self.new_queue()
+        with self.app as app:
+            app.emit_event("go", "heard", queue=queue)
+            app.spawn_many(story.task, list(story.labels), queue=queue)
+            if story.ghost:
+                app.spawn(errand, GHOST, queue=queue)
+                self.db.execute(HAUNT, [queue])
+        return queue
+
+    def live(
+        self, story: Story, queue: str, *orders: str, dead: Sequence[Child] = ()
+    ) -> Child:
+        """Let a worker live until it dies, or has nothing left to do."""
+
+        def has_done_its_part() -> bool:
+            self.end_leases(queue, dead)
+            if story.until:
+                return story.until <= set(child.passed())
+            return self.is_over(queue)
+
+        options = {"lease": 60, "shutdown_timeout": 0, **story.options}
+        child = self.zygote.fork(
+            WORK, *orders, queue=queue, concurrency=story.concurrency, **options
+        )
+        eventually(
+            lambda: child.has_ended(within=0.02) or has_done_its_part(),
+            deadline=60,
+            what=f"the end of a life with {orders}",
+        )
+        if not child.has_ended():
+            with suppress(ProcessLookupError):
+                child.terminate()
+        assert child.wait(deadline=60) in {0, DEAD}, self.zygote.output()
+        return child
+
+    def recover(self, queue: str, dead: Sequence[Child]) -> None:
+        """Go on in this process, until all tasks are final."""
+
+        def is_recovered() -> bool:
+            self.end_leases(queue, dead)
+            return self.is_over(queue)
+
+        if not is_recovered():
+            with self.app.worker(queues=[queue], concurrency=10, poll=0.05):
+                eventually(is_recovered, deadline=60)
+
+    def is_over(self, queue: str) -> bool:
+        """Whether all tasks are final."""
+        return self.db.execute(LIVE, [queue]).rowcount == 0
+
+    def end_leases(self, queue: str, dead: Sequence[Child]) -> None:
+        """Let the leases of the dead run out at once."""
+        pids = [str(child.pid) for child in dead]
+        if pids and self.db.execute(END_LEASES, [queue, pids]).rowcount:
+            self.db.execute("select durable.expire_leases(%s)", [queue])
+
+    # -- what must be true in the end ----------------------------------------------
+
+    def picture(self, queue: str) -> Picture:
+        """Return all that a queue holds, once its notes are applied."""
+        self.db.execute("select durable.apply_notes(%s)", [queue])
+        rows = self.db.execute(PICTURE, {"queue": queue, "varies": VARIES}).fetchall()
+        return sorted(rows, key=repr)
+
+    def check_attempts(self, story: Story, queue: str, lives: Sequence[Child]) -> None:
+        """Every attempt but the last has its row; a crash costs one at most."""
+        crashes = sum(child.exit_code == DEAD for child in lives)
+        rows = self.db.execute(ATTEMPTS, [queue]).fetchall()
+        for name, attempt, numbers, lost, failed in rows:
+            assert numbers == list(range(1, attempt)), name
+            assert lost <= crashes or story.ghost
+            assert failed <= (name == "journey")
+            assert attempt == 1 + lost + failed
+
+    def check_effects(
+        self, story: Story, queue: str, lives: Sequence[Child]
+    ) -> Counter[str]:
+        """What a task knew to be saved had its effect once; return what had it twice.
+
+        One that was on its way may have had it once in every life that had begun it,
+        and once more.
+        """
+        rows = self.db.execute(EFFECTS, [queue]).fetchall()
+        found = {(label, step): times for label, step, times in rows}
+        repeated: Counter[str] = Counter()
+        for label, step in story.effects():
+            begun, known = 0, False
+            for child in lives:
+                passed = child.passed()
+                begins = f"{label}: before the effect of {step}" in passed
+                assert not (known and begins), f"{label} began {step} again"
+                begun += begins
+                known = known or saved(label, step) in passed
+            times = found.pop((label, step))
+            assert 1 <= times <= begun + (not known), (label, step, times)
+            if times > 1 and step != "refused":  # that is saved with the next one
+                repeated[label] += 1
+        assert not found, found
+        return repeated

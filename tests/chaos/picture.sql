@@ -1,0 +1,51 @@
+-- Everything a queue holds that does not depend on who did it, when, and how often; and
+-- nothing of what belongs to nobody. Ids and moments are left out of what was saved.
+-- An event that was not emitted is no more than the place to wait for it.
+
+select
+  'task' as kind, name, params::text as of_what, state::text, result::text as value,
+  jsonb_build_object(
+    'error', error is not null, 'parent', parent_task_id is not null,
+    'key', idempotency_key, 'held', claim %% 2 = 1, 'leased', lease_expires_at is not null,
+    'available', available_at is not null, 'finished', finished_at is not null
+  )::text as details
+from durable.tasks
+where queue = %(queue)s
+
+union all
+select
+  'checkpoint', regexp_replace(checkpoints.name, %(varies)s, '', 'g'), params::text,
+  checkpoints.state::text, regexp_replace(value::text, %(varies)s, '', 'g'), position::text
+from durable.checkpoints
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
+select
+  'event', regexp_replace(name, %(varies)s, '', 'g'), null, null, payload::text, null
+from durable.events
+where queue = %(queue)s and emitted_at is not null
+
+union all
+select 'key', key, params::text, null, null, tasks.name
+from durable.idempotency_keys
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
+select 'wait', name, event_name, null, null, null
+from durable.waits
+where queue = %(queue)s
+
+union all
+select 'note', kind::text, event_name, null, null, null
+from durable.notes
+where queue = %(queue)s
+
+union all
+select 'run of nobody', null, null, outcome::text, null, null
+from durable.runs
+where queue = %(queue)s
+  and not exists (
+    select from durable.tasks
+    where tasks.queue = runs.queue and tasks.task_id = runs.task_id)
