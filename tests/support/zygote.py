@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tests.support.crashing
+import tests.support.lingering
 import tests.support.ordering  # noqa: F401 - what is imported here costs no child time
 from durable import _failpoints
 from tests.support.processes import ROOT

@@ -9,7 +9,7 @@ A boundary is `<function>#<nth call of it in this process>:<phase>`:
     before      nothing has been sent
     sent        all was sent, and no reply has been read; sent2, sent3 where a call says
                 several things, as one that begins a transaction or prepares itself
-    after       the reply was read, and whoever asked does not know yet
+    after       the reply was read, be it an error; whoever asked does not know yet
 
 It is for tests, which so find out what a crash at any of them does. Where the variable
 is not set when `durable` is imported, psycopg stays as it is and this is not imported.
@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, Error
 from psycopg.waiting import Wait
 
 __all__ = ["VARIABLE", "arm", "reach"]
@@ -128,6 +128,9 @@ def _watched(
     except StopIteration as end:
         points.reach(f"{call}:after")
         return end.value
+    except Error:
+        points.reach(f"{call}:after")
+        raise
 
 
 def _function(said: Conversation) -> str:
