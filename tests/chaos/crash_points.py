@@ -8,6 +8,7 @@ after goes on with it. In the end the database holds what it would have held.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import zlib
 from collections import Counter
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from signal import SIGKILL, SIGTERM
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -30,7 +32,7 @@ __all__ = ["DEAD", "Picture", "Points", "Stage", "Story", "enumerated"]
 
 Picture: TypeAlias = list[tuple[Any, ...]]
 
-DEAD: Final = -9  # SIGKILL
+DEAD: Final = -SIGKILL
 RECORDS: Final = 3
 TRIES: Final = 5
 WORK: Final = "tests.support.crashing:work"
@@ -78,7 +80,8 @@ class Story:
 
     task: AnyTask
     name: str
-    labels: Sequence[str]
+    result: Any
+    labels: Sequence[str] = ("a",)
     concurrency: int = 1
     options: dict[str, Any] = field(default_factory=dict)
     until: frozenset[str] = frozenset()
@@ -164,6 +167,8 @@ class Stage:
 
         points = enumerated(record)
         assert pictures == pictures[:1] * RECORDS
+        results = [row[4] for row in pictures[0] if row[:2] == ("task", story.name)]
+        assert results == [json.dumps(story.result)] * len(story.labels)
         return points, pictures[0]
 
     def survive(
@@ -224,7 +229,8 @@ class Stage:
         if not child.has_ended():
             with suppress(ProcessLookupError):
                 child.terminate()
-        assert child.wait(deadline=60) in {0, DEAD}, self.zygote.output()
+        code = child.wait(deadline=60)  # it may be asked before it listens to signals
+        assert code in {0, DEAD, -SIGTERM}, self.zygote.output()
         return child
 
     def recover(self, queue: str, dead: Sequence[Child]) -> None:

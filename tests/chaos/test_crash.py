@@ -41,13 +41,14 @@ AT_ITS_HOUR: Final = frozenset(
     f"{call}#1:after"
     for call in ("extend_leases", "keep_house", "list_waiting_names", "release_unknown")
 )
-ALONE = Story(journey, "journey", ["a"])
-IN_THREADS = Story(journey_sync, "journey_sync", ["a"])
-TOGETHER = Story(journey, "journey", ["a", "b", "c", "d", "e"], concurrency=5)
+ARRIVED: Final = ["heard", "brought", True]
+ALONE = Story(journey, "journey", ARRIVED)
+TOGETHER = Story(journey, "journey", ARRIVED, ["a", "b", "c", "d", "e"], concurrency=5)
+IN_THREADS = Story(journey_sync, "journey-sync", "heard")
 KEEPING_WATCH = Story(
     vigil,
     "vigil",
-    ["a"],
+    "relieved",
     concurrency=5,
     options={"lease": 3},
     until=AT_ITS_HOUR,
@@ -116,7 +117,7 @@ def test_does_once_what_many_tasks_had_saved_wherever_they_are_killed(
 ) -> None:
     """What they save goes together, in as many calls as it happens to be."""
     points, expected = stage.undisturbed(TOGETHER)
-    some = points.sample(random, share(quick=60, long=5))
+    some = points.sample(random, share(quick=60, long=8))
     sweep(stage, TOGETHER, expected, some, survived)
 
 
@@ -265,7 +266,7 @@ def test_loses_nothing_while_workers_are_killed_over_and_over(
             crew.pop(0).kill()
             crew.append(mortal(processes))
         arrived = [handle.result(timeout=60) for handle in handles]
-    assert arrived == [["heard", "brought", True]] * tasks
+    assert arrived == [ARRIVED] * tasks
     assert ledger_errors(db) == []
     assert effects_so_far(db, "distinct (task_id, step)") == tasks * steps
     assert db.execute("select 1 from durable.waits").fetchall() == []

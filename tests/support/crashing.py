@@ -52,7 +52,7 @@ where datname = current_database() and application_name = 'durable claim'
 STEPS: Final = {  # by task: the steps that have effects
     "journey": ["one", "refused", "two", "three"],
     "errand": ["run"],
-    "journey_sync": ["one", "two"],
+    "journey-sync": ["one", "two"],
     "vigil": ["one"],
 }
 
