@@ -41,7 +41,8 @@ WORKER = (
     | HOUSEKEEPING
     | {
         *("claim_tasks", "get_next_due", "list_waiting_names", "extend_leases"),
-        *("release_tasks", "release_unknown", "load_checkpoints", "flush"),
+        *("release_tasks", "release_unknown", "load_checkpoints", "hold_task"),
+        "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
         *("spawn_children", "emit_from_task"),
