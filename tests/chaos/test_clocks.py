@@ -167,7 +167,7 @@ def test_works_whatever_time_it_is_where_it_runs(
         output = process.wait_for("durable is new", deadline=DEADLINE)
         said = datetime.fromisoformat(re.findall(r", at (\S+)", output)[0])
         assert abs(datetime.now(UTC) + ahead - said) < HOUR / 2
-    for _ in range(share(quick=4, long=100)):
+    for _ in range(share(quick=3, long=60)):
         seen = effects()
         eventually(lambda seen=seen: effects() > seen + 20, deadline=DEADLINE)  # type: ignore[misc]
         random.choice(clocks).jump_to(random.choice(ways))

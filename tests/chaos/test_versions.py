@@ -181,7 +181,7 @@ def test_is_upgraded_under_load(
 
     upgrade(0)
     workers.append(fleet.start("new", "worker"))
-    for number in range(1, share(quick=4, long=50)):
+    for number in range(1, share(quick=3, long=50)):
         for one, other in RENAMED.items():
             sources.rename(*((one, other) if number % 2 else (other, one)))
         if number == 2:
@@ -204,7 +204,7 @@ def test_finishes_what_the_other_version_began(
     survived: Survived,
 ) -> None:
     """Old workers hand over to new ones; and, restarted meanwhile, take over again."""
-    tasks = share(quick=20, long=300)
+    tasks = share(quick=10, long=300)
     with Durable(dsn, tasks=[trip, errand]) as app:
 
         def begin(event: str) -> list[TaskHandle[int]]:
@@ -394,7 +394,7 @@ def test_rolls_back_an_upgrade_that_is_cut_off_between_any_statements(
     places = points(pausing)
     before = schema(db)
     interrupted = Interrupted(processes, pausing, db)
-    for place in random.sample(places, share(quick=2, long=len(places) // 2)):
+    for place in random.sample(places, share(quick=1, long=len(places) // 2)):
         process, pid = interrupted.held_at(*place)
         if how == "kill -9":
             process.kill()
@@ -428,7 +428,7 @@ def test_is_the_old_version_or_the_new_whenever_its_upgrade_is_killed(
     assert process.wait(deadline=DEADLINE) == 0
     took = time.monotonic() - begun
     new = schema(db)
-    for _ in range(share(quick=2, long=20)):
+    for _ in range(share(quick=1, long=20)):
         db.execute("drop schema durable cascade")
         db.execute(_schema.script(None))
         process = interrupted.start()

@@ -36,7 +36,7 @@ logger = logging.getLogger("durable.worker")
 _TICK: Final = 1.0
 _BLOCKED_SECONDS: Final = 1.0
 _LET_GO_SECONDS: Final = 60.0
-_ASK_AROUND: Final = 10.0
+_ASK_FOR_NAMES: Final = 10.0
 _LEISURE: Final = 4  # times as long as it took, between two rounds of deleting
 
 
@@ -70,7 +70,7 @@ class Leases:
         self._beat = time.monotonic()
         self._warned = False
         self._extend_at = time.monotonic() + lease / 3
-        self._ask_at = time.monotonic() + _ASK_AROUND / 10
+        self._ask_at = time.monotonic() + _ASK_FOR_NAMES / 10
         self._thread = threading.Thread(
             target=self._work, name="durable leases", daemon=True
         )
@@ -109,7 +109,7 @@ class Leases:
         for queue in self._queues:
             self._keep_house(queue)
         if now >= self._ask_at:
-            self._ask_at = now + _ASK_AROUND
+            self._ask_at = now + _ASK_FOR_NAMES
             self._check_version()
             self._report_unknown_names()
 
