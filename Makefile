@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types pgtap pytest pytest18 container docs golden dist env clean
-.PHONY: bench bench-full chaos soak
+.PHONY: bench bench-full chaos soak cc
 
 BIN := .venv/bin
 WORKERS ?= 4
@@ -38,11 +38,11 @@ types: .venv/dev ## mypy, strict, over sources and tests
 pgtap: .venv/dev ## the SQL's own tests, on Debian's Postgres
 	postgres=$$(.ci/postgres) && $(BIN)/python -m tests.support.pgtap "$$postgres"
 
-pytest: .venv/dev ## the Python tests, on Debian's Postgres
+pytest: .venv/dev cc ## the Python tests, on Debian's Postgres
 	postgres=$$(.ci/postgres) && \
 	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN="$$postgres" $(PYTEST)
 
-pytest18: .venv/dev ## what talks to the engine, on the embedded Postgres 18
+pytest18: .venv/dev cc ## what talks to the engine, on the embedded Postgres 18
 	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN=wheel $(PYTEST) -m "not slow" \
 	$(foreach name,$(ONCE),--ignore tests/test_$(name).py)
 
@@ -50,10 +50,11 @@ container: .venv/dev ## the same promise in a container, if an engine can be had
 	.ci/postgres > /dev/null
 	$(BIN)/python -m tests.container.engine $(BIN)/pytest tests/test_container.py
 
-chaos: .venv/dev ## the faults of `make pytest` in their thousands, in minutes
+chaos: .venv/dev cc ## the faults of `make pytest` in their thousands, in minutes
 	postgres=$$(.ci/postgres) && \
 	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN="$$postgres" DURABLE_CHAOS=long \
-	DURABLE_SURVIVED=$(SURVIVED) $(PYTEST) --override-ini timeout=1500 tests/chaos
+	DURABLE_SURVIVED=$(SURVIVED) $(PYTEST) --override-ini timeout=1500 \
+	tests/chaos tests/test_privileges.py
 
 soak: .venv/dev ## all faults at random under load, for MINUTES, then the ledger
 	postgres=$$(.ci/postgres) && DURABLE_TEST_PG_BIN="$$postgres" \
@@ -76,6 +77,9 @@ bench: .venv/bench/ready ## durable beside its peers, in minutes; writes a page 
 
 bench-full: BENCH := --full
 bench-full: bench ## the same with larger sizes and more rounds
+
+cc: # a test wants to shift a process's clock
+	@command -v cc > /dev/null || .ci/need gcc libc6-dev
 
 env: .venv/dev ## .venv, with everything for working on durable
 

@@ -31,7 +31,7 @@ __all__ = [
 VERSION: Final[str] = "0.1.1"
 """The version of this package, and of the engine that it carries."""
 
-NEEDS: Final[str] = "0.1.0"
+NEEDS: Final[str] = "0.1.1"
 """The oldest engine that has all that this package calls."""
 
 _INCLUDE = re.compile(r"^\\ir (\S+)$", re.MULTILINE)
