@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(41);
+select plan(45);
 
 -- cleanup
 
@@ -142,6 +142,20 @@ select started('joiner'), joining('joiner', 'revived') \g /dev/null
 select durable.cleanup('q') \g /dev/null
 select is(history('joiner') like '$join done%completed%', true,
   'what a join brought is kept by who joined');
+
+-- keys
+
+select started('guardian'), spawned_below('guardian', 'ward', '{"idempotency_key": "ward"}'),
+  durable.cancel_task('q', id('ward')), move_to(18e8 + 2000) \g /dev/null
+select durable.cleanup('q') \g /dev/null
+select is(states('ward'), 'cancelled', 'a finished child with a key stays while its parent lives');
+select results_eq($$ select task_id, created
+  from durable.spawn('q', 'job', '{}', '{"idempotency_key": "ward"}') $$,
+  $$ values (id('ward'), false) $$, 'and its key with it');
+select completed('guardian'), move_to(18e8 + 3000) \g /dev/null
+select is(durable.cleanup('q'), 2, 'until both may go');
+select is_empty($$ select from durable.idempotency_keys where key = 'ward' $$,
+  'and the key with them');
 
 select * from finish();
 rollback;
