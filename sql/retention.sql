@@ -56,9 +56,9 @@ them, looking at no more than quantity tasks. A finished child stays while its p
 is there. Returns how many were deleted.';
 
 
--- Proves under the lock that the tasks are still over (retry_task), that nobody is being
--- told about their keys, and that no parent is there to join or cancel them: so parents
--- go first, and then their children.
+-- Proves under the lock that the tasks are still over (retry_task), that nothing which
+-- they take with them is left to a note, that nobody is being told about their keys, and
+-- that no parent is there to join or cancel them: so parents go first, then children.
 create or replace function durable._delete_tasks(queue text, task_ids uuid[], cutoff timestamptz)
 returns integer
 language plpgsql
@@ -69,6 +69,9 @@ declare
   _orphans uuid[];
   _deleted integer := 0;
 begin
+  if task_ids is null then
+    return 0;
+  end if;
   _held := array(
     select task.task_id
     from unnest(task_ids) as over (task_id)
@@ -79,6 +82,11 @@ begin
       offset 0
       for update skip locked
     ) as task
+  );
+  _held := array(
+    select held.task_id from unnest(_held) as held (task_id)
+    except
+    select notes.task_id from durable.notes where notes.queue = _queue and notes.kind = 'cascade'
   );
   loop
     _orphans := array(

@@ -1086,6 +1086,20 @@ def test_lets_one_of_two_retries_win(stage: Stage) -> None:
     assert refused.value.sqlstate == "WFFIN"
 
 
+def test_keeps_a_failed_task_until_what_lives_below_it_is_cancelled(
+    stage: Stage,
+) -> None:
+    parent, child = stage.family()
+    other = stage.lock_task(child.task_id)
+    assert stage.db.fail(parent) == "ok"
+    forget_at_once(stage)
+    assert stage.db.cleanup() == 0
+    other.commit()
+    stage.db.apply_notes()
+    assert stage.db.state(child.task_id) == "cancelled"
+    assert stage.db.cleanup() == 2
+
+
 def test_does_not_wait_for_whoever_changes_the_queues_policy(stage: Stage) -> None:
     stage.db.cancel(stage.db.spawn())
     forget_at_once(stage)
