@@ -80,7 +80,8 @@ $$;
 
 
 -- The caller holds the row. The attempt that is over goes to runs, and max_duration
--- counts from the next start.
+-- counts from the next start. A wait is left when its task was ended by a snapshot that
+-- did not show it; the next attempt's waits are not to take over its deadline.
 create or replace function durable._revive(queue text, task_id uuid, max_attempts integer default null)
 returns void
 language plpgsql
@@ -95,6 +96,7 @@ begin
     tasks.worker, tasks.finished_at, tasks.error
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _revive.task_id;
+  delete from durable.waits where waits.queue = _queue and waits.task_id = _revive.task_id;
   update durable.tasks
   set
     max_attempts = coalesce(_revive.max_attempts,

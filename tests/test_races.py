@@ -1100,6 +1100,19 @@ def test_keeps_a_failed_task_until_what_lives_below_it_is_cancelled(
     assert stage.db.cleanup() == 2
 
 
+@pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
+def test_forgets_the_wait_of_a_former_attempt_that_its_end_did_not_see(
+    stage: Stage, isolation: IsolationLevel
+) -> None:
+    held = stage.held()
+    client = stage.session(isolation)
+    stage.db.poll(held, event(seconds=60))
+    assert client.cancel(held.task_id) is True
+    client.commit()
+    stage.db.retry(held.task_id)
+    assert stage.db.rows("select from durable.waits") == []
+
+
 def test_does_not_wait_for_whoever_changes_the_queues_policy(stage: Stage) -> None:
     stage.db.cancel(stage.db.spawn())
     forget_at_once(stage)
