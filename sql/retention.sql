@@ -232,6 +232,9 @@ declare
   _walked integer := 0;
   _deleted integer := 0;
 begin
+  if not durable._sees_the_latest() then
+    return 0;
+  end if;
   select * into _policy
   from durable.queues
   where queues.queue = _queue
@@ -265,7 +268,8 @@ $$;
 comment on function durable.prune_events is
 'Deletes events older than the queue''s keep_events that nobody waits for, and the places
 of events that nobody waits for any more, looking at no more than quantity events.
-Returns how many were deleted.';
+Returns how many were deleted; does nothing outside READ COMMITTED, where it could not
+see who has just begun to wait.';
 
 
 -- The waits are read in the statement after the one that took the lock: a waiting

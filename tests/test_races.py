@@ -643,6 +643,19 @@ def test_makes_again_the_place_of_an_event_that_is_just_pruned(stage: Stage) -> 
     assert stage.db.state(held.task_id) == "pending"
 
 
+@pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
+def test_keeps_the_place_of_an_event_whose_waiter_the_snapshot_does_not_show(
+    stage: Stage, isolation: IsolationLevel
+) -> None:
+    stage.db.poll(stage.held(), event())
+    stage.db.rows("delete from durable.waits returning 1")
+    house = stage.session(isolation)
+    stage.db.suspend(stage.held(), event())
+    assert house.prune() == 0
+    house.commit()
+    assert stage.db.rows("select emitted_at from durable.events") == [(None,)]
+
+
 # Joins.
 
 
