@@ -1,0 +1,34 @@
+"""Two calls of the engine, stopped wherever they can be, against each other.
+
+points.py       where a call can be stopped
+calls.py        every call that touches a task
+scenarios.py    what is there when two of them meet
+sessions.py     a session that stops where it is told to
+conductor.py    plays a pair, and judges the outcome
+
+`find_problem` does it all, on an engine with whatever functions a database has.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tests.chaos.interleavings.conductor import Conductor, Interleaving, Pair
+
+__all__ = ["Conductor", "Interleaving", "Pair", "find_problem"]
+
+
+def find_problem(dsn: str, random: Random, budget: int) -> str | None:
+    """Play so many interleavings at most, of pairs chosen by `random`.
+
+    Returns the first thing that is wrong, or None. The engine of this database gets
+    points, and its clock stands still: give it one of its own.
+    """
+    with Conductor(dsn) as conductor:
+        pairs = conductor.pairs()
+        for _ in range(budget):
+            pair = random.choice(pairs)
+            way = random.choice([conductor.some_stop, conductor.some_way])(pair, random)
+            if problem := conductor.problem(way):
+                return problem
+    return None

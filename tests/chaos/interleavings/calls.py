@@ -1,0 +1,278 @@
+"""Every call that touches a task, as a value: what two sessions make of it meets.
+
+Arguments name tasks of a scenario; all copies of it have the same ids and claims, so a
+call differs between copies in its queue only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+__all__ = ["WORKER", "Call", "Held"]
+
+WORKER: Final = "w"
+ERROR: Final = {"type": "Oops", "message": "no"}
+
+
+class Held(NamedTuple):
+    """A task, and the last claim on it."""
+
+    nick: str
+    task_id: UUID
+    claim: int = 0
+
+    def said(self, **more: Any) -> dict[str, Any]:
+        return {"task_id": str(self.task_id), "claim": self.claim, **more}
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call, with `%(queue)s` for the queue.
+
+    tries: it passes over rows in other hands, and is made again later.
+    divisible: it is about several tasks, or takes others with it, one after the other.
+    composite: it is several calls, all of which are played too.
+    """
+
+    name: str
+    query: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    tries: bool = False
+    divisible: bool = False
+    composite: bool = False
+
+    def on(self, queue: str) -> dict[str, Any]:
+        """Return its arguments in a queue."""
+        return {"queue": queue, **self.args}
+
+
+# What clients do.
+
+
+def spawn(nick: str, *, parent: Held | None = None, **options: Any) -> Call:
+    if parent is not None:
+        options["parent_task_id"] = str(parent.task_id)
+    return Call(
+        " ".join(["spawn", nick, options.get("idempotency_key", "")]).strip(),
+        "select created from durable.spawn(%(queue)s, %(name)s, '{}', %(options)s)",
+        {"name": nick, "options": json.dumps(options)},
+    )
+
+
+def spawn_many(nick: str, *options: dict[str, Any]) -> Call:
+    tasks = [{"task": f"{nick}", "options": option} for option in options]
+    return Call(
+        " ".join(
+            ["spawn_many", nick, *(o.get("idempotency_key", "") for o in options)]
+        ),
+        "select created from durable.spawn_many(%(queue)s, %(tasks)s)",
+        {"tasks": json.dumps(tasks)},
+    )
+
+
+def emit(event: str = "news") -> Call:
+    return Call(
+        f"emit {event}",
+        "select durable.emit_event(%(queue)s, %(event)s, '7')",
+        {"event": event},
+    )
+
+
+def cancel(task: Held) -> Call:
+    return Call(
+        f"cancel {task.nick}",
+        "select durable.cancel_task(%(queue)s, %(task_id)s)",
+        {"task_id": task.task_id},
+        divisible=True,
+    )
+
+
+def retry(task: Held, **options: Any) -> Call:
+    return Call(
+        " ".join(["retry", task.nick, *options]),
+        "select attempt, created"
+        " from durable.retry_task(%(queue)s, %(task_id)s, %(options)s)",
+        {"task_id": task.task_id, "options": json.dumps(options)},
+    )
+
+
+# What workers do.
+
+
+def claim(quantity: int = 100) -> Call:
+    return Call(
+        "claim",
+        "select task_id, claim"
+        " from durable.claim_tasks(%(queue)s, 'taker', null, %(quantity)s, 60)",
+        {"quantity": quantity},
+        tries=True,
+    )
+
+
+def _about(verb: str, function: str, helds: tuple[Held, ...], **more: Any) -> Call:
+    said = [held.said(**more) for held in helds]
+    return Call(
+        " ".join([verb, *(held.nick for held in helds)]),
+        f"select * from durable.{function}(%(queue)s, %(tasks)s::json)",
+        {"tasks": json.dumps(said)},
+        tries=function == "extend_leases",
+        divisible=len(helds) > 1 or function == "fail_tasks",
+    )
+
+
+def save(*helds: Held, name: str = "step") -> Call:
+    return _about("save", "save_checkpoints", helds, name=name, value=1)
+
+
+def complete(*helds: Held) -> Call:
+    return _about("complete", "complete_tasks", helds, result=1)
+
+
+def fail(*helds: Held, retryable: bool = False) -> Call:
+    verb = "fail and retry" if retryable else "fail"
+    return _about(verb, "fail_tasks", helds, error=ERROR, retryable=retryable)
+
+
+def flush(saved: Held, completed: Held, failed: Held | None = None) -> Call:
+    """Save, complete and fail in one statement."""
+    failures = [failed.said(error=ERROR, retryable=False)] if failed else None
+    return Call(
+        " ".join(
+            ["flush", saved.nick, completed.nick, *([failed.nick] if failed else [])]
+        ),
+        "select * from durable.flush(%(queue)s, %(saved)s, %(completed)s, %(failed)s)",
+        {
+            "saved": json.dumps([saved.said(name="flushed", value=2)]),
+            "completed": json.dumps([completed.said(result=2)]),
+            "failed": failures and json.dumps(failures),
+        },
+        divisible=True,
+    )
+
+
+def extend(*helds: Held) -> Call:
+    return _about("extend", "extend_leases", helds)
+
+
+def release(*helds: Held) -> Call:
+    return _about("release", "release_tasks", helds)
+
+
+def release_unknown() -> Call:
+    return Call(
+        "release unknown",
+        "select durable.release_unknown(%(queue)s, %(worker)s, '{}')",
+        {"worker": WORKER},
+        tries=True,
+    )
+
+
+def load(*helds: Held) -> Call:
+    return _about("load", "load_checkpoints", helds)
+
+
+def suspend(*helds: Held, waits: list[dict[str, Any]]) -> Call:
+    verb = f"suspend for {_names(waits)}"
+    return _about(verb, "suspend_tasks", helds, waits=waits)
+
+
+def poll(*helds: Held, waits: list[dict[str, Any]]) -> Call:
+    return _about(f"poll {_names(waits)}", "poll_waits", helds, waits=waits)
+
+
+def _names(waits: list[dict[str, Any]]) -> str:
+    return ",".join(wait["name"] for wait in waits)
+
+
+def sleep(seconds: float) -> dict[str, Any]:
+    return {"name": "$sleep", "seconds": seconds}
+
+
+def event(name: str = "news", **more: Any) -> dict[str, Any]:
+    return {"name": f"$event:{name}", "event": name, **more}
+
+
+def join(*tasks: Held) -> dict[str, Any]:
+    return {"name": "$join", "task_ids": [str(task.task_id) for task in tasks]}
+
+
+def await_event(held: Held, event: str = "news") -> Call:
+    return Call(
+        f"await_event {held.nick}",
+        "select outcome, name, state, value::text from durable.await_event("
+        "%(queue)s, %(task_id)s, %(claim)s, '$event:' || %(event)s, %(event)s)",
+        {"task_id": held.task_id, "claim": held.claim, "event": event},
+    )
+
+
+def await_tasks(held: Held, *others: Held) -> Call:
+    return Call(
+        " ".join(["await_tasks", held.nick, *(other.nick for other in others)]),
+        "select outcome, name, state, value::text from durable.await_tasks("
+        "%(queue)s, %(task_id)s, %(claim)s, '$join', %(task_ids)s)",
+        {
+            "task_id": held.task_id,
+            "claim": held.claim,
+            "task_ids": [other.task_id for other in others],
+        },
+    )
+
+
+def sleep_until(held: Held) -> Call:
+    return Call(
+        f"sleep_until {held.nick}",
+        "select outcome, name, state, value::text from durable.sleep_until("
+        "%(queue)s, %(task_id)s, %(claim)s, '$sleep', '2031-01-01 00:00:00+00')",
+        {"task_id": held.task_id, "claim": held.claim},
+    )
+
+
+def spawn_children(held: Held, nick: str, **options: Any) -> Call:
+    children = [
+        {"name": f"${nick}#{number}", "task": nick, "options": options}
+        for number in range(1 if options else 2)
+    ]
+    return Call(
+        f"spawn_children {held.nick} {nick}",
+        "select name, created from durable.spawn_children("
+        "%(queue)s, %(task_id)s, %(claim)s, %(children)s)",
+        {
+            "task_id": held.task_id,
+            "claim": held.claim,
+            "children": json.dumps(children),
+        },
+    )
+
+
+def emit_from(held: Held, event: str = "news") -> Call:
+    return Call(
+        f"emit_from_task {held.nick}",
+        "select durable.emit_from_task("
+        "%(queue)s, %(task_id)s, %(claim)s, '$emit', %(event)s, '8')",
+        {"task_id": held.task_id, "claim": held.claim, "event": event},
+    )
+
+
+# What housekeeping and operators do.
+
+
+def _house(function: str, *, tries: bool = True) -> Call:
+    return Call(function, f"select * from durable.{function}(%(queue)s)", tries=tries)
+
+
+expire_leases: Final = _house("expire_leases")
+expire_deadlines: Final = _house("expire_deadlines")
+apply_notes: Final = _house("apply_notes")
+cleanup: Final = _house("cleanup")
+prune_events: Final = _house("prune_events")
+keep_house: Final = replace(_house("keep_house"), composite=True)
+drop_queue: Final = _house("drop_queue", tries=False)
+create_queue: Final = Call(
+    "create_queue",
+    "select durable.create_queue(%(queue)s, %(policy)s)",
+    {"policy": '{"keep_tasks": 60}'},
+)

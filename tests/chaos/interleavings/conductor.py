@@ -1,0 +1,410 @@
+"""Plays two calls against each other, and judges what has become of their queue.
+
+A scenario is played once, into a queue of its own. Each interleaving plays in a copy of
+it: all state is keyed by queue, so ids and claims stay what they are, and the clock
+stands still. Afterwards notes are applied, and calls that passed over rows in other
+hands or were told to come again are made again, as a worker would. Then
+
+- the state, and what each call said, are those of one call after the other, in one of
+  the two orders, on the same terms; or of B alone, if A has rolled back;
+- every promise holds (tests/chaos/promises.py);
+- nobody was told of a deadlock, and no note or lease was given up on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from types import TracebackType
+from typing import Final
+
+import psycopg
+from psycopg import IsolationLevel, sql
+
+from tests.chaos.interleavings.calls import Call, apply_notes, create_queue, drop_queue
+from tests.chaos.interleavings.points import instrument, stop_the_clock
+from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
+from tests.chaos.interleavings.sessions import Session
+from tests.chaos.promises import broken
+
+__all__ = ["LEVELS", "Conductor", "Interleaving", "Pair"]
+
+LEVELS: Final = (
+    None,
+    IsolationLevel.REPEATABLE_READ,
+    IsolationLevel.SERIALIZABLE,
+)
+COLUMNS: Final = """
+select relname, array_agg(attname::text order by attnum)
+from pg_class join pg_attribute on attrelid = pg_class.oid
+where relnamespace = 'durable'::regnamespace and relkind = 'r' and attnum > 0
+  and not attisdropped
+group by relname having 'queue' = any (array_agg(attname))
+"""
+COPY: Final = """
+create function public.copy_queue(original text, copy text) returns void
+language plpgsql as $$ begin {} end $$
+"""
+STATE: Final = """
+select 'task', task_id::text, (to_jsonb(tasks) - 'queue')::text
+from durable.tasks where queue = %(queue)s
+union all
+select 'run', task_id::text, (to_jsonb(runs) - 'queue')::text
+from durable.runs where queue = %(queue)s
+union all
+select 'checkpoint', task_id::text, (to_jsonb(checkpoints) - 'queue')::text
+from durable.checkpoints where queue = %(queue)s
+union all
+select 'wait', task_id::text,
+  (to_jsonb(waits) - 'queue' - 'target_task_id' - 'watched')::text
+from durable.waits join durable.tasks using (queue, task_id)
+where waits.queue = %(queue)s and tasks.finished_at is null
+union all
+select 'event', 'event ' || name, (to_jsonb(events) - 'queue')::text
+from durable.events where queue = %(queue)s
+union all
+select 'key', task_id::text, (to_jsonb(idempotency_keys) - 'queue')::text
+from durable.idempotency_keys where queue = %(queue)s
+union all
+select 'queue', 'queue', (to_jsonb(queues) - 'queue')::text
+from durable.queues where queue = %(queue)s
+"""
+NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
+UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Who ends a task by a snapshot that does not show its newest wait leaves that behind;
+# it means nothing, and retry_task deletes it.
+UNSEEN_WAIT: Final = "a wait of a task that ended badly"
+TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}')
+AGAIN: Final = {"40001", "23505"}
+ROUNDS: Final = 20
+IN_READ_COMMITTED: Final = (None, None)
+
+# What is known about each subject: a task with all that belongs to it, an event, ...
+Outcome = tuple[tuple[str, str], ...]
+Levels = tuple[IsolationLevel | None, IsolationLevel | None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two calls in a scenario. A comes first, and is the one that is stopped."""
+
+    scenario: str
+    a: Call
+    b: Call
+
+    def __str__(self) -> str:
+        told = self.scenario.replace("_", " ")
+        return f"in {told}: {self.a.name} / {self.b.name}"
+
+
+@dataclass(frozen=True)
+class Interleaving:
+    """How a pair is played.
+
+    stop_a, stop_b: at which point each stops to let the other go on; 0: at none.
+    b_stays: B keeps its transaction open until A is over.
+    """
+
+    pair: Pair
+    stop_a: int
+    stop_b: int = 0
+    levels: Levels = IN_READ_COMMITTED
+    a_commits: bool = True
+    b_stays: bool = False
+
+    def __str__(self) -> str:
+        told = [str(self.pair), f"A stops at {self.stop_a}"]
+        if self.stop_b:
+            told.append(f"B stops at {self.stop_b}")
+        if self.levels != IN_READ_COMMITTED:
+            told += [level.name if level else "READ_COMMITTED" for level in self.levels]
+        if not self.a_commits:
+            told.append("A rolls back")
+        if self.b_stays:
+            told.append("B commits last")
+        return ", ".join(told)
+
+
+class Conductor(contextlib.AbstractContextManager["Conductor"]):
+    """Two sessions and whoever watches them, in a database of their own."""
+
+    def __init__(self, dsn: str, *, pointed: bool = True) -> None:
+        self._sessions = contextlib.ExitStack()
+        self.watch = psycopg.connect(dsn, autocommit=True)
+        self._sessions.callback(self.watch.close)
+        stop_the_clock(self.watch)
+        if pointed:
+            instrument(self.watch)
+        self._make_copier()
+        self.a = self._session(dsn)
+        self.b = self._session(dsn)
+        self.house = self._session(dsn)
+        self.nicks: dict[str, dict[str, str]] = {}
+        self.calls: dict[str, list[Call]] = {}
+        self._points: dict[tuple[str, str], int] = {}
+        self._orders: dict[tuple[Pair, str, Levels], Outcome] = {}
+        self._numbers = itertools.count(1)
+        for scenario in SCENARIOS:
+            self._set(scenario)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._sessions.close()
+
+    def _session(self, dsn: str) -> Session:
+        session = Session(dsn, self.watch)
+        self._sessions.callback(session.close)
+        return session
+
+    def _make_copier(self) -> None:
+        """All tables' rows of one queue, once more for another."""
+        statements = []
+        for table, columns in self.watch.execute(COLUMNS).fetchall():
+            others = [sql.Identifier(name) for name in columns if name != "queue"]
+            statement = sql.SQL(
+                "insert into durable.{0} (queue, {1})"
+                " select copy, {1} from durable.{0} where queue = original;"
+            )
+            listed = sql.SQL(", ").join(others)
+            statements.append(statement.format(sql.Identifier(table), listed))
+        self.watch.execute(sql.SQL(COPY).format(sql.SQL(" ").join(statements)))
+
+    def _set(self, scenario: Scenario) -> None:
+        """Play what was before, and ask which calls it is about."""
+        name = scenario.__name__
+        session = self.house.connection
+        stage = Stage(session, name)
+        self.calls[name] = list(scenario(stage))
+        assert len({call.name for call in self.calls[name]}) == len(self.calls[name])
+        self.nicks[name] = stage.nicks
+        session.execute("select set_config('test.now', %s, false)", [str(HOUR)])
+
+    def _copy(self, scenario: str) -> str:
+        queue = f"{scenario}-{next(self._numbers)}"
+        self.watch.execute("select public.copy_queue(%s, %s)", [scenario, queue])
+        return queue
+
+    # What there is to play.
+
+    def pairs(self) -> list[Pair]:
+        """Return all ordered pairs of all scenarios."""
+        return [
+            Pair(scenario, a, b)
+            for scenario, calls in self.calls.items()
+            for a in calls
+            for b in calls
+        ]
+
+    def points(self, scenario: str, call: Call) -> int:
+        """Return how many points a call passes when it is alone."""
+        key = scenario, call.name
+        if key not in self._points:
+            self.house.make(call, self._copy(scenario))
+            self._points[key] = self.house.passed()
+        return self._points[key]
+
+    def stops(self, scenario: str, call: Call) -> range:
+        """Where to stop a call: not before its first statement, but after its last."""
+        return range(2, max(self.points(scenario, call), 1) + 2)
+
+    def every_stop(self, pair: Pair) -> Iterator[Interleaving]:
+        """Yield one interleaving for each place where A can be stopped."""
+        for stop in self.stops(pair.scenario, pair.a):
+            yield Interleaving(pair, stop)
+
+    def some_stop(self, pair: Pair, random: Random) -> Interleaving:
+        """Choose where A stops."""
+        return Interleaving(pair, random.choice(self.stops(pair.scenario, pair.a)))
+
+    def some_way(self, pair: Pair, random: Random) -> Interleaving:
+        """Choose from all ways to play a pair."""
+        return Interleaving(
+            pair,
+            random.choice(self.stops(pair.scenario, pair.a)),
+            random.choice([0, *self.stops(pair.scenario, pair.b)]),
+            random.choice([IN_READ_COMMITTED, (random.choice(LEVELS), random.choice(LEVELS))]),
+            a_commits=random.random() < 0.8,
+            b_stays=random.random() < 0.5,
+        )
+
+    # Playing.
+
+    def problem(self, way: Interleaving) -> str | None:
+        """Play; say what is wrong."""
+        pair = way.pair
+        queue = self._copy(pair.scenario)
+        self._play(way, queue)
+        a, b = self.a, self.b
+        told = a.result if way.a_commits else "", b.result
+        where = f"{way} ({a.where}; {b.where}); they said {told}"
+        for result in (a.result, b.result):
+            if result == "40P01":
+                return f"{where}: a deadlock"
+            if result == "40001" and way.levels == IN_READ_COMMITTED:
+                return f"{where}: not serializable in READ COMMITTED"
+        outcome = self._judged(pair, queue, told, again=way.a_commits)
+        if a.warnings or b.warnings:
+            warnings = [*a.warnings, *b.warnings]
+            a.warnings.clear()
+            b.warnings.clear()
+            if way.levels == IN_READ_COMMITTED:
+                return f"{where}: {warnings}"
+        wrong = broken(self.watch, queue)
+        if way.levels != IN_READ_COMMITTED:
+            wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
+        if wrong:
+            return f"{where}: {wrong}"
+        legal = self._legal(way)
+        if way.levels != IN_READ_COMMITTED:
+            outcome, *legal = map(_by_whomever, (outcome, *legal))
+        if not _is_legal(outcome, legal, pair):
+            return f"{where}: in no order\n{_difference(outcome, legal)}"
+        return None
+
+    def _play(self, way: Interleaving, queue: str) -> None:
+        a, b = self.a, self.b
+        a.begin(way.levels[0], way.stop_a)
+        b.begin(way.levels[1], way.stop_b)
+        a.start(way.pair.a, queue)
+        a.rest(b)
+        b.start(way.pair.b, queue)
+        if b.rest(a) == "done" and not way.b_stays:
+            b.end(commit=True)
+        a.go_on()
+        while a.state != "over":
+            if a.rest(b) == "done":
+                a.end(commit=way.a_commits)
+            else:
+                self._move(b, a)
+        while b.state != "over":
+            self._move(b, a)
+
+    @staticmethod
+    def _move(session: Session, other: Session) -> None:
+        session.go_on()
+        if session.state == "over":
+            return
+        if session.rest(other) == "done":
+            session.end(commit=True)
+
+    # Judging.
+
+    def _judged(
+        self, pair: Pair, queue: str, told: tuple[str, str], *, again: bool
+    ) -> Outcome:
+        """Come to rest, and return what there is then.
+
+        What has to be said again is said again before others do what is left.
+        """
+        said = list(told)
+        calls = [(0, pair.a), (1, pair.b)] if again else [(1, pair.b)]
+        for place, call in calls:
+            if said[place] in AGAIN:
+                said[place] = self.house.make(call, queue)
+        self._apply_notes(queue)
+        for place, call in calls:
+            if call.tries:
+                self.house.make(call, queue)
+                self._apply_notes(queue)
+                said[place] = ""
+        if any(call is drop_queue for _, call in calls):
+            said = []
+            self.house.make(create_queue, queue)
+        return self._state(pair.scenario, queue, said)
+
+    def _apply_notes(self, queue: str) -> None:
+        for _ in range(ROUNDS):
+            if self.watch.execute(NOTES, {"queue": queue}).rowcount == 0:
+                return
+            self.house.make(apply_notes, queue)
+
+    def _state(self, scenario: str, queue: str, said: list[str]) -> Outcome:
+        """Return all rows of a queue and what was said, by nicknames."""
+        rows = self.watch.execute(STATE, {"queue": queue}).fetchall()
+        nicks = self.nicks[scenario]
+        new = {
+            task["task_id"]: f"new {task['name']}"
+            for task in (json.loads(row) for kind, _, row in rows if kind == "task")
+            if task["task_id"] not in nicks
+        }
+        named = nicks | new
+
+        def nicknamed(text: str) -> str:
+            return UUID.sub(lambda found: named.get(found[0], "…"), text)
+
+        told = [
+            (f"{who} said {nicknamed(line).split(' ')[0]}", nicknamed(line))
+            for who, result in zip("AB", said, strict=False)
+            for line in result.split("\n")
+        ]
+        facts = [
+            (nicknamed(subject), f"{kind} {nicknamed(row)}")
+            for kind, subject, row in rows
+        ]
+        return tuple(sorted(told + facts))
+
+    def in_order(self, pair: Pair) -> Outcome:
+        """Return what comes of A and then B, with nobody else there."""
+        return self._in_order(pair, "ab", IN_READ_COMMITTED)
+
+    def _legal(self, way: Interleaving) -> list[Outcome]:
+        """Return the outcomes of A then B and B then A; of B, if A rolls back."""
+        orders = ("ab", "ba") if way.a_commits else ("b",)
+        return [
+            self._in_order(way.pair, order, levels)
+            for levels in {way.levels, IN_READ_COMMITTED}
+            for order in orders
+        ]
+
+    def _in_order(self, pair: Pair, order: str, levels: Levels) -> Outcome:
+        key = pair, order, levels
+        if key not in self._orders:
+            queue = self._copy(pair.scenario)
+            told = {"a": "", "b": ""}
+            for who in order:
+                call = pair.a if who == "a" else pair.b
+                level = levels["ab".index(who)]
+                told[who] = self.house.make(call, queue, level)
+            said = told["a"], told["b"]
+            self._orders[key] = self._judged(pair, queue, said, again="a" in order)
+        return self._orders[key]
+
+
+def _is_legal(outcome: Outcome, legal: list[Outcome], pair: Pair) -> bool:
+    """Whether it is one of the outcomes; of divisible calls, subject by subject."""
+    if outcome in legal or pair.a.composite or pair.b.composite:
+        return True
+    if not any(call.tries or call.divisible for call in (pair.a, pair.b)):
+        return False
+    subjects = {subject for known in (outcome, *legal) for subject, _ in known}
+    return all(
+        _about(subject, outcome) in [_about(subject, known) for known in legal]
+        for subject in subjects
+    )
+
+
+def _by_whomever(outcome: Outcome) -> Outcome:
+    """Forget whose end took a task with it: which note comes first is open."""
+    return tuple((subject, TAKEN.sub("{…}", fact)) for subject, fact in outcome)
+
+
+def _about(subject: str, outcome: Outcome) -> list[str]:
+    return [fact for about, fact in outcome if about == subject]
+
+
+def _difference(outcome: Outcome, legal: list[Outcome]) -> str:
+    lines = []
+    for title, other in zip(("A then B", "B then A"), legal, strict=False):
+        lines.append(f"  against {title}:")
+        lines += [f"    + {line}" for line in sorted(set(outcome) - set(other))]
+        lines += [f"    - {line}" for line in sorted(set(other) - set(outcome))]
+    return "\n".join(lines)

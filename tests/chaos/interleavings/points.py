@@ -1,0 +1,149 @@
+"""Where a call may be stopped: before each statement that reads or writes a table.
+
+In READ COMMITTED a statement sees what had committed when it began and keeps its locks
+to the end of the transaction. So these points, and the moment between a call's end and
+its commit, are all there is between two calls. Every PL/pgSQL function of the engine is
+created once more, with `if public.pause(…) then null; end if;` before such a statement:
+an IF changes neither FOUND nor ROW_COUNT, takes no lock and touches no row.
+
+Two things differ besides: the clock is what a session says it is, and nobody gives up waiting after 200 ms, so that a cycle of waits shows as a deadlock.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+__all__ = ["instrument", "stop_the_clock", "without_points"]
+
+FUNCTIONS: Final = """
+select proname, prosrc, pg_get_functiondef(pg_proc.oid)
+from pg_proc join pg_language on pg_language.oid = prolang
+where pronamespace = 'durable'::regnamespace and lanname = 'plpgsql'
+  and provolatile = 'v'
+order by proname
+"""
+CLOCK: Final = """
+create or replace function durable._now() returns timestamptz
+language sql volatile
+as $$ select current_setting('test.now')::timestamptz $$
+"""
+# Counts the points a session passes; at the one it is to stop at it says so, and waits
+# until its gate, an advisory lock, is open.
+PAUSE: Final = """
+create function public.pause(point text) returns boolean
+language plpgsql volatile
+as $$
+declare
+  _passed integer := current_setting('test.passed')::integer + 1;
+begin
+  perform pg_catalog.set_config('test.passed', _passed::text, false);
+  if _passed = current_setting('test.stop')::integer then
+    perform public.stop(point);
+  end if;
+  return false;
+end;
+$$;
+
+create function public.stop(point text) returns void
+language plpgsql volatile
+set lock_timeout = 0
+as $$
+begin
+  raise notice using message = 'stopped before ' || point;
+  perform pg_advisory_lock(0, pg_backend_pid());
+  perform pg_advisory_unlock(0, pg_backend_pid());
+end;
+$$;
+"""
+TABLES: Final = re.compile(
+    r"\bdurable\.(tasks|runs|checkpoints|waits|events|idempotency_keys|notes|queues)\b"
+)
+POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")
+TOKEN: Final = re.compile(
+    r"--[^\n]*|'(?:[^']|'')*'|\"[^\"]*\"|#\w+[^\n]*|[a-zA-Z_][\w.]*|\s+|.", re.DOTALL
+)
+
+
+def stop_the_clock(session: psycopg.Connection) -> None:
+    """Let each session say what time it is."""
+    session.execute(CLOCK)
+
+
+def instrument(session: psycopg.Connection) -> int:
+    """Put points into this database's engine; returns how many."""
+    session.execute(PAUSE)
+    points = 0
+    for name, body, definition in session.execute(FUNCTIONS).fetchall():
+        pointed, count = with_points(name, body)
+        session.execute(definition.replace(body, pointed).encode())
+        points += count
+    patience = "select oid::regprocedure::text from pg_proc where %s = any (proconfig)"
+    for (name,) in session.execute(patience, ["lock_timeout=200ms"]).fetchall():
+        alter = sql.SQL("alter function {} set lock_timeout = 0")
+        session.execute(alter.format(sql.SQL(name)))
+    return points
+
+
+def without_points(body: str) -> str:
+    """Return a function's body as it was."""
+    return POINT.sub("", body)
+
+
+def with_points(function: str, body: str) -> tuple[str, int]:
+    """Return a function's body with points in it, and how many."""
+    text, points = "", 0
+    for opening, statement in _statements(body):
+        text += opening
+        if TABLES.search(_code(statement)):
+            points += 1
+            text += f"if public.pause('{function} {points}') then null; end if; "
+        text += statement
+    return text, points
+
+
+def _statements(body: str) -> list[tuple[str, str]]:
+    """Divide a body into what only opens a block, and the statements within.
+
+    A statement that contains others ends where they begin: at its `then` or `loop`.
+    """
+    found: list[tuple[str, str]] = []
+    opening, statement, until = "", "", ""
+    parentheses = cases = 0
+    declaring = True
+    for token in TOKEN.findall(body):
+        word = token.lower()
+        if declaring:
+            opening += token
+            declaring = word != "begin"
+        elif not statement and (word.isspace() or word.startswith("--")):
+            opening += token
+        elif not statement and word in {"begin", "else", "loop", "exception"}:
+            opening += token
+        else:
+            if not statement:
+                until = {"if": "then", "elsif": "then", "when": "then", "case": "then"}.get(
+                    word, "loop" if word in {"for", "foreach", "while"} else ";"
+                )
+                cases = -1 if word == "case" else 0
+            statement += token
+            parentheses += {"(": 1, ")": -1}.get(word, 0)
+            cases += {"case": 1, "end": -1 if cases else 0}.get(word, 0)
+            if word == until and not parentheses and cases <= 0:
+                if word == "then" and found and _first(statement) in {"elsif", "when"}:
+                    opening, statement = opening + statement, ""  # no place before it
+                else:
+                    found.append((opening, statement))
+                    opening, statement = "", ""
+    return [*found, (opening, statement)]
+
+
+def _first(statement: str) -> str:
+    return statement.split(None, 1)[0].lower()
+
+
+def _code(statement: str) -> str:
+    return re.sub(r"--[^\n]*", "", statement)

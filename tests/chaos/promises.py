@@ -1,0 +1,111 @@
+"""What is true of a queue whenever its notes are applied, whoever has met whom.
+
+Each promise is a query for what breaks it; `broken` names those that something breaks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+
+__all__ = ["broken"]
+
+PROMISES: Final = {
+    "asleep though its event was emitted": """
+        from durable.tasks join durable.waits using (queue, task_id)
+        join durable.events
+          on events.queue = waits.queue and events.name = waits.event_name
+        where tasks.queue = %(queue)s and tasks.state = 'sleeping'
+          and tasks.error is null and events.emitted_at is not null""",
+    "asleep though all it waits for has finished": """
+        from durable.tasks join durable.waits using (queue, task_id)
+        where tasks.queue = %(queue)s and tasks.state = 'sleeping'
+          and tasks.error is null and waits.task_ids is not null and not exists (
+            select from durable.tasks as target
+            where target.queue = waits.queue
+              and target.task_id = any (waits.task_ids) and target.finished_at is null)
+        """,
+    "asleep, and watching no live task": """
+        from durable.tasks join durable.waits using (queue, task_id)
+        where tasks.queue = %(queue)s and tasks.state = 'sleeping'
+          and tasks.error is null and waits.task_ids is not null and not exists (
+            select from durable.tasks as target
+            where target.queue = waits.queue and target.task_id = waits.target_task_id
+              and target.finished_at is null)""",
+    "asleep for nothing": """
+        from durable.tasks
+        where queue = %(queue)s and state = 'sleeping' and available_at is null
+          and not exists (
+            select from durable.waits
+            where waits.queue = tasks.queue and waits.task_id = tasks.task_id)""",
+    "pending, and never due": """
+        from durable.tasks
+        where queue = %(queue)s and state = 'pending' and available_at is null""",
+    "alive below a parent that ended badly, and not tried again": """
+        from durable.tasks as child join durable.tasks as parent
+          on parent.queue = child.queue and parent.task_id = child.parent_task_id
+        where child.queue = %(queue)s and child.finished_at is null
+          and parent.state in ('failed', 'cancelled') and not exists (
+            select from durable.runs
+            where runs.queue = child.queue and runs.task_id = child.task_id
+              and runs.outcome <> 'lease_lost')""",
+    "held and not running, or running and not held": """
+        from durable.tasks
+        where queue = %(queue)s and (
+          (state = 'running') <> (claim %% 2 = 1)
+          or (state = 'running') <> (lease_expires_at is not null))""",
+    "half finished": """
+        from durable.tasks
+        where queue = %(queue)s and (
+          (state in ('completed', 'failed', 'cancelled')) <> (finished_at is not null)
+          or finished_at is not null
+            and num_nonnulls(available_at, lease_expires_at, deadline_at) > 0
+          or state = 'running' and available_at is not null)""",
+    "an attempt without its run, or a run without its attempt": """
+        from durable.tasks
+        where queue = %(queue)s and attempt - 1 <> (
+          select count(*) from durable.runs
+          where runs.queue = tasks.queue and runs.task_id = tasks.task_id
+            and runs.attempt < tasks.attempt)""",
+    "a run, a checkpoint, a wait or a key without a task": """
+        from (
+          select task_id from durable.runs where queue = %(queue)s
+          union all select task_id from durable.checkpoints where queue = %(queue)s
+          union all select task_id from durable.waits where queue = %(queue)s
+          union all
+          select task_id from durable.idempotency_keys where queue = %(queue)s
+        ) as belonging
+        where not exists (
+          select from durable.tasks
+          where tasks.queue = %(queue)s and tasks.task_id = belonging.task_id)""",
+    "a task that lost its key": """
+        from durable.tasks
+        where queue = %(queue)s and idempotency_key is not null and not exists (
+          select from durable.idempotency_keys
+          where idempotency_keys.queue = tasks.queue
+            and idempotency_keys.key = tasks.idempotency_key
+            and idempotency_keys.task_id = tasks.task_id)""",
+    "a wait of a task that ended badly": """
+        from durable.waits join durable.tasks using (queue, task_id)
+        where waits.queue = %(queue)s and tasks.state in ('failed', 'cancelled')""",
+    "a wait that is over and not": """
+        from durable.waits join durable.checkpoints using (queue, task_id, name)
+        where waits.queue = %(queue)s""",
+    "a wait for an event that has no place": """
+        from durable.waits join durable.tasks using (queue, task_id)
+        where waits.queue = %(queue)s and waits.event_name is not null
+          and tasks.finished_at is null and not exists (
+            select from durable.events
+            where events.queue = waits.queue and events.name = waits.event_name)""",
+    "a note": "from durable.notes where queue = %(queue)s",
+}
+BROKEN: Final = " union all ".join(
+    f"select '{promise}' where exists (select {query})"
+    for promise, query in PROMISES.items()
+)
+
+
+def broken(session: psycopg.Connection[Any], queue: str) -> list[str]:
+    """Return the promises that do not hold in a queue."""
+    return [promise for (promise,) in session.execute(BROKEN, {"queue": queue})]

@@ -1,0 +1,113 @@
+"""Every two calls meet at every point: what comes of it is one call after the other.
+
+A call is stopped between two of its statements, with all it holds, and another runs:
+until it is done, or waits. So it is with every pair of calls in fourteen situations, at
+every statement; and, chosen at random, with calls that roll back, with both of them
+stopped, with either committing last, and with snapshots from before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import psycopg
+import pytest
+
+from tests.chaos.interleavings import Conductor, find_problem
+from tests.chaos.interleavings.points import FUNCTIONS, without_points
+from tests.support.databases import Databases
+from tests.support.survival import Share, Survived
+
+DEADLOCKS = """
+select deadlocks from pg_stat_database where datname = current_database()
+"""
+
+
+@pytest.fixture
+def conductor(dsn: str) -> Iterator[Conductor]:
+    with Conductor(dsn) as conductor:
+        yield conductor
+
+
+@pytest.mark.slow
+def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
+    conductor: Conductor, random: Random, share: Share, survived: Survived
+) -> None:
+    pairs = conductor.pairs()
+    random.shuffle(pairs)
+    played = 0
+    chosen = pairs[: share(quick=900, long=len(pairs))]
+    for pair in chosen:
+        ways = share(
+            quick=[conductor.some_stop(pair, random)],
+            long=list(conductor.every_stop(pair)),
+        )
+        for way in ways:
+            assert conductor.problem(way) is None
+        played += len(ways)
+    assert deadlocks(conductor.watch) == 0
+    survived("pairs of calls", len(chosen))
+    survived("interleavings of two calls", played)
+
+
+@pytest.mark.slow
+def test_ends_as_in_one_of_two_orders_at_every_isolation_level(
+    conductor: Conductor, random: Random, share: Share, survived: Survived
+) -> None:
+    pairs = conductor.pairs()
+    number = share(quick=400, long=8_000)
+    for _ in range(number):
+        way = conductor.some_way(random.choice(pairs), random)
+        assert conductor.problem(way) is None
+    assert deadlocks(conductor.watch) == 0
+    survived("interleavings across isolation levels and rollbacks", number)
+
+
+def deadlocks(session: psycopg.Connection) -> int:
+    row = session.execute(DEADLOCKS).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_stops_calls_without_changing_what_they_do(
+    databases: Databases, dsn: str, db: psycopg.Connection
+) -> None:
+    """Without its points every function is the engine's, and its answers are too."""
+    original = bodies(db)
+    with databases.database("plain") as plain:
+        with Conductor(dsn) as pointed, Conductor(plain, pointed=False) as untouched:
+            pairs = list(zip(pointed.pairs(), untouched.pairs(), strict=True))
+            for here, there in pairs[::40]:
+                assert pointed.in_order(here) == untouched.in_order(there)
+    changed = bodies(db)
+    assert {name: without_points(body) for name, body in changed.items()} == original
+    assert changed != original
+
+
+def bodies(session: psycopg.Connection) -> dict[str, str]:
+    return {name: body for name, body, _ in session.execute(FUNCTIONS).fetchall()}
+
+
+# What has to be found: one lock less, and one note less.
+
+PARENT_NOT_HELD = ("_hold_parent", "for share;", ";")
+NO_NOTE_FOR_A_WAITER = (
+    "_try_sleeper",
+    "perform durable._leave_note(_queue, 'waiter', task_id);",
+    "null;",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", [PARENT_NOT_HELD, NO_NOTE_FOR_A_WAITER])
+def test_finds_the_race_that_a_lock_or_a_note_was_there_for(
+    dsn: str, db: psycopg.Connection, random: Random, mutation: tuple[str, str, str]
+) -> None:
+    function, there, instead = mutation
+    query = "select pg_get_functiondef(%s::regproc)"
+    row = db.execute(query, [f"durable.{function}"]).fetchone()
+    assert row is not None
+    assert there in row[0]
+    db.execute(row[0].replace(there, instead))
+    assert find_problem(dsn, random, budget=20_000) is not None
