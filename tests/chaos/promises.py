@@ -9,8 +9,11 @@ from typing import Any, Final
 
 import psycopg
 
-__all__ = ["broken"]
+__all__ = ["UNSEEN_WAIT", "broken"]
 
+# Who ends a task by a snapshot that does not show its newest wait leaves that behind.
+# It means nothing, and retry_task deletes it.
+UNSEEN_WAIT: Final = "a wait of a task that ended badly"
 PROMISES: Final = {
     "asleep though its event was emitted": """
         from durable.tasks join durable.waits using (queue, task_id)
@@ -86,7 +89,7 @@ PROMISES: Final = {
           where idempotency_keys.queue = tasks.queue
             and idempotency_keys.key = tasks.idempotency_key
             and idempotency_keys.task_id = tasks.task_id)""",
-    "a wait of a task that ended badly": """
+    UNSEEN_WAIT: """
         from durable.waits join durable.tasks using (queue, task_id)
         where waits.queue = %(queue)s and tasks.state in ('failed', 'cancelled')""",
     "a wait that is over and not": """

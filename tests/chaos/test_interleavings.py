@@ -16,6 +16,11 @@ import pytest
 
 from tests.chaos.interleavings import Conductor, find_problem
 from tests.chaos.interleavings.points import FUNCTIONS, without_points
+from tests.chaos.interleavings.scenarios import (
+    Scenario,
+    a_parent_asleep_until_its_children_end,
+    a_tree,
+)
 from tests.support.databases import Databases
 from tests.support.survival import Share, Survived
 
@@ -75,11 +80,14 @@ def test_stops_calls_without_changing_what_they_do(
 ) -> None:
     """Without its points every function is the engine's, and its answers are too."""
     original = bodies(db)
-    with databases.database("plain") as plain:
-        with Conductor(dsn) as pointed, Conductor(plain, pointed=False) as untouched:
-            pairs = list(zip(pointed.pairs(), untouched.pairs(), strict=True))
-            for here, there in pairs[::40]:
-                assert pointed.in_order(here) == untouched.in_order(there)
+    with (
+        databases.database("plain") as plain,
+        Conductor(dsn) as pointed,
+        Conductor(plain, pointed=False) as untouched,
+    ):
+        pairs = list(zip(pointed.pairs(), untouched.pairs(), strict=True))
+        for here, there in pairs[::40]:
+            assert pointed.in_order(here) == untouched.in_order(there)
     changed = bodies(db)
     assert {name: without_points(body) for name, body in changed.items()} == original
     assert changed != original
@@ -91,23 +99,27 @@ def bodies(session: psycopg.Connection) -> dict[str, str]:
 
 # What has to be found: one lock less, and one note less.
 
-PARENT_NOT_HELD = ("_hold_parent", "for share;", ";")
+PARENT_NOT_HELD = ("_hold_parent", "for share;", ";", a_tree)
 NO_NOTE_FOR_A_WAITER = (
     "_try_sleeper",
     "perform durable._leave_note(_queue, 'waiter', task_id);",
     "null;",
+    a_parent_asleep_until_its_children_end,
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", [PARENT_NOT_HELD, NO_NOTE_FOR_A_WAITER])
 def test_finds_the_race_that_a_lock_or_a_note_was_there_for(
-    dsn: str, db: psycopg.Connection, random: Random, mutation: tuple[str, str, str]
+    dsn: str,
+    db: psycopg.Connection,
+    random: Random,
+    mutation: tuple[str, str, str, Scenario],
 ) -> None:
-    function, there, instead = mutation
+    function, there, instead, scenario = mutation
     query = "select pg_get_functiondef(%s::regproc)"
     row = db.execute(query, [f"durable.{function}"]).fetchone()
     assert row is not None
     assert there in row[0]
     db.execute(row[0].replace(there, instead))
-    assert find_problem(dsn, random, budget=20_000) is not None
+    assert find_problem(dsn, random, 20_000, [scenario]) is not None

@@ -11,20 +11,24 @@ conductor.py    plays a pair, and judges the outcome
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from tests.chaos.interleavings.conductor import Conductor, Interleaving, Pair
+from tests.chaos.interleavings.scenarios import SCENARIOS, Scenario
 
 __all__ = ["Conductor", "Interleaving", "Pair", "find_problem"]
 
 
-def find_problem(dsn: str, random: Random, budget: int) -> str | None:
+def find_problem(
+    dsn: str, random: Random, budget: int, scenarios: Sequence[Scenario] = SCENARIOS
+) -> str | None:
     """Play so many interleavings at most, of pairs chosen by `random`.
 
     Returns the first thing that is wrong, or None. The engine of this database gets
     points, and its clock stands still: give it one of its own.
     """
-    with Conductor(dsn) as conductor:
+    with Conductor(dsn, scenarios) as conductor:
         pairs = conductor.pairs()
         for _ in range(budget):
             pair = random.choice(pairs)

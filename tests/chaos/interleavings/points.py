@@ -6,7 +6,8 @@ its commit, are all there is between two calls. Every PL/pgSQL function of the e
 created once more, with `if public.pause(…) then null; end if;` before such a statement:
 an IF changes neither FOUND nor ROW_COUNT, takes no lock and touches no row.
 
-Two things differ besides: the clock is what a session says it is, and nobody gives up waiting after 200 ms, so that a cycle of waits shows as a deadlock.
+Besides, the clock is what a session says it is, and nobody gives up waiting after
+200 ms, so that a cycle of waits shows as a deadlock.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")
 TOKEN: Final = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'|\"[^\"]*\"|#\w+[^\n]*|[a-zA-Z_][\w.]*|\s+|.", re.DOTALL
 )
+# What a statement that contains others ends with, and what only opens a block.
+ENDS: Final = {
+    **dict.fromkeys(["if", "elsif", "when", "case"], "then"),
+    **dict.fromkeys(["for", "foreach", "while"], "loop"),
+}
+OPENS: Final = {"begin", "else", "loop", "exception"}
 
 
 def stop_the_clock(session: psycopg.Connection) -> None:
@@ -96,8 +103,8 @@ def without_points(body: str) -> str:
 def with_points(function: str, body: str) -> tuple[str, int]:
     """Return a function's body with points in it, and how many."""
     text, points = "", 0
-    for opening, statement in _statements(body):
-        text += opening
+    for before, statement in _statements(body):
+        text += before
         if TABLES.search(_code(statement)):
             points += 1
             text += f"if public.pause('{function} {points}') then null; end if; "
@@ -106,43 +113,39 @@ def with_points(function: str, body: str) -> tuple[str, int]:
 
 
 def _statements(body: str) -> list[tuple[str, str]]:
-    """Divide a body into what only opens a block, and the statements within.
+    """Divide a body into statements, each with what stands before it.
 
-    A statement that contains others ends where they begin: at its `then` or `loop`.
+    One that contains others ends where they begin, at its `then` or `loop`. An `elsif`
+    or `when` is no statement, and stands before the one that follows it.
     """
     found: list[tuple[str, str]] = []
-    opening, statement, until = "", "", ""
+    before = statement = until = ""
     parentheses = cases = 0
     declaring = True
     for token in TOKEN.findall(body):
         word = token.lower()
         if declaring:
-            opening += token
+            before += token
             declaring = word != "begin"
-        elif not statement and (word.isspace() or word.startswith("--")):
-            opening += token
-        elif not statement and word in {"begin", "else", "loop", "exception"}:
-            opening += token
+            continue
+        if not statement:
+            if word.isspace() or word.startswith("--") or word in OPENS:
+                before += token
+                continue
+            until = ENDS.get(word, ";")
+            cases = -1 if word == "case" else 0
+        statement += token
+        parentheses += {"(": 1, ")": -1}.get(word, 0)
+        cases += {"case": 1, "end": -1 if cases else 0}.get(word, 0)
+        if word != until or parentheses or cases > 0:
+            continue
+        if statement.lower().startswith(("elsif", "when")):
+            before += statement
         else:
-            if not statement:
-                until = {"if": "then", "elsif": "then", "when": "then", "case": "then"}.get(
-                    word, "loop" if word in {"for", "foreach", "while"} else ";"
-                )
-                cases = -1 if word == "case" else 0
-            statement += token
-            parentheses += {"(": 1, ")": -1}.get(word, 0)
-            cases += {"case": 1, "end": -1 if cases else 0}.get(word, 0)
-            if word == until and not parentheses and cases <= 0:
-                if word == "then" and found and _first(statement) in {"elsif", "when"}:
-                    opening, statement = opening + statement, ""  # no place before it
-                else:
-                    found.append((opening, statement))
-                    opening, statement = "", ""
-    return [*found, (opening, statement)]
-
-
-def _first(statement: str) -> str:
-    return statement.split(None, 1)[0].lower()
+            found.append((before, statement))
+            before = ""
+        statement = ""
+    return [*found, (before, statement)]
 
 
 def _code(statement: str) -> str:

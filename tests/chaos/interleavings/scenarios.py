@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import psycopg
@@ -19,7 +19,7 @@ from tests.chaos.interleavings.calls import WORKER, Call, Held
 
 __all__ = ["HOUR", "SCENARIOS", "Scenario", "Stage"]
 
-HOUR: Final = datetime(2030, 1, 1, tzinfo=timezone.utc)
+HOUR: Final = datetime(2030, 1, 1, tzinfo=UTC)
 OPTIONS: Final = {"max_attempts": 2, "retry": {"kind": "fixed", "base_seconds": 10}}
 CLAIM: Final = """
 select task_id, claim
@@ -72,7 +72,12 @@ class Stage:
         return Held(task.nick, task_id, claim)
 
     def held(
-        self, nick: str, parent: Held | None = None, *, lease: float = 10**5, **more: Any
+        self,
+        nick: str,
+        parent: Held | None = None,
+        *,
+        lease: float = 10**5,
+        **more: Any,
     ) -> Held:
         """Spawn a task and claim it."""
         return self.hold(self.spawn(nick, parent, **more), lease=lease)
@@ -287,6 +292,7 @@ def a_tree(stage: Stage) -> list[Call]:
         do.cancel(left),
         do.cancel(ahead),
         do.fail(root),
+        do.fail(root, right),
         do.fail(right),
         do.complete(root),
         do.complete(left),

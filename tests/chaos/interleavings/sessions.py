@@ -85,7 +85,9 @@ class Session:
 
     def passed(self) -> int:
         """Return how many points the last call has passed."""
-        row = self.connection.execute("select current_setting('test.passed')").fetchone()
+        row = self.connection.execute(
+            "select current_setting('test.passed')"
+        ).fetchone()
         assert row is not None
         return int(row[0])
 
