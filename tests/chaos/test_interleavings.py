@@ -8,6 +8,7 @@ stopped, with either committing last, and with snapshots from before.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from random import Random
 
@@ -27,6 +28,15 @@ from tests.support.survival import Share, Survived
 DEADLOCKS = """
 select deadlocks from pg_stat_database where datname = current_database()
 """
+WRITING = """
+select proname from pg_proc
+where pronamespace = 'durable'::regnamespace and provolatile = 'v'
+  and not starts_with(proname, '_')
+"""
+UNPLAYED = {
+    *("take_door", "leave_door"),  # advisory locks, no rows
+    *("get_next_due", "list_waiting_names"),  # hints for a worker, which decide nothing
+}
 
 
 @pytest.fixture
@@ -73,6 +83,15 @@ def deadlocks(session: psycopg.Connection) -> int:
     row = session.execute(DEADLOCKS).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def test_plays_every_call_that_writes(
+    conductor: Conductor, db: psycopg.Connection
+) -> None:
+    queries = " ".join(pair.a.query for pair in conductor.pairs())
+    played = set(re.findall(r"durable\.(\w+)\(", queries))
+    writing = {name for (name,) in db.execute(WRITING).fetchall()}
+    assert writing - played == UNPLAYED
 
 
 def test_stops_calls_without_changing_what_they_do(

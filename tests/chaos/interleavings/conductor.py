@@ -211,8 +211,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         """Return how many points a call passes when it is alone."""
         key = scenario, call.name
         if key not in self._points:
-            self.house.make(call, self._copy(scenario))
-            self._points[key] = self.house.passed()
+            self._points[key] = self.house.points(call, self._copy(scenario))
         return self._points[key]
 
     def stops(self, scenario: str, call: Call) -> range:
@@ -257,12 +256,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
             if result == "40001" and way.levels == IN_READ_COMMITTED:
                 return f"{where}: not serializable in READ COMMITTED"
         outcome = self._judged(pair, queue, told, again=way.a_commits)
-        if a.warnings or b.warnings:
-            warnings = [*a.warnings, *b.warnings]
-            a.warnings.clear()
-            b.warnings.clear()
-            if way.levels == IN_READ_COMMITTED:
-                return f"{where}: {warnings}"
+        warnings = [*a.warnings, *b.warnings, *self.house.warnings]
+        for session in (a, b, self.house):
+            session.warnings.clear()
+        if warnings and way.levels == IN_READ_COMMITTED:
+            return f"{where}: {warnings}"
         wrong = broken(self.watch, queue)
         if way.levels != IN_READ_COMMITTED:
             wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]

@@ -8,16 +8,16 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import psycopg
-from psycopg import IsolationLevel
+from psycopg import IsolationLevel, sql
 
 from tests.chaos.interleavings.calls import Call
 from tests.chaos.interleavings.scenarios import HOUR
 
-__all__ = ["BEGIN", "Session"]
+__all__ = ["Session"]
 
+# A snapshot is taken at once: before whatever the other session commits.
 BEGIN: Final = {
     None: "begin",
-    # The snapshot is taken at once: before whatever the other session commits.
     IsolationLevel.REPEATABLE_READ: (
         "begin isolation level repeatable read; select from durable.queues limit 0"
     ),
@@ -29,9 +29,7 @@ START: Final = """
 select set_config('test.now', %s, false), set_config('test.stop', '0', false),
   set_config('test.passed', '0', false), set_config('deadlock_timeout', '20ms', false)
 """
-STOP_AT: Final = """
-select set_config('test.stop', %s, false), set_config('test.passed', '0', false)
-"""
+STOP_AT: Final = sql.SQL("set test.stop = {}; set test.passed = 0; {}")
 BLOCKED: Final = "select %s = any (pg_blocking_pids(%s))"
 GLANCE: Final = 0.001
 DEADLINE: Final = 60
@@ -66,8 +64,7 @@ class Session:
         if self._opened:
             self._close_gate()
         self.where = ""
-        self.connection.execute(STOP_AT, [str(stop)])
-        self.connection.execute(BEGIN[level])
+        self.connection.execute(STOP_AT.format(stop, sql.SQL(BEGIN[level])))
         self.state = "begun"
 
     def start(self, call: Call, queue: str) -> None:
@@ -77,14 +74,20 @@ class Session:
 
     def make(self, call: Call, queue: str, level: IsolationLevel | None = None) -> str:
         """Make a call in a transaction of its own, and return what it said."""
-        self.begin(level, 0)
+        if level is not None:
+            self.begin(level, 0)
+        self._make(call, queue)
+        self._moments.get()
+        if level is not None:
+            self.end(commit=True)
+        return self.result
+
+    def points(self, call: Call, queue: str) -> int:
+        """Make a call, and return how many points it passes."""
+        self.begin(None, 0)
         self._make(call, queue)
         self._moments.get()
         self.end(commit=True)
-        return self.result
-
-    def passed(self) -> int:
-        """Return how many points the last call has passed."""
         row = self.connection.execute(
             "select current_setting('test.passed')"
         ).fetchone()
