@@ -4,7 +4,9 @@
 -- clock leave a wait as it is; whoever holds the waiting task next looks what has
 -- become of it. What happened wins over the deadline.
 
--- Turns those waits of tasks that are over into checkpoints, where the claim holds.
+-- Turns those waits of tasks that are over into checkpoints, where the claim holds. The
+-- same claim may be doing so on another connection, which it believes lost: who comes
+-- first has settled it.
 create or replace function durable._settle(queue text, tasks json, at timestamptz)
 returns void
 language plpgsql
@@ -53,7 +55,7 @@ begin
   ) as resolution
   where resolution.state is not null;
   if _places is not null then
-    insert into durable.checkpoints select * from unnest(_settled);
+    insert into durable.checkpoints select * from unnest(_settled) on conflict do nothing;
     perform durable._forget_waits(_queue, _places);
   end if;
 end;

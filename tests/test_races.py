@@ -118,6 +118,10 @@ class Session:
     def save(self, held: Held, name: str = "step") -> Any:
         return self._outcome("save_checkpoints", held.json(name=name, value=1))
 
+    def load(self, held: Held) -> Any:
+        load = "select name, value from durable.load_checkpoints(%s, %s)"
+        return self.rows(load, QUEUE, json.dumps([held.json()]))
+
     def extend(self, held: Held) -> Any:
         return self._outcome("extend_leases", held.json())
 
@@ -375,6 +379,17 @@ def test_refuses_the_checkpoint_of_a_former_claim(stage: Stage) -> None:
     assert outcome.result() == "lost"
     zombie.commit()
     assert stage.db.rows("select from durable.checkpoints") == []
+
+
+def test_loads_what_the_same_claim_is_just_loading(stage: Stage) -> None:
+    held = stage.held()
+    stage.db.poll(held, event())
+    stage.db.emit()
+    first, again = stage.session(), stage.session()
+    assert first.load(held) == [("$event:news", 7)]
+    second = again.waiting(again.load, held)
+    first.commit()
+    assert second.result() == [("$event:news", 7)]
 
 
 def test_saves_only_the_holders_part_of_a_flush_with_both_claims(stage: Stage) -> None:
