@@ -46,13 +46,15 @@ def conductor(dsn: str) -> Iterator[Conductor]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("half", [0, 1])
 def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
-    conductor: Conductor, random: Random, share: Share, survived: Survived
+    conductor: Conductor, random: Random, share: Share, survived: Survived, half: int
 ) -> None:
-    pairs = conductor.pairs()
+    pairs = conductor.pairs()[half::2]
     random.shuffle(pairs)
     played = 0
-    chosen = pairs[: share(quick=900, long=len(pairs))]
+    chosen = pairs[: share(quick=450, long=len(pairs))]
     for pair in chosen:
         ways = share(
             quick=[conductor.some_stop(pair, random)],
@@ -67,6 +69,7 @@ def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ends_as_in_one_of_two_orders_at_every_isolation_level(
     conductor: Conductor, random: Random, share: Share, survived: Survived
 ) -> None:

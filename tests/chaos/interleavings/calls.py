@@ -36,6 +36,7 @@ class Call:
     tries: it passes over rows in other hands, and is made again later.
     divisible: it is about several tasks, or takes others with it, one after the other.
     composite: it is several calls, all of which are played too.
+    inserts: of two by the same claim at once, one is told 23505, to say it again.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Call:
     tries: bool = False
     divisible: bool = False
     composite: bool = False
+    inserts: bool = False
 
     def on(self, queue: str) -> dict[str, Any]:
         """Return its arguments in a queue."""
@@ -121,6 +123,7 @@ def _about(verb: str, function: str, helds: tuple[Held, ...], **more: Any) -> Ca
         {"tasks": json.dumps(said)},
         tries=function == "extend_leases",
         divisible=len(helds) > 1 or function == "fail_tasks",
+        inserts=function == "save_checkpoints",
     )
 
 
@@ -151,6 +154,7 @@ def flush(saved: Held, completed: Held, failed: Held | None = None) -> Call:
             "failed": failures and json.dumps(failures),
         },
         divisible=True,
+        inserts=True,
     )
 
 

@@ -8,7 +8,8 @@ hands or were told to come again are made again, as a worker would. Then
 - the state, and what each call said, are those of one call after the other, in one of
   the two orders, on the same terms; or of B alone, if A has rolled back;
 - every promise holds (tests/chaos/promises.py);
-- nobody was told of a deadlock, and no note or lease was given up on.
+- nobody was told what a caller need not expect, such as a deadlock, and no note or
+  lease was given up on.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ from durable.queues where queue = %(queue)s
 NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
 UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}')
+REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20
 IN_READ_COMMITTED: Final = (None, None)
@@ -244,33 +246,43 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
 
     def problem(self, way: Interleaving) -> str | None:
         """Play; say what is wrong."""
-        pair = way.pair
-        queue = self._copy(pair.scenario)
+        queue = self._copy(way.pair.scenario)
         self._play(way, queue)
-        a, b = self.a, self.b
-        told = a.result if way.a_commits else "", b.result
-        where = f"{way} ({a.where}; {b.where}); they said {told}"
-        for result in (a.result, b.result):
-            if result == "40P01":
-                return f"{where}: a deadlock"
-            if result == "40001" and way.levels == IN_READ_COMMITTED:
-                return f"{where}: not serializable in READ COMMITTED"
-        outcome = self._judged(pair, queue, told, again=way.a_commits)
-        warnings = [*a.warnings, *b.warnings, *self.house.warnings]
-        for session in (a, b, self.house):
-            session.warnings.clear()
-        if warnings and way.levels == IN_READ_COMMITTED:
-            return f"{where}: {warnings}"
+        told = (self.a.result if way.a_commits else "", self.b.result)
+        stopped = [session.where for session in (self.a, self.b) if session.where]
+        wrong = self._refused(way) or self._judged(way, queue, told)
+        return f"{way} {stopped}; they said {told}: {wrong}" if wrong else None
+
+    def _refused(self, way: Interleaving) -> str | None:
+        """Look for refusals that nobody may be told."""
+        expected = set(REFUSALS)
+        if way.levels != IN_READ_COMMITTED:
+            expected.add("40001")
+        if way.pair.a.inserts and way.pair.b.inserts:
+            expected.add("23505")
+        refusals = {self.a.refusal, self.b.refusal} - expected
+        return f"refused with {refusals}" if refusals else None
+
+    def _judged(
+        self, way: Interleaving, queue: str, told: tuple[str, str]
+    ) -> str | None:
+        """Look for broken promises, and for what comes of neither order."""
+        outcome = self._rest(way.pair, queue, told, again=way.a_commits)
         wrong = broken(self.watch, queue)
-        if way.levels != IN_READ_COMMITTED:
-            wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
-        if wrong:
-            return f"{where}: {wrong}"
         legal = self._legal(way)
-        if way.levels != IN_READ_COMMITTED:
+        sessions = (self.a, self.b, self.house)
+        warnings = [text for session in sessions for text in session.warnings]
+        for session in sessions:
+            session.warnings.clear()
+        if way.levels == IN_READ_COMMITTED:
+            wrong += warnings
+        else:
+            wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
             outcome, *legal = map(_by_whomever, (outcome, *legal))
-        if not _is_legal(outcome, legal, pair):
-            return f"{where}: in no order\n{_difference(outcome, legal)}"
+        if wrong:
+            return "; ".join(wrong)
+        if not _is_legal(outcome, legal, way.pair):
+            return f"in no order\n{_difference(outcome, legal)}"
         return None
 
     def _play(self, way: Interleaving, queue: str) -> None:
@@ -301,7 +313,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
 
     # Judging.
 
-    def _judged(
+    def _rest(
         self, pair: Pair, queue: str, told: tuple[str, str], *, again: bool
     ) -> Outcome:
         """Come to rest, and return what there is then.
@@ -378,7 +390,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
                 level = levels["ab".index(who)]
                 told[who] = self.house.make(call, queue, level)
             said = told["a"], told["b"]
-            self._orders[key] = self._judged(pair, queue, said, again="a" in order)
+            self._orders[key] = self._rest(pair, queue, said, again="a" in order)
         return self._orders[key]
 
 

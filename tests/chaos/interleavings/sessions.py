@@ -43,7 +43,8 @@ class Session:
         self.connection.execute(START, [str(HOUR)])
         self.connection.add_notice_handler(self._notice)
         self.pid = self.connection.info.backend_pid
-        self.result: str = ""
+        self.result = ""
+        self.refusal: str | None = None
         self.warnings: list[str] = []
         self.state = "over"
         self.where = ""
@@ -95,13 +96,12 @@ class Session:
         return int(row[0])
 
     def _make(self, call: Call, queue: str) -> str:
+        self.refusal = None
         try:
             rows = self.connection.execute(call.query, call.on(queue)).fetchall()
             self.result = "\n".join(sorted(map(_text, rows)))
         except psycopg.Error as refusal:
-            self.result = str(refusal.sqlstate)
-            if refusal.sqlstate is None:
-                self.result = repr(refusal)
+            self.result = self.refusal = refusal.sqlstate or repr(refusal)
         self._moments.put("done")
         return self.result
 
@@ -145,7 +145,7 @@ class Session:
         try:
             self.connection.execute("commit" if commit else "rollback")
         except psycopg.Error as refusal:
-            self.result = str(refusal.sqlstate)
+            self.result = self.refusal = refusal.sqlstate or repr(refusal)
         self.state = "over"
 
     def _close_gate(self) -> None:
