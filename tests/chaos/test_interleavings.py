@@ -46,7 +46,6 @@ def conductor(dsn: str) -> Iterator[Conductor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("half", [0, 1])
 def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
     conductor: Conductor, random: Random, share: Share, survived: Survived, half: int
@@ -69,7 +68,6 @@ def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_ends_as_in_one_of_two_orders_at_every_isolation_level(
     conductor: Conductor, random: Random, share: Share, survived: Survived
 ) -> None:
