@@ -72,7 +72,7 @@ def test_ends_as_in_one_of_two_orders_at_every_isolation_level(
     conductor: Conductor, random: Random, share: Share, survived: Survived
 ) -> None:
     pairs = conductor.pairs()
-    number = share(quick=400, long=8_000)
+    number = share(quick=400, long=4_000)
     for _ in range(number):
         way = conductor.some_way(random.choice(pairs), random)
         assert conductor.problem(way) is None

@@ -282,7 +282,8 @@ class Player(threading.Thread):
         ids = [known[name]["task_id"] for name in names if name in known]
         waits = [{"name": "$join", "task_ids": ids}]
         if task_id.int % 3 == 0:
-            waits.append({"name": "$event", "event": self._event()})
+            event = f"event-{task_id.int // 3 % EVENTS}"  # the same in every attempt
+            waits.append({"name": "$event", "event": event})
         if task_id.int % 5 == 0:
             polled = self._elements([(task_id, claim)], waits=waits)
             self._tell("select * from durable.poll_waits('default', %s)", polled)

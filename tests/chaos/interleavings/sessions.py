@@ -27,7 +27,8 @@ BEGIN: Final = {
 }
 START: Final = """
 select set_config('test.now', %s, false), set_config('test.stop', '0', false),
-  set_config('test.passed', '0', false), set_config('deadlock_timeout', '20ms', false)
+  set_config('test.passed', '0', false), set_config('deadlock_timeout', '20ms', false),
+  set_config('synchronous_commit', 'off', false)
 """
 STOP_AT: Final = sql.SQL("set test.stop = {}; set test.passed = 0; {}")
 BLOCKED: Final = "select %s = any (pg_blocking_pids(%s))"
