@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(46);
+select plan(47);
 
 -- complete_tasks
 
@@ -75,6 +75,7 @@ select results_eq(
      where task_id = id('hasty') $$,
   $$ values ('$DeadlineExceeded', 'Oops') $$,
   'a task with no time left for another attempt says so, and why it failed');
+select is(failed('hasty'), 'ok', 'a failure that left no time may be repeated');
 select is(outcome, 'ok', 'a failure that was the last may be repeated')
 from started('last', '{"max_attempts": 1}') cross join lateral failed('last')
 cross join lateral durable.fail_tasks('q', held('last', '{"claim": 1}'));

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(71);
+select plan(76);
 
 -- A task per way of losing it, each once held under claim 1:
 --   taken     its lease ran out, and another worker has it now
@@ -172,6 +172,30 @@ select is((task('twice')).attempt, 1, 'the attempt is the same');
 select results_eq(
   $$ select outcome from durable.save_checkpoints('q', held('twice', '{"name": "two"}')) $$,
   array['ok'], 'the present claim goes on');
+
+-- a worker that speaks under both of its claims in one call: what one is told is not
+-- what the other is told
+
+create function pg_temp.both(said jsonb)
+returns json
+language sql
+as $$
+  select json_agg(element)
+  from (values ('{"claim": 1}'::jsonb), ('{}')) as claims (claim)
+  cross join lateral json_array_elements(tap.held('twice', said || claim)) as element;
+$$;
+select results_eq(
+  $$ select outcome from durable.save_checkpoints('q', pg_temp.both('{"name": "both"}')) order by 1 $$,
+  array['lost', 'ok'], 'save_checkpoints() refuses the former claim alone');
+select is(history('twice') like 'both done null%', true, 'and saves for the present one');
+select results_eq(
+  $$ select outcome from durable.flush('q', pg_temp.both('{"name": "more"}'), null, null) $$,
+  array['lost'], 'flush() names one of the two');
+select results_eq(
+  $$ select outcome from durable.complete_tasks('q', pg_temp.both('{"result": 1}')) order by 1 $$,
+  array['lost', 'ok'], 'so does complete_tasks()');
+select is((select claim from durable._write('q', null, pg_temp.both('{}'), null)), 1,
+  'it is the former one');
 
 select * from finish();
 rollback;

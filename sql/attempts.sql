@@ -2,11 +2,13 @@
 -- the task's row.
 
 -- One ascending pass over all the tasks concerned locks what saves or fails. Where tasks
--- only complete, completing them is proof and lock in one.
-create or replace function durable._flush(queue text, checkpoints json, completions json, failures json)
-returns setof durable.write_outcome
+-- only complete, completing them is proof and lock in one. Returns whose writes were
+-- refused: a worker may speak of one task under two claims.
+create or replace function durable._write(queue text, checkpoints json, completions json, failures json)
+returns table (task_id uuid, claim integer, outcome text)
 language plpgsql
 as $$
+#variable_conflict use_column
 declare
   _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
@@ -34,10 +36,14 @@ begin
   if failures is not null then
     _failed := durable._fail(_queue, failures);
     _written := _written and cardinality(_failed) = json_array_length(failures);
-    _fallen := array(select task_id from unnest(_failed) as task_id where not durable._is_live(_queue, task_id));
+    _fallen := array(
+      select failed.task_id
+      from unnest(_failed) as failed (task_id)
+      where not durable._is_live(_queue, failed.task_id)
+    );
   end if;
   if not _written then
-    return query select * from durable._refusals(_queue, checkpoints, completions, failures, _completed || _failed);
+    return query select * from durable._refusals(_queue, checkpoints, completions, failures);
   end if;
   if _completed || _fallen <> '{}' then
     perform durable._finished(_queue, _completed || _fallen);
@@ -90,13 +96,15 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 begin
-  return query select * from durable._flush(queue, checkpoints, completions, failures);
+  return query
+    select written.task_id, written.outcome
+    from durable._write(queue, checkpoints, completions, failures) as written;
 end;
 $$;
 
 comment on function durable.flush is
 'save_checkpoints, complete_tasks and fail_tasks in one statement and one commit, for
-any number of tasks; each part may be null. Returns a row only for those tasks whose
+any number of tasks; each part may be null. Returns a row only for those claims whose
 writes were refused: cancelled or lost. Raises 55P03 when somebody holds one of the
 rows for longer than 200 ms, 23505 when the same call is just being made on another
 connection: say it again, one by one.';
@@ -113,8 +121,9 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
-  from durable._flush(queue, null, tasks, null) as refused
-  right join json_to_recordset(tasks) as held (task_id uuid) on held.task_id = refused.task_id;
+  from durable._write(queue, null, tasks, null) as refused
+  right join json_to_recordset(tasks) as held (task_id uuid, claim integer)
+    on held.task_id = refused.task_id and held.claim is not distinct from refused.claim;
 $$;
 
 comment on function durable.complete_tasks is
@@ -134,8 +143,9 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
-  from durable._flush(queue, null, null, tasks) as refused
-  right join json_to_recordset(tasks) as held (task_id uuid) on held.task_id = refused.task_id;
+  from durable._write(queue, null, null, tasks) as refused
+  right join json_to_recordset(tasks) as held (task_id uuid, claim integer)
+    on held.task_id = refused.task_id and held.claim is not distinct from refused.claim;
 $$;
 
 comment on function durable.fail_tasks is
@@ -266,18 +276,17 @@ end;
 $$;
 
 
--- Whose writes were refused; not those that an earlier, equal call has made.
-create or replace function durable._refusals(
-  queue text, checkpoints json, completions json, failures json, written uuid[]
-)
-returns setof durable.write_outcome
+-- Whose writes were refused; not those that this call, or an earlier equal one, has made.
+create or replace function durable._refusals(queue text, checkpoints json, completions json, failures json)
+returns table (task_id uuid, claim integer, outcome text)
 language plpgsql
 as $$
+#variable_conflict use_column
 declare
   _queue text collate "C" := queue;
 begin
   return query
-    select own.task_id, durable._refusal(_queue, own.task_id, own.claim)
+    select own.task_id, own.claim, durable._refusal(_queue, own.task_id, own.claim)
     from (
       select distinct on (task_id, claim) kinds.*
       from (
@@ -292,15 +301,14 @@ begin
       ) as kinds
       order by kinds.task_id, kinds.claim, kinds.ending
     ) as own
-    where own.task_id <> all (written)
-      and not case when own.ending = 3 then durable._hold(_queue, own.task_id, own.claim)
-        else durable._has_ended(_queue, own.task_id, own.claim, own.ending) end;
+    where not case when own.ending = 3 then durable._hold(_queue, own.task_id, own.claim)
+      else durable._has_ended(_queue, own.task_id, own.claim, own.ending) end;
 end;
 $$;
 
 
--- Whether a refused ending is the repetition of one that went through: the answer
--- was lost with a connection, say.
+-- Whether an ending went through: just now, or in an equal call before, whose answer was
+-- lost with a connection, say.
 create or replace function durable._has_ended(queue text, task_id uuid, claim integer, ending integer)
 returns boolean
 language plpgsql
@@ -315,7 +323,9 @@ begin
     and tasks.claim = _has_ended.claim + 1
     and (ending = 1 and tasks.state = 'completed'
       or ending = 2 and (tasks.state = 'failed' or tasks.error is not null and tasks.finished_at is null)
-        and tasks.error ->> 'type' is distinct from '$LeaseExpired');
+        and tasks.error ->> 'type' is distinct from '$LeaseExpired'
+      or ending = 2 and tasks.state = 'cancelled' and tasks.error ->> 'type' = '$DeadlineExceeded'
+        and tasks.error ? 'cause' and tasks.error -> 'cause' ->> 'type' is distinct from '$LeaseExpired');
   return found;
 end;
 $$;

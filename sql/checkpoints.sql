@@ -12,8 +12,9 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
-  from durable._flush(queue, checkpoints, null, null) as refused
-  right join json_to_recordset(checkpoints) as held (task_id uuid) on held.task_id = refused.task_id;
+  from durable._write(queue, checkpoints, null, null) as refused
+  right join json_to_recordset(checkpoints) as held (task_id uuid, claim integer)
+    on held.task_id = refused.task_id and held.claim is not distinct from refused.claim;
 $$;
 
 comment on function durable.save_checkpoints is
@@ -82,7 +83,7 @@ begin
       task_id uuid, claim integer, name text, state durable.checkpoint_state, position integer,
       after integer, duration_ms integer, value json
     )
-    order by own.task_id, own.name
+    order by own.task_id, own.name, own.claim desc -- of two claims the later holds, if any
     offset 0 -- sorted before the first is locked
   ) as new
   cross join lateral (

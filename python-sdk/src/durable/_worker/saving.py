@@ -8,6 +8,7 @@ fault stands alone: its neighbours never notice.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -87,7 +88,22 @@ class Saving:
         refused = dict(rows)
         if not refused:
             return ["ok"] * len(writes)
+        times = Counter(write.task_id for write in writes)
+        if max(times[task_id] for task_id in refused) > 1:
+            return await self._ask_each(queue, writes)
         return [refused.get(write.task_id, "ok") for write in writes]
+
+    async def _ask_each(self, queue: str, writes: Sequence[Write]) -> Outcomes:
+        """Say each write again, since the answer does not say which was refused.
+
+        A former run of a task may still write beside the present one. What was saved
+        already is ok again.
+        """
+        return [
+            outcome
+            for write in writes
+            for outcome in await self._divide(queue, [write])
+        ]
 
 
 def _size(write: Write) -> int:
