@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(40);
+select plan(45);
 
 -- spawn_children
 
@@ -145,6 +145,31 @@ select throws_ok($$ select durable.emit_from_task('q', id('e'), 1, '$emit:stale'
   'a former claim emits nothing');
 select is((select count(*) from durable.events where name = 'stale'), 0::bigint,
   'not even the event');
+
+-- what is recorded stays, whatever has become of the child, its key or the event
+
+select durable.create_queue('q', '{"keep_tasks": 0, "keep_events": 0}') \g /dev/null
+select started('asker'), spawned('known', '{"idempotency_key": "key"}') \g /dev/null
+create function pg_temp.asked(task text default 'job')
+returns setof durable.spawned_child
+language sql
+as $$
+  select durable.spawn_children('q', id('asker'), claim('asker'), jsonb_build_array(
+    jsonb_build_object('name', '$spawn:known', 'task', task, 'options', '{"idempotency_key": "key"}'::jsonb)));
+$$;
+select is(task_id, id('known'), 'a child may be one that had the key before') from pg_temp.asked();
+select is(task_id, id('known'), 'once recorded it is returned, whatever the code now calls it')
+from pg_temp.asked('renamed');
+select durable.cancel_task('q', id('known')), move_to(700), durable.cleanup('q') \g /dev/null
+select is(task_id, id('known'), 'even when it is gone') from pg_temp.asked();
+select is_empty($$ select from durable.idempotency_keys where key = 'key' $$,
+  'and its key stays free');
+
+select durable.emit_from_task('q', id('asker'), claim('asker'), '$emit:once', 'once'),
+  move_to(701), durable.prune_events('q') \g /dev/null
+select durable.emit_from_task('q', id('asker'), claim('asker'), '$emit:once', 'once') \g /dev/null
+select is_empty($$ select from durable.events where name = 'once' $$,
+  'a repeated emit_from_task() does not emit a pruned event again');
 
 select * from finish();
 rollback;

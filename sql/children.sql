@@ -30,11 +30,12 @@ begin
     group by 1
     having count(*) > 1
   ) as twice;
-  _new := durable._reserve_keys(_queue, durable._new_tasks(children, _now, task_id));
+  _new := durable._new_tasks(children, _now, task_id);
+  _new := durable._reserve_keys(_queue, durable._unrecorded(_queue, task_id, children, _new));
   if not durable._hold(_queue, task_id, claim) then
     perform durable._refuse_claim(_queue, task_id, claim);
   end if;
-  _new := durable._recorded_children(_queue, task_id, children, _new);
+  _new := durable._unrecorded(_queue, task_id, children, _new);
   perform durable._insert_tasks(_queue, _new, _now);
   perform durable._record_children(_queue, task_id, claim, children, _new, _now);
   return query
@@ -61,8 +62,9 @@ it; a child whose checkpoint is there already is returned, not spawned again. ch
 Refuses a claim that is over (WFCAN, WFLST), and what spawn refuses.';
 
 
--- Children that an earlier call of the same claim has recorded are not new.
-create or replace function durable._recorded_children(
+-- Without the children that an earlier call has recorded: they are what they were,
+-- whatever has become of them and their keys.
+create or replace function durable._unrecorded(
   queue text, task_id uuid, children jsonb, new durable._new_task[]
 )
 returns durable._new_task[]
@@ -70,24 +72,21 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
-  _new durable._new_task[] := new;
-  _recorded record;
 begin
-  for _recorded in
-    select given.ordinal, (saved.value ->> 'task_id')::uuid as existing_id
-    from jsonb_array_elements(children) with ordinality as given (child, ordinal)
+  return array(
+    select task
+    from unnest(new) as task
     cross join lateral (
-      select checkpoints.value
+      select count(*) as times
       from durable.checkpoints
       where checkpoints.queue = _queue
-        and checkpoints.task_id = _recorded_children.task_id
-        and checkpoints.name = (child ->> 'name') collate "C"
+        and checkpoints.task_id = _unrecorded.task_id
+        and checkpoints.name = (children -> (task.ordinal - 1) ->> 'name') collate "C"
       offset 0
     ) as saved
-  loop
-    _new[_recorded.ordinal].existing_id := _recorded.existing_id;
-  end loop;
-  return _new;
+    where saved.times = 0
+    order by task.ordinal
+  );
 end;
 $$;
 
@@ -151,16 +150,15 @@ begin
   perform durable._checked_name('name of a step', name, 512);
   perform durable._checked_name('event name', event, 255);
   perform durable._checked_size('payload', payload);
-  _first := durable._write_event(_queue, event, payload);
+  _recorded := durable._recorded(_queue, task_id, _name);
+  if _recorded is null then
+    _first := durable._write_event(_queue, event, payload);
+  end if;
   if not durable._hold(_queue, task_id, claim) then
     perform durable._refuse_claim(_queue, task_id, claim);
   end if;
-  select checkpoints.value into _recorded
-  from durable.checkpoints
-  where checkpoints.queue = _queue
-    and checkpoints.task_id = emit_from_task.task_id
-    and checkpoints.name = _name;
-  if found then
+  _recorded := coalesce(_recorded, durable._recorded(_queue, task_id, _name));
+  if _recorded is not null then
     return _recorded::text::boolean;
   end if;
   insert into durable.checkpoints (
@@ -180,3 +178,24 @@ $$;
 comment on function durable.emit_from_task is
 'emit_event by a task that a worker holds, with the checkpoint that records it; says
 the same again when it is repeated. Refuses a claim that is over: WFCAN, WFLST.';
+
+
+-- Looked for before the event is written, which may have been pruned since, and again
+-- under the lock.
+create or replace function durable._recorded(queue text, task_id uuid, name text)
+returns json
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _name text collate "C" := name;
+begin
+  return (
+    select checkpoints.value
+    from durable.checkpoints
+    where checkpoints.queue = _queue
+      and checkpoints.task_id = _recorded.task_id
+      and checkpoints.name = _name
+  );
+end;
+$$;

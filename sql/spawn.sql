@@ -167,16 +167,16 @@ language plpgsql
 as $$
 declare
   _new durable._new_task[] := new;
-  _keyed durable._new_task;
+  _keyed record;
 begin
   for _keyed in
-    select *
-    from unnest(new) as task
+    select task.place, task.task_id, (task.options).idempotency_key as key
+    from unnest(new) with ordinality
+      as task (ordinal, task_id, name, params, options, existing_id, place)
     where (task.options).idempotency_key is not null
     order by (task.options).idempotency_key collate "C", task.ordinal
   loop
-    _new[_keyed.ordinal].existing_id :=
-      durable._reserve_key(queue, (_keyed.options).idempotency_key, _keyed.task_id);
+    _new[_keyed.place].existing_id := durable._reserve_key(queue, _keyed.key, _keyed.task_id);
   end loop;
   return _new;
 end;
