@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(47);
+select plan(49);
 
 -- complete_tasks
 
@@ -192,6 +192,17 @@ select results_eq(
   array['lost'], 'a former claim cannot complete the task');
 select is(states('t') || ' ' || history('t'), 'running more done null, new done null',
   'nor keep the present one from saving');
+
+-- between two attempts
+
+select started('between', '{"retry": {"kind": "fixed", "base_seconds": 9}}'), started('other') \g /dev/null
+select durable.poll_waits('q', held('between', jsonb_build_object('waits', jsonb_build_array(
+  jsonb_build_object('name', '$join', 'task_ids', ids('other')))))) \g /dev/null
+update durable.waits set target_task_id = id('other'), watched = 1 where task_id = id('between');
+select failed('between'), completed('other') \g /dev/null
+select is(states('between'), 'sleeping', 'what it waited for does not wake a task before its next attempt');
+select claimed('between') \g /dev/null
+select is((task('between')).error, null, 'the next attempt has no error yet');
 
 select * from finish();
 rollback;

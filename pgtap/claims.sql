@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(62);
+select plan(63);
 
 -- What a worker gets, as "a b c".
 create function pg_temp.claim(
@@ -190,6 +190,13 @@ select results_eq($$ select * from durable.list_waiting_names('q') $$, array['jo
   'list_waiting_names() lists the names of tasks that wait');
 select is_empty($$ select * from durable.list_waiting_names('other') $$,
   'list_waiting_names() of an empty queue is none');
+
+-- a task that is not due stands behind one that is
+
+select spawned('now', '{}', 'mixed'), spawned('later', '{}', 'mixed') \g /dev/null
+update durable.tasks set available_at = durable._now() + interval '1 s' where task_id = id('later');
+select is((select array_agg(nick(task_id)) from durable.claim_tasks('q', 'w', '{mixed}', 5)), array['now'],
+  'a claim takes what is due, and nothing behind it that is not');
 
 select * from finish();
 rollback;

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(22);
+select plan(23);
 
 create temp table spawned as
 select *
@@ -91,6 +91,11 @@ select throws_ok(
   $$ select durable.spawn_many('q', '[{"task": "c"},
        {"task": "a", "params": {"other": 1}, "options": {"idempotency_key": "b"}}]') $$,
   'WFCON', null, 'spawn_many() refuses a key that an earlier call gave to other params');
+
+create temp table hasty as
+select * from durable.spawn_many('q', '[{"task": "hasty", "options": {"max_delay": 7}}]');
+select is((select deadline_at - spawned_at from durable.tasks join hasty using (task_id)), interval '7 s',
+  'spawn_many() sets the deadline of max_delay');
 
 select * from finish();
 rollback;

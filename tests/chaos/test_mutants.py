@@ -1,0 +1,81 @@
+"""The tests find every bug that is planted into the engine.
+
+A mutant that lives shows what no test would notice. Each names who must find it; the
+long share asks all judges, and prints who found what.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import psycopg
+import pytest
+
+from tests.chaos.mutants import Mutant, mutated, plant
+from tests.chaos.mutants.catalogue import MUTANTS
+from tests.chaos.mutants.judges import JUDGES, pgtap, race
+from tests.support.databases import Databases
+from tests.support.survival import Share, Survived, is_long
+
+PROGRAMS = 200  # of the model, until it gives up on a mutant
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.breaks)
+def test_has_a_place_in_the_source(mutant: Mutant) -> None:
+    assert mutated(mutant)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_kills_every_mutant(
+    databases: Databases,
+    worker_id: str,
+    random: Random,
+    share: Share,
+    survived: Survived,
+) -> None:
+    chosen = share(quick=random.sample(MUTANTS, len(MUTANTS) // 3), long=MUTANTS)
+    found = {
+        mutant.breaks: find(mutant, databases, worker_id, random) for mutant in chosen
+    }
+    for breaks, finders in sorted(found.items()):
+        print(f"{breaks}: {', '.join(finders) or 'NOBODY'}")
+    assert [breaks for breaks, finders in found.items() if not finders] == []
+    survived("mutants of the engine, all killed", len(chosen))
+
+
+def find(
+    mutant: Mutant, databases: Databases, owner: str, random: Random
+) -> dict[str, str]:
+    """Return who has found it, and how; the one who must, if nobody else is asked."""
+    with databases.database(owner) as dsn:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            plant(connection, mutant)
+        found = {}
+        if mutant.killer.startswith("pgtap/"):
+            found[mutant.killer] = pgtap(dsn, mutant.killer)
+        elif mutant.killer not in JUDGES:
+            found[mutant.killer] = race(dsn, mutant.killer)
+        for name, judge in JUDGES.items():
+            if name == mutant.killer or is_long():
+                budget = PROGRAMS if name == mutant.killer else PROGRAMS // 20
+                found[name] = judge(dsn, random, budget)
+        if found[mutant.killer] is None:
+            return {}
+    return {name: problem for name, problem in found.items() if problem}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_finds_nothing_in_the_engine_as_it_is(
+    databases: Databases, worker_id: str, random: Random, share: Share
+) -> None:
+    """Else a judge that always finds something would kill them all."""
+    with databases.database(worker_id) as dsn:
+        for name, judge in JUDGES.items():
+            assert judge(dsn, random, share(quick=20, long=200)) is None, name
+    others = {mutant.killer for mutant in MUTANTS} - JUDGES.keys()
+    for killer in sorted(others):
+        ask = pgtap if killer.startswith("pgtap/") else race
+        with databases.database(worker_id) as dsn:
+            assert ask(dsn, killer) is None
