@@ -53,6 +53,26 @@ def test_keeps_what_was_committed_before_a_crash() -> None:
             session.execute("table kept")
 
 
+def test_waits_for_what_a_kill_has_left_behind() -> None:
+    """A child that has not noticed yet holds on to the memory all of them shared."""
+    with Postgres.start(binaries=BINARIES, fast=True) as server:
+        session = psycopg.connect(server.conninfo())
+        child = session.info.backend_pid
+        postmaster = (server.data_dir / "postmaster.pid").read_text().split()[0]
+        os.kill(child, signal.SIGSTOP)
+        os.kill(int(postmaster), signal.SIGKILL)
+        restart = threading.Thread(target=server.restart)
+        restart.start()
+        try:
+            refused = "pre-existing shared memory block"
+            eventually(lambda: refused in (server.home / "log").read_text())
+        finally:
+            os.kill(child, signal.SIGCONT)
+            restart.join()
+        session.close()
+        assert show(server, "server_version")
+
+
 def test_stays_away_until_it_is_restarted() -> None:
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         server.stop()

@@ -37,6 +37,7 @@ Mode = Literal["fast", "immediate"]
 OLDEST: Final = 15
 PATIENCE: Final = 60.0  # seconds; recovery after a crash may take a while
 STOP_SIGNALS: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+STILL_ENDING: Final = "pre-existing shared memory block"  # --no-locale: in English
 FAST_SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
 
 
@@ -161,18 +162,32 @@ class Postgres:
             run([initdb, "--pgdata", self.data_dir, *options], self._user)
 
     def _launch(self) -> None:
-        """Start `postgres` and wait until it is ready, or raise what it logged."""
+        """Start `postgres` and wait until it is ready, or raise what it logged.
+
+        What a `kill -9` of the server has left behind is waited for.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while not self._try_to_launch(deadline):
+            time.sleep(0.05)
+
+    def _try_to_launch(self, deadline: float) -> bool:
+        """Do it once; False if former children of the server still end themselves."""
         settings = self.settings | {"unix_socket_directories": str(self.home)}
         command = [str(self.binaries / "postgres"), "-D", str(self.data_dir)]
         command += [f"--{name}={value}" for name, value in settings.items()]
         log = self.home / "log"
+        logged = log.stat().st_size if log.exists() else 0
         self._process = start_child(command, self._user, log)
-        deadline = time.monotonic() + PATIENCE
         while not self._is_ready(self._process.pid):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            late = time.monotonic() > deadline
+            if self._process.poll() is not None or late:
                 self.kill()
-                raise ChildProcessError(log.read_text(errors="replace")[-2000:])
+                said = log.read_bytes()[logged:].decode(errors="replace")
+                if STILL_ENDING in said and not late:
+                    return False
+                raise ChildProcessError(said[-2000:])
             time.sleep(0.005)
+        return True
 
     def _is_ready(self, pid: int) -> bool:
         """Read what the server says of itself: line 1 is its pid, line 8 its state."""
