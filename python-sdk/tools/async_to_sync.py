@@ -36,6 +36,7 @@ NAMES: Final = {
     "AsyncDurable": "Durable",
     "AsyncEngine": "Engine",
     "AsyncExitStack": "ExitStack",
+    "AsyncImpatient": "Impatient",
     "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",
     "AsyncRun": "BlockingRun",

@@ -13,7 +13,10 @@ from durable.errors import InvalidArgument
 
 __all__ = [
     "ENVIRONMENT",
+    "IMPATIENCE",
     "KEEPALIVE",
+    "LISTENING_SILENCE",
+    "SILENCE",
     "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
@@ -23,11 +26,19 @@ ENVIRONMENT: Final = "DURABLE_DATABASE_URL"
 
 # A peer that is gone without a word is noticed within half a minute.
 KEEPALIVE: Final[dict[str, Any]] = {
+    "connect_timeout": 10,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
+# Who listens has others waiting, and can do without.
+IMPATIENCE: Final = KEEPALIVE | {"connect_timeout": 2, "tcp_user_timeout": 3_000}
+
+# Seconds after which no answer is expected any more from a peer that is there: far
+# beyond what a worker's statement takes, each being bounded in what it does.
+SILENCE: Final = 60.0
+LISTENING_SILENCE: Final = 3.0
 
 
 def conninfo_or_environment(conninfo: str | None) -> str:

@@ -14,6 +14,7 @@ from durable._application import Application, Lifespan
 from durable._async.database import Database
 from durable._async.handle import AsyncTaskHandle
 from durable._async.results import Results
+from durable._connections import SILENCE
 from durable._ids import as_uuid
 from durable._names import check_event_name, check_queue_name
 from durable._policy import QueuePolicy, checked
@@ -133,7 +134,8 @@ class AsyncDurable:
 
     async def drop_queue(self, queue: str | None = None) -> bool:
         """Delete a queue and everything in it; return whether there was one."""
-        ((dropped,),) = await self.fetch(_sql.drop_queue(self._named(queue)))
+        statement = _sql.drop_queue(self._named(queue))
+        ((dropped,),) = await self._database.fetch(statement)
         return bool(dropped)
 
     async def list_queues(self) -> list[str]:
@@ -146,7 +148,7 @@ class AsyncDurable:
         Raises UnknownQueue.
         """
         name = self._named(queue)
-        rows = await self.fetch(_sql.queue_stats(name))
+        rows = await self._database.fetch(_sql.queue_stats(name))
         if not rows:
             raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
         return QueueStats(*rows[0])
@@ -212,7 +214,7 @@ class AsyncDurable:
         if not requests:
             return []
         statement = _sql.spawn_many(one_queue(requests), tasks_json(requests))
-        rows = await self.fetch(statement)
+        rows = await self._database.fetch(statement)
         return [
             self._handle(request, row)
             for request, row in zip(requests, rows, strict=True)
@@ -390,8 +392,8 @@ class AsyncDurable:
     # -- inside --------------------------------------------------------------------
 
     async def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        """Execute one statement of durable's, and return its rows after the commit."""
-        return await self._database.fetch(statement)
+        """Execute one small statement, and return its rows after the commit."""
+        return await self._database.fetch(statement, silence=SILENCE)
 
     def _request(
         self, task: AnyTask | str, params: Any, options: Mapping[str, Any]

@@ -19,7 +19,9 @@ from durable._connections import (
     conninfo_or_environment,
     has_something_to_say,
 )
+from durable._silence import AsyncImpatient, impatient
 from durable._sql import Statement
+from durable._worker.link import only_reads
 from durable.errors import from_database
 
 __all__ = ["Database", "own_pool"]
@@ -75,15 +77,33 @@ class Database:
             await self._pool.close()
 
     async def fetch(
-        self, statement: Statement, *, within: float | None = None
+        self,
+        statement: Statement,
+        *,
+        within: float | None = None,
+        silence: float | None = None,
     ) -> list[tuple[Any, ...]]:
         """Execute one statement, and return its rows after the commit.
 
-        A connection is waited for `within` so many seconds, else as the pool has it.
+        A connection is waited for `within` so many seconds, else as the pool has it;
+        an answer as long as the server has not been silent for `silence` seconds, on a
+        connection of its own pool.
         """
         await self.open()
         try:
             async with self._pool.connection(timeout=within) as connection:
+                return await self._fetch_on(connection, statement, silence)
+        except psycopg.Error as error:
+            raise from_database(error)  # noqa: B904 - it has its cause
+
+    async def _fetch_on(
+        self,
+        connection: AsyncConnection[Any],
+        statement: Statement,
+        silence: float | None,
+    ) -> list[tuple[Any, ...]]:
+        try:
+            with impatient(connection, silence):
                 if not self._version_checked:
                     await self._check_version(connection)
                 cursor = connection.cursor(row_factory=tuple_row)
@@ -94,7 +114,9 @@ class Database:
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows
         except psycopg.Error as error:
-            raise from_database(error)  # noqa: B904 - it has its cause
+            if only_reads(error):
+                await connection.close()  # the pool's next may lead to a primary
+            raise
 
     async def migrate(self, queues: Iterable[str]) -> None:
         """Install or upgrade the schema and create queues."""
@@ -115,6 +137,7 @@ def own_pool(conninfo: str, *, prepare: bool) -> AsyncConnectionPool[Any]:
     """Return a pool that is not open yet, and keeps no connection it does not need."""
     return AsyncConnectionPool(
         conninfo,
+        connection_class=AsyncImpatient,
         min_size=0,
         max_size=10,
         open=False,

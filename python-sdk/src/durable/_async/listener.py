@@ -10,28 +10,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from psycopg import (
     AsyncClientCursor,
-    AsyncConnection,
     Notify,
-)  # sync: from psycopg import ClientCursor, Connection, Notify
+)  # sync: from psycopg import ClientCursor, Notify
 
 from durable import _sql
-from durable._connections import KEEPALIVE
+from durable._connections import IMPATIENCE, LISTENING_SILENCE
+from durable._silence import AsyncImpatient
 from durable._sql import Statement
 from durable._worker.link import backoff
 
 __all__ = ["Listener"]
-
-# No call may hang on a peer that is gone: whoever leads has others waiting.
-_IMPATIENCE: Final[dict[str, Any]] = {
-    **KEEPALIVE,
-    "connect_timeout": 2,
-    "tcp_user_timeout": 3_000,
-}
 
 
 class Listener:
@@ -41,7 +34,7 @@ class Listener:
         self._conninfo = conninfo
         self._door = door
         self._logger = logger
-        self._connection: AsyncConnection[Any] | None = None
+        self._connection: AsyncImpatient[Any] | None = None
         self._listening = False
         self._held: set[str] = set()
         self._heard: set[str] = set()
@@ -135,15 +128,16 @@ class Listener:
             self._drop()  # whether it holds a door is not known
             raise
 
-    async def _open(self) -> AsyncConnection[Any]:
+    async def _open(self) -> AsyncImpatient[Any]:
         if self._connection is None:
-            connection = await AsyncConnection.connect(
+            connection = await AsyncImpatient.connect(
                 self._conninfo,
                 autocommit=True,
                 prepare_threshold=None,
                 application_name=f"durable {self._door}",
-                **_IMPATIENCE,
+                **IMPATIENCE,
             )
+            connection.patience = LISTENING_SILENCE
             connection.add_notify_handler(self._notified)
             self._connection = connection
         return self._connection

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -32,6 +33,9 @@ from durable._worker.link import heals
 __all__ = ["Results"]
 
 logger = logging.getLogger("durable.client")
+
+# A look takes milliseconds, and a timeout is a promise.
+_SILENCE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,9 @@ class Results:
         left = leader.left
         within = None if left is None else max(left, LAST_LOOK_SECONDS)
         try:
-            rows = await self._database.fetch(look.statement(), within=within)
+            rows = await self._database.fetch(
+                look.statement(), within=within, silence=_SILENCE
+            )
         except Exception as error:  # noqa: BLE001 - those who wait are told
             self._failed(look, error)
         else:

@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool
 
 from durable import _foreign, _sql
 from durable._application import Application, Lifespan
+from durable._connections import SILENCE
 from durable._ids import as_uuid
 from durable._names import check_event_name, check_queue_name
 from durable._policy import QueuePolicy, checked
@@ -131,7 +132,8 @@ class Durable:
 
     def drop_queue(self, queue: str | None = None) -> bool:
         """Delete a queue and everything in it; return whether there was one."""
-        ((dropped,),) = self.fetch(_sql.drop_queue(self._named(queue)))
+        statement = _sql.drop_queue(self._named(queue))
+        ((dropped,),) = self._database.fetch(statement)
         return bool(dropped)
 
     def list_queues(self) -> list[str]:
@@ -144,7 +146,7 @@ class Durable:
         Raises UnknownQueue.
         """
         name = self._named(queue)
-        rows = self.fetch(_sql.queue_stats(name))
+        rows = self._database.fetch(_sql.queue_stats(name))
         if not rows:
             raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
         return QueueStats(*rows[0])
@@ -210,7 +212,7 @@ class Durable:
         if not requests:
             return []
         statement = _sql.spawn_many(one_queue(requests), tasks_json(requests))
-        rows = self.fetch(statement)
+        rows = self._database.fetch(statement)
         return [
             self._handle(request, row)
             for request, row in zip(requests, rows, strict=True)
@@ -382,8 +384,8 @@ class Durable:
     # -- inside --------------------------------------------------------------------
 
     def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        """Execute one statement of durable's, and return its rows after the commit."""
-        return self._database.fetch(statement)
+        """Execute one small statement, and return its rows after the commit."""
+        return self._database.fetch(statement, silence=SILENCE)
 
     def _request(
         self, task: AnyTask | str, params: Any, options: Mapping[str, Any]

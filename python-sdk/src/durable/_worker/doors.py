@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Final
 
 import psycopg
-from psycopg import AsyncConnection, Notify
+from psycopg import Notify
 
 from durable import _sql
-from durable._connections import KEEPALIVE
+from durable._connections import IMPATIENCE, LISTENING_SILENCE
+from durable._silence import AsyncImpatient
 from durable._sql import Statement
+from durable._worker.link import backoff
 
 __all__ = ["Doors"]
 
 logger = logging.getLogger("durable.worker")
+
+_PROBE_SECONDS: Final = 10.0
 
 
 class Doors:
@@ -33,23 +38,37 @@ class Doors:
         self._conninfo = conninfo
         self._queues = set(queues)
         self._heard = heard
-        self._connection: AsyncConnection[Any] | None = None
+        self._connection: AsyncImpatient[Any] | None = None
+        self._answered = 0.0
+        self._failures = 0
+        self._not_before = 0.0
         self._held: set[str] = set()
         self._listening: int | None = None
         self._closing: asyncio.Future[None] | None = None
 
     async def take(self) -> bool:
-        """Take the doors that are free. True if any is newly held: look once more."""
+        """Take the doors that are free. True if any is newly held: look once more.
+
+        Now and then it makes sure that somebody is there to be heard.
+        """
+        if time.monotonic() < self._not_before:
+            return False
         try:
+            if self._held and time.monotonic() > self._answered + _PROBE_SECONDS:
+                await self._ask(_sql.version())
             taken = [
                 queue
                 for queue in sorted(self._queues - self._held)
                 if await self._ask(_sql.take_door(queue, "work"))
             ]
         except (psycopg.Error, OSError) as error:
-            logger.warning("doors: %s; polling until the next try", error)
+            if self._failures == 0:
+                logger.warning("doors: %s; polling until the next try", error)
+            self._not_before = time.monotonic() + backoff(self._failures)
+            self._failures += 1
             await self.close()
             return False
+        self._failures = 0
         self._held.update(taken)
         return bool(taken)
 
@@ -76,19 +95,21 @@ class Doors:
         try:
             cursor = await connection.execute(statement.text.encode(), statement.args)
             row = await cursor.fetchone()
+            self._answered = time.monotonic()
         finally:
             self._resume(connection)
         return row and row[0]
 
-    async def _open(self) -> AsyncConnection[Any]:
+    async def _open(self) -> AsyncImpatient[Any]:
         if self._connection is None or self._connection.closed:
-            connection = await AsyncConnection.connect(
+            connection = await AsyncImpatient.connect(
                 self._conninfo,
                 autocommit=True,
                 prepare_threshold=None,
                 application_name="durable listen",
-                **KEEPALIVE,
+                **IMPATIENCE,
             )
+            connection.patience = LISTENING_SILENCE
             self._connection = connection
             connection.add_notify_handler(self._notified)
             await connection.execute("listen durable_work")
@@ -103,7 +124,7 @@ class Doors:
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening = None
 
-    def _resume(self, connection: AsyncConnection[Any]) -> None:
+    def _resume(self, connection: AsyncImpatient[Any]) -> None:
         if not connection.closed:
             self._listening = connection.fileno()
             asyncio.get_running_loop().add_reader(self._listening, self._readable)

@@ -22,8 +22,9 @@ from typing import Any, Final
 import psycopg
 
 from durable import _sql
-from durable._connections import KEEPALIVE
+from durable._connections import KEEPALIVE, SILENCE
 from durable._schema import check_version
+from durable._silence import Impatient
 from durable._sql import Statement
 from durable._worker.link import backoff
 from durable._worker.run import Run
@@ -37,6 +38,7 @@ _TICK: Final = 1.0
 _BLOCKED_SECONDS: Final = 1.0
 _LET_GO_SECONDS: Final = 60.0
 _ASK_FOR_NAMES: Final = 10.0
+_SHORTEST_PATIENCE: Final = 5.0
 _LEISURE: Final = 4  # times as long as it took, between two rounds of deleting
 
 
@@ -66,8 +68,8 @@ class Leases:
         self._loop_thread = threading.get_ident()
         self._stopping = threading.Event()
         self._ended = asyncio.Event()
-        self._connection: psycopg.Connection[Any] | None = None
-        self._beat = time.monotonic()
+        self._connection: Impatient[Any] | None = None
+        self._asked: float | None = None  # since when the loop has not answered
         self._warned = False
         self._extend_at = time.monotonic() + lease / 3
         self._ask_at = time.monotonic() + _ASK_FOR_NAMES / 10
@@ -115,7 +117,7 @@ class Leases:
 
     def _has_let_go(self) -> bool:
         """Whether the loop has been blocked for so long that leases may end."""
-        return time.monotonic() - self._beat >= _LET_GO_SECONDS
+        return self._silent() >= _LET_GO_SECONDS
 
     def _keep_house(self, queue: str) -> None:
         """Do what is due; it is done a little at a time.
@@ -163,8 +165,8 @@ class Leases:
                 self._tell(run.leave, "lease lost")
 
     def _watch_the_loop(self) -> None:
-        silent = time.monotonic() - self._beat
-        if silent < _BLOCKED_SECONDS + _TICK:
+        silent = self._silent()
+        if silent < _BLOCKED_SECONDS:
             self._warned = False
         elif not self._warned:
             self._warned = True
@@ -176,10 +178,17 @@ class Leases:
                 sorted({run.claimed.name for run in self._runs()}),
                 "".join(traceback.format_stack(frame)),
             )
-        self._tell(self._heard)
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._tell(self._heard)
 
     def _heard(self) -> None:
-        self._beat = time.monotonic()
+        self._asked = None
+
+    def _silent(self) -> float:
+        """Return for how long the loop has not answered; this thread may be late."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
 
     def _check_version(self) -> None:
         ((found,),) = self._fetch(_sql.version())
@@ -202,13 +211,16 @@ class Leases:
 
     def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
         if self._connection is None:
-            self._connection = psycopg.connect(
+            self._connection = Impatient.connect(
                 self._conninfo,
                 autocommit=True,
                 prepare_threshold=None,
                 application_name="durable leases",
                 **KEEPALIVE,
             )
+            # whoever waits for an answer for ever drops nothing when leases end
+            patience = max(self._lease / 3, _SHORTEST_PATIENCE)
+            self._connection.patience = min(patience, SILENCE)
         cursor = self._connection.execute(statement.text.encode(), statement.args)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows

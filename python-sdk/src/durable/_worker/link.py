@@ -1,8 +1,9 @@
 """A connection of the worker's own that comes back.
 
 What time can heal (a lost connection, a deadlock, a full disk) is tried again for ever,
-with backoff; what it cannot is raised. A statement may so run twice: every function a
-worker calls answers a repetition as it did the first time.
+with backoff; what it cannot is raised. A long silence is a lost connection, and so is a
+server that only reads: the next connection may lead to a primary. A statement may so
+run twice: every function a worker calls answers a repetition as it did the first time.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 
 from durable import _sql
-from durable._connections import KEEPALIVE
+from durable._connections import KEEPALIVE, SILENCE
 from durable._schema import check_version
+from durable._silence import AsyncImpatient
 from durable._sql import Statement
 from durable.errors import SchemaVersion, UnknownQueue, from_database
 
-__all__ = ["Link", "backoff", "heals", "is_busy", "is_forbidden"]
+__all__ = ["Link", "backoff", "heals", "is_busy", "is_forbidden", "only_reads"]
 
 logger = logging.getLogger("durable.worker")
 
@@ -48,9 +50,16 @@ def is_busy(error: BaseException) -> bool:
     """Whether somebody held a row, or a transaction was in the way: say it again.
 
     A row that is there already is that of the same call, whose answer was lost with
-    its connection while it was just committing.
+    its connection while it was just committing. What was cancelled took longer than a
+    statement may here: less of it at a time may do.
     """
-    return str(getattr(error, "sqlstate", None)).startswith(("55P03", "40", "23505"))
+    busy = ("55P03", "40", "23505", "57014")
+    return str(getattr(error, "sqlstate", None)).startswith(busy)
+
+
+def only_reads(error: BaseException) -> bool:
+    """Whether the server refuses to write: a standby, or one that was a primary."""
+    return getattr(error, "sqlstate", None) == "25006"
 
 
 def is_forbidden(error: BaseException) -> bool:
@@ -100,6 +109,7 @@ class Link:
         caller to divide what it sent.
         """
         failures = 0
+        said: set[type[Exception]] = set()
         while True:
             try:
                 async with self._busy:
@@ -112,7 +122,8 @@ class Link:
             except (psycopg.Error, OSError) as error:
                 if not heals(error) or (is_busy(error) and not patient):
                     raise self._translated(error)  # noqa: B904 - it has its cause
-                if failures == 0:
+                if type(error) not in said:
+                    said.add(type(error))
                     logger.warning("%s: %s; trying again", self._name, error)
                 await asyncio.sleep(backoff(failures))
                 failures += 1
@@ -133,18 +144,24 @@ class Link:
         cursor = self._cursor
         if cursor is None or cursor.connection.closed:
             cursor = await self._connect()
-        await cursor.execute(statement.text.encode(), statement.args)
-        return await cursor.fetchall()
+        try:
+            await cursor.execute(statement.text.encode(), statement.args)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            if only_reads(error):
+                await self._drop()
+            raise
 
     async def _connect(self) -> AsyncCursor[Any]:
         await self._drop()
-        connection: AsyncConnection[Any] = await AsyncConnection.connect(
+        connection: AsyncImpatient[Any] = await AsyncImpatient.connect(
             self._conninfo,
             autocommit=True,
             prepare_threshold=5 if self._prepare else None,
             application_name=f"durable {self._name}",
             **KEEPALIVE,
         )
+        connection.patience = SILENCE
         try:
             await _check_version(connection)
             if self._opened_before and self._reconnected is not None:
