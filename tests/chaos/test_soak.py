@@ -1,0 +1,21 @@
+"""Everything at once, at random, for some seconds: `make soak` takes minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.chaos.soak import LOST, soak
+from tests.support.survival import Share, Survived
+
+
+@pytest.mark.slow
+def test_survives_everything_at_once(
+    tmp_path: Path, random: Random, share: Share, survived: Survived
+) -> None:
+    counts = soak(share(quick=4, long=60), random, tmp_path)
+    assert counts.pop(LOST) == 0
+    for what, number in counts.items():
+        survived(what, number)
