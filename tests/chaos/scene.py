@@ -34,7 +34,7 @@ __all__ = ["Scene"]
 LOAD: Final = ("-m", "tests.chaos.load")
 CLIENT: Final = {"PGAPPNAME": "client"}
 HELD: Final = """
-select count(*) from durable.tasks where claim % 2 = 1 and worker ~ %s
+select count(*) from durable.tasks where claim %% 2 = 1 and worker ~ %s
 """
 
 

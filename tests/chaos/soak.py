@@ -64,15 +64,18 @@ class Storm:
             "times without a free connection": (1, self._exhaust),
             "times of reading only": (1, self._only_read),
         }
+        self._once = random.sample(list(self._faults), len(self._faults))
 
     def strike(self) -> None:
-        """Let one of them happen, and see that all goes on."""
-        names = list(self._faults)
-        weights = [weight for weight, _ in self._faults.values()]
-        (name,) = self._random.choices(names, weights)
+        """Let one of them happen, each once at first, and see that all goes on."""
+        name = self._once.pop() if self._once else self._any()
         done = self._faults[name][1]()
         self._scene.goes_on()
         self.count[name] += done if isinstance(done, int) else 1
+
+    def _any(self) -> str:
+        weights = [weight for weight, _ in self._faults.values()]
+        return self._random.choices(list(self._faults), weights)[0]
 
     def _terminate(self) -> int:
         return faults.terminate_one(self._cluster.primary.conninfo(), self._random)
