@@ -325,14 +325,16 @@ def until_exists(path: str, attempt: int) -> int:
 app = Durable(os.environ.get("DURABLE_DATABASE_URL", "unset"), tasks=[wait_for_a_file])
 
 
+@pytest.mark.parametrize("moment", ["extend_leases#1:before", "keep_house#2:sent"])
 def test_keeps_what_nobody_took_over(
     dsn: str,
     db: psycopg.Connection,
     processes: Processes,
     tmp_path: Path,
     survived: Survived,
+    moment: str,
 ) -> None:
-    """It stops just before it would have extended its lease."""
+    """It stops when it has not extended its lease yet, and does when it goes on."""
 
     def is_true(condition: str) -> bool:
         return db.execute(f"select from durable.tasks where {condition}").rowcount == 1
@@ -343,7 +345,7 @@ def test_keeps_what_nobody_took_over(
         options = ["--lease", str(LEASE), "--concurrency", "1"]
         worker = processes.durable(
             *["worker", f"{__name__}:app", *options],
-            env={"DURABLE_FAILPOINT": "stop=extend_leases#1:before"},
+            env={"DURABLE_FAILPOINT": f"stop={moment}"},
         )
         eventually(partial(has_stopped, worker.pid), deadline=60)
         eventually(lambda: is_true("lease_expires_at < clock_timestamp()"), deadline=60)

@@ -90,6 +90,7 @@ class Leases:
         failures = 0
         pause = min(_TICK, self._lease / 3)
         while not self._stopping.wait(backoff(failures) if failures else pause):
+            begun = time.monotonic()
             self._watch_the_loop()
             try:
                 self._tick()
@@ -99,7 +100,7 @@ class Leases:
                     logger.warning("leases: %s; trying again", error)
                 failures += 1
                 self._close()
-            self._drop_expired()
+            self._drop_expired(begun)
         self._close()
         self._tell(self._ended.set)
 
@@ -157,11 +158,14 @@ class Leases:
                     reason = "cancelled" if outcome == "cancelled" else "lease lost"
                     self._tell(runs[task_id].leave, reason)
 
-    def _drop_expired(self) -> None:
-        """Somebody else may have what could not be extended in time."""
-        now = time.monotonic()
+    def _drop_expired(self, begun: float) -> None:
+        """Somebody else may have what could not be extended in time.
+
+        What ran out since the round has begun is tried once more: the process may
+        have been stopped just now, and nobody may have taken over.
+        """
         for run in self._runs():
-            if now >= run.lease_until:
+            if begun >= run.lease_until:
                 self._tell(run.leave, "lease lost")
 
     def _watch_the_loop(self) -> None:
