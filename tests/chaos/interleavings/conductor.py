@@ -257,7 +257,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         """Look for refusals that nobody may be told."""
         expected = set(REFUSALS)
         if way.levels != IN_READ_COMMITTED:
-            expected.add("40001")
+            expected |= AGAIN
         if way.pair.a.inserts and way.pair.b.inserts:
             expected.add("23505")
         refusals = {self.a.refusal, self.b.refusal} - expected
