@@ -35,7 +35,7 @@ create or replace function durable._now() returns timestamptz
 language sql volatile
 as $$ select current_setting('test.now')::timestamptz $$
 """
-# Counts the points a session passes (-1: aloud); at the one it is to stop at it says so,
+# Counts the points a session passes (-1: aloud). Where it is to stop, it says so,
 # and waits until its gate, an advisory lock, is open.
 PAUSE: Final = """
 create function public.pause(point text) returns boolean
