@@ -332,6 +332,7 @@ def test_keeps_what_nobody_took_over(
     processes: Processes,
     tmp_path: Path,
     survived: Survived,
+    *,
     moment: str,
 ) -> None:
     """It stops when it has not extended its lease yet, and does when it goes on."""
