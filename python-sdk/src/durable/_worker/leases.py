@@ -105,6 +105,7 @@ class Leases:
         self._tell(self._ended.set)
 
     def _tick(self) -> None:
+        self._open()  # takes a while: what is due is asked after it
         now = time.monotonic()
         if now >= self._extend_at and not self._has_let_go():
             self._extend()
@@ -214,6 +215,12 @@ class Leases:
                     )
 
     def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        connection = self._open()
+        cursor = connection.execute(statement.text.encode(), statement.args)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+    def _open(self) -> Impatient[Any]:
         if self._connection is None:
             self._connection = Impatient.connect(
                 self._conninfo,
@@ -225,9 +232,7 @@ class Leases:
             # whoever waits for an answer for ever drops nothing when leases end
             patience = max(self._lease / 3, _SHORTEST_PATIENCE)
             self._connection.patience = min(patience, SILENCE)
-        cursor = self._connection.execute(statement.text.encode(), statement.args)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-        return rows
+        return self._connection
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
