@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(59);
+select plan(60);
 
 create function pg_temp.suspend(nick text, waits json)
 returns setof durable.wait_outcome
@@ -28,6 +28,7 @@ select results_eq(
   $$ select name, state, value #>> '{}' from durable.load_checkpoints('q', held('s')) $$,
   $$ values ('$sleep', 'done', to_json(at(60)) #>> '{}') $$,
   'waking up leaves a checkpoint with the time that was meant');
+select is_empty($$ select name from durable.waits where task_id = id('s') $$, 'and nothing of the wait');
 select is((task('s')).started_at, at(0), 'it started when it was first claimed, not when it woke');
 select is(sleeping('s', 999), 'resolved',
   'the same sleep is not slept twice, whatever time it says now');

@@ -90,26 +90,25 @@ begin
   );
   loop
     _orphans := array(
-      select orphan.task_id
-      from (
-        select task.task_id, task.idempotency_key
-        from unnest(_held) as held (task_id)
-        cross join lateral (
-          select tasks.task_id, tasks.parent_task_id, tasks.idempotency_key
-          from durable.tasks
-          where tasks.queue = _queue and tasks.task_id = held.task_id
-          offset 0
-        ) as task
-        cross join lateral (
-          select count(*) as times
-          from durable.tasks
-          where tasks.queue = _queue and tasks.task_id = task.parent_task_id
-          offset 0
-        ) as parent
-        where parent.times = 0
-        offset 0 -- whose parent is there keeps its key
-      ) as orphan
-      where orphan.idempotency_key is null or durable._free_key(_queue, orphan.idempotency_key)
+      select task.task_id
+      from unnest(_held) as held (task_id)
+      cross join lateral (
+        select tasks.task_id, tasks.parent_task_id, tasks.idempotency_key
+        from durable.tasks
+        where tasks.queue = _queue and tasks.task_id = held.task_id
+        offset 0
+      ) as task
+      cross join lateral (
+        select count(*) as times
+        from durable.tasks
+        where tasks.queue = _queue and tasks.task_id = task.parent_task_id
+        offset 0
+      ) as parent
+      where case -- in this order: a key is freed with its task, or not at all
+        when parent.times > 0 then false
+        when task.idempotency_key is null then true
+        else durable._free_key(_queue, task.idempotency_key)
+      end
     );
     exit when _orphans = '{}';
     perform durable._delete_with_all(_queue, _orphans);

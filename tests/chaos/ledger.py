@@ -17,7 +17,9 @@ import psycopg
 
 from tests.support.wait import eventually
 
-__all__ = ["Ledger"]
+__all__ = ["LOST", "Ledger"]
+
+LOST: Final = "acknowledged spawns lost"
 
 ENDS: Final = {"doomed": "failed", "endless": "cancelled"}  # the others complete
 EFFECTS: Final = {
@@ -148,6 +150,7 @@ class Ledger:
                     db, "select count(*) from public.effects"
                 ),
                 "acknowledged spawns": len(self.acknowledged),
+                LOST: sum(not tasks.get(intent) for intent in self.acknowledged),
                 "unknown spawns that had happened": resolved,
                 "unknown spawns that had not": len(self.unknown) - resolved,
                 "results awaited through faults": len(self.outcomes),

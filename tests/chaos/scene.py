@@ -131,7 +131,7 @@ class Scene:
         ledger = Ledger(self._journals())
         with psycopg.connect(self.direct, autocommit=True) as db:
             ledger.settle(db)
-            self.counts += ledger.check(db)
+            self.counts.update(ledger.check(db))
         for worker in self._workers:
             worker.terminate()
         for worker in self._workers:

@@ -17,7 +17,7 @@ from tests.chaos.mutants.judges import JUDGES, pgtap, race
 from tests.support.databases import Databases
 from tests.support.survival import Share, Survived, is_long
 
-PROGRAMS = 200  # of the model, until it gives up on a mutant
+EFFORT = 10  # programs of the model, or interleavings, until a judge gives up
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.breaks)
@@ -48,21 +48,23 @@ def find(
     mutant: Mutant, databases: Databases, owner: str, random: Random
 ) -> dict[str, str]:
     """Return who has found it, and how; the one who must, if nobody else is asked."""
-    with databases.database(owner) as dsn:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            plant(connection, mutant)
-        found = {}
-        if mutant.killer.startswith("pgtap/"):
-            found[mutant.killer] = pgtap(dsn, mutant.killer)
-        elif mutant.killer not in JUDGES:
-            found[mutant.killer] = race(dsn, mutant.killer)
-        for name, judge in JUDGES.items():
-            if name == mutant.killer or is_long():
-                budget = PROGRAMS if name == mutant.killer else PROGRAMS // 20
-                found[name] = judge(dsn, random, budget)
-        if found[mutant.killer] is None:
-            return {}
+    asked = {mutant.killer, *(JUDGES if is_long() else [])}
+    found: dict[str, str | None] = {}
+    for killer in sorted(asked):
+        with databases.database(owner) as dsn:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                plant(connection, mutant)
+            found[killer] = ask(killer, dsn, random, EFFORT)
+    if found[mutant.killer] is None:
+        return {}
     return {name: problem for name, problem in found.items() if problem}
+
+
+def ask(killer: str, dsn: str, random: Random, effort: int) -> str | None:
+    """Return what this one finds wrong with an engine; None if nothing."""
+    if killer in JUDGES:
+        return JUDGES[killer](dsn, random, effort)
+    return pgtap(dsn, killer) if killer.startswith("pgtap/") else race(dsn, killer)
 
 
 @pytest.mark.slow
@@ -71,11 +73,8 @@ def test_finds_nothing_in_the_engine_as_it_is(
     databases: Databases, worker_id: str, random: Random, share: Share
 ) -> None:
     """Else a judge that always finds something would kill them all."""
-    with databases.database(worker_id) as dsn:
-        for name, judge in JUDGES.items():
-            assert judge(dsn, random, share(quick=20, long=200)) is None, name
-    others = {mutant.killer for mutant in MUTANTS} - JUDGES.keys()
-    for killer in sorted(others):
-        ask = pgtap if killer.startswith("pgtap/") else race
+    killers = {mutant.killer for mutant in MUTANTS}
+    for killer in sorted(killers | JUDGES.keys()):
         with databases.database(worker_id) as dsn:
-            assert ask(dsn, killer) is None
+            problem = ask(killer, dsn, random, share(quick=20, long=200))
+        assert problem is None, killer

@@ -136,6 +136,8 @@ def _watched(
 def _function(said: Conversation) -> str:
     """Return which function of the engine is called, else what the statement does."""
     given = getattr(getattr(said, "gi_frame", None), "f_locals", {})
+    if "gen" in given:  # somebody of ours passes on what is said
+        return _function(given["gen"])
     query = given.get("query", given.get("command"))
     text = query.decode() if isinstance(query, bytes) else str(query or "")
     if found := _ENGINE.search(text):

@@ -179,6 +179,15 @@ def load(*helds: Held) -> Call:
     return _about("load", "load_checkpoints", helds)
 
 
+def hold(held: Held) -> Call:
+    return Call(
+        f"hold {held.nick}",
+        "select name, state from durable.hold_task("
+        "%(queue)s, %(task_id)s, %(claim)s, 'step')",
+        {"task_id": held.task_id, "claim": held.claim},
+    )
+
+
 def suspend(*helds: Held, waits: list[dict[str, Any]]) -> Call:
     verb = f"suspend for {_names(waits)}"
     return _about(verb, "suspend_tasks", helds, waits=waits)

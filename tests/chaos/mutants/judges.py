@@ -1,4 +1,4 @@
-"""Who may find a mutant: the model, the scripted races, and the tests of the SQL.
+"""Who may find a mutant: the model, interleavings, scripted races, tests of the SQL.
 
 A judge looks for a problem in a database of its own, within a budget of its own unit,
 and says what it found. Another one is a line in JUDGES.
@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from tests import test_races
+from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
 
@@ -32,7 +33,10 @@ class Judge(Protocol):
         ...
 
 
-JUDGES: Final[Mapping[str, Judge]] = {"model": find_problem}
+JUDGES: Final[Mapping[str, Judge]] = {
+    "model": find_problem,
+    "interleavings": interleavings.find_problem,
+}
 
 
 def race(dsn: str, script: str) -> str | None:
