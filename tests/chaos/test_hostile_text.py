@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -472,6 +473,13 @@ async def test_records_an_exception_that_says_nothing_or_too_much(
     survived("failures that say hostile things, all recorded", 1 + in_steps)
 
 
+@pytest.fixture
+def quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say nothing of it in the report of the test, which has to be text."""
+    monkeypatch.setattr(logging.getLogger("durable.task"), "disabled", True)
+
+
+@pytest.mark.usefixtures("quietly")
 @pytest.mark.parametrize("failing", [fail, fail_in_a_step])
 async def test_never_loses_a_failure_for_what_it_says(
     dsn: str, failing: Any, survived: Survived
