@@ -23,6 +23,7 @@ from tests.chaos.crash_points import DEAD, Points, Stage, Story, enumerated
 from tests.support.crashing import (
     LEDGER,
     MORTAL,
+    STEPS,
     TASKS,
     errand,
     journey,
@@ -83,7 +84,7 @@ def test_does_once_what_it_had_saved_wherever_it_is_killed(
     stage: Stage, share: Share, random: Random, survived: Survived, number: int
 ) -> None:
     points, expected = stage.undisturbed(ALONE)
-    mine = points.stripe(number, STRIPES).sample(random, share(quick=3, long=1))
+    mine = points.stripe(number, STRIPES).sample(random, share(quick=6, long=1))
     sweep(stage, ALONE, expected, mine, survived)
 
 
@@ -254,7 +255,8 @@ def test_loses_nothing_while_workers_are_killed_over_and_over(
     dsn: str, db: psycopg.Connection, processes: Processes, survived: Survived
 ) -> None:
     """Whatever was saved in one attempt has no effect in a later one."""
-    tasks, kills, steps = 100, 4, 5
+    tasks, kills = 100, 4
+    steps = len(STEPS["journey"] + STEPS["errand"])
     labels = [str(number) for number in range(tasks)]
     with Durable(dsn, tasks=TASKS) as client:
         handles = client.spawn_many(journey, labels)

@@ -34,7 +34,7 @@ def test_kills_every_mutant(
     share: Share,
     survived: Survived,
 ) -> None:
-    chosen = share(quick=random.sample(MUTANTS, len(MUTANTS) // 3), long=MUTANTS)
+    chosen = share(quick=random.sample(MUTANTS, len(MUTANTS) // 5), long=MUTANTS)
     found = {
         mutant.breaks: find(mutant, databases, worker_id, random) for mutant in chosen
     }
