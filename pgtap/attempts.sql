@@ -132,7 +132,7 @@ select is((task('patient')).available_at, at(107 + 60),
 
 select started('silent', '{"retry": {"kind": "fixed", "base_seconds": 9}}'),
   failed('silent', '{"error": null}') \g /dev/null
-select isnt((task('silent')).error, null, 'a failure that says nothing is still on record as one');
+select is((task('silent')).error, '{"type": "Error", "message": ""}', 'a failure that says nothing is still on record as one');
 select is(outcome, 'ok', 'and may be repeated')
 from durable.fail_tasks('q', held('silent', '{"claim": 1, "error": null}'));
 

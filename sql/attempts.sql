@@ -17,10 +17,10 @@ declare
   _failed uuid[] := array[]::uuid[];
   _fallen uuid[] := array[]::uuid[];
 begin
-  if pg_column_size(checkpoints) > 16777216 then
+  if octet_length(checkpoints::text) > 16777216 then
     perform durable._check_sizes('value of a step', 'value', checkpoints);
   end if;
-  if pg_column_size(completions) > 16777216 then
+  if octet_length(completions::text) > 16777216 then
     perform durable._check_sizes('result', 'result', completions);
   end if;
   if checkpoints is not null and completions is not null or failures is not null then

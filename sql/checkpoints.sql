@@ -78,12 +78,12 @@ begin
       then new.name else durable._checked_name('name of a step', new.name, 512) end,
     coalesce(new.value, 'null')
   from (
-    select distinct on (own.task_id, own.name) own.*
+    select distinct on (own.task_id, own.name, own.claim) own.*
     from json_to_recordset(checkpoints) as own (
       task_id uuid, claim integer, name text, state durable.checkpoint_state, position integer,
       after integer, duration_ms integer, value json
     )
-    order by own.task_id, own.name, own.claim desc -- of two claims the later holds, if any
+    order by own.task_id, own.name, own.claim
     offset 0 -- sorted before the first is locked
   ) as new
   cross join lateral (

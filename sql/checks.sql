@@ -53,10 +53,10 @@ language plpgsql
 stable
 as $$
 begin
-  perform durable._refuse_argument(format('%s is %s bytes', what, octet_length(own ->> key)),
+  perform durable._refuse_argument(format('%s is %s bytes', what, octet_length((own -> key)::text)),
     'Pass at most 16777216 bytes; store large data elsewhere and pass where it is.')
   from json_array_elements(said) as own
-  where pg_column_size(own) > 16777216 and octet_length((own -> key)::text) > 16777216;
+  where octet_length((own -> key)::text) > 16777216;
 end;
 $$;
 
@@ -69,7 +69,7 @@ language plpgsql
 immutable
 as $$
 begin
-  if pg_column_size(error) <= 262144 then
+  if error is null or pg_column_size(error) <= 262144 then
     return error;
   end if;
   return jsonb_strip_nulls(jsonb_build_object(

@@ -15,6 +15,8 @@ returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $$
 begin
   if door is null or door collate "C" not in ('work', 'results') then

@@ -48,7 +48,7 @@ comment on function durable.create_queue is
 created. policy: keep_tasks and keep_events, the seconds for which finished tasks and
 events are kept (30 days each unless said; null keeps them for ever); roles, the names of
 those whose members may use it (null, as unless said: everybody who may call the
-functions), which counts from the next call on. Refuses an empty or longer than 100 bytes
+functions), which counts from the next call on that sees it. Refuses an empty or longer than 100 bytes
 name, unknown keys and unknown roles (22023).';
 
 
@@ -90,7 +90,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  _queue text collate "C" := queue;
+  _queue text collate "C" := durable._granted(queue);
 begin
   delete from durable.queues where queues.queue = _queue;
   if not found then
@@ -173,17 +173,22 @@ end;
 $$;
 
 
--- Membership is what Postgres itself asks for when it looks at a grant: inherited.
+-- Membership is what Postgres itself asks for when it looks at a grant: inherited. While
+-- somebody analyzes or reindexes another's table, that table's functions run in the
+-- session of the former, whose rights they are not to use: there UNLISTEN is refused, and
+-- everywhere else it does nothing.
 create or replace function durable._may_use(roles text[])
 returns boolean
 language plpgsql
-stable
 as $$
 declare
   _caller name := coalesce(nullif(current_setting('role'), 'none'), session_user);
 begin
-  return roles is null
-    or exists (
+  if roles is null then
+    return true;
+  end if;
+  unlisten durable_nobody;
+  return exists (
       select from pg_roles
       where pg_roles.rolname = any (roles) and pg_has_role(_caller, pg_roles.oid, 'usage'))
     or has_function_privilege(_caller, 'durable.create_queue(text, jsonb)', 'execute');

@@ -84,9 +84,15 @@ begin
     ) as task
   );
   _held := array(
-    select held.task_id from unnest(_held) as held (task_id)
-    except
-    select notes.task_id from durable.notes where notes.queue = _queue and notes.kind = 'cascade'
+    select held.task_id
+    from unnest(_held) as held (task_id)
+    cross join lateral (
+      select count(*) as times
+      from durable.notes
+      where notes.queue = _queue and notes.task_id = held.task_id and notes.kind = 'cascade'
+      offset 0
+    ) as left_over
+    where left_over.times = 0
   );
   loop
     _orphans := array(

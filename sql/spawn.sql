@@ -35,19 +35,20 @@ begin
     perform durable._require_queue(_queue);
     perform durable._hold_parent(_queue, _options.parent_task_id);
   end if;
-  insert into durable.tasks (
-    task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-    idempotency_key, params, headers, retry, available_at, deadline_at
-  )
-  select
-    _task_id, _options.parent_task_id, _now, _options.max_duration, _options.max_attempts, queues.queue,
-    _name, _options.idempotency_key, _params, _options.headers, _options.retry, _now,
-    _now + make_interval(secs => _options.max_delay)
-  from durable.queues
-  where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
-  if not found then
-    perform durable._require_queue(_queue);
-  end if;
+  loop
+    insert into durable.tasks (
+      task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
+      idempotency_key, params, headers, retry, available_at, deadline_at
+    )
+    select
+      _task_id, _options.parent_task_id, _now, _options.max_duration, _options.max_attempts, queues.queue,
+      _name, _options.idempotency_key, _params, _options.headers, _options.retry, _now,
+      _now + make_interval(secs => _options.max_delay)
+    from durable.queues
+    where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+    exit when found;
+    perform durable._require_queue(_queue); -- which may be content: it has just come, or opened
+  end loop;
   perform durable._knock(_queue, 'work');
   return (_task_id, durable._run_id(_task_id, 1), 1, true);
 end;
@@ -300,6 +301,9 @@ begin
   select * into _task
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = new.existing_id;
+  if not found then
+    perform durable._refuse_unknown_task(_queue, new.existing_id);
+  end if;
   if _task.name <> new.name or _task.params <> coalesce(new.params, 'null') then
     raise exception using errcode = 'WFCON',
       message = format('idempotency key "%s" belongs to task %s with %s',

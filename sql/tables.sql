@@ -287,9 +287,12 @@ create table durable.notes (
   primary key (queue, note_id)
 );
 
+create index notes_task_idx on durable.notes (queue, task_id) where task_id is not null;
+
 comment on table  durable.notes            is 'What a call had to leave undone because others held the rows; nearly always empty.';
 comment on column durable.notes.queue      is 'The queue concerned.';
 comment on column durable.notes.note_id    is 'A uuid v7.';
 comment on column durable.notes.kind       is 'What is to be done.';
 comment on column durable.notes.task_id    is 'To which task.';
 comment on column durable.notes.event_name is 'Or which event.';
+comment on index  durable.notes_task_idx is 'Cleanup asks whether a task that is over still has something to be done for it.';

@@ -38,7 +38,9 @@ comment on view durable.waiting is
 
 create or replace view durable.workers as
 select
-  tasks.queue, tasks.worker, count(*) as running, min(tasks.lease_expires_at) as first_lease_expires_at
+  tasks.queue, tasks.worker, count(*) as running, min(tasks.lease_expires_at) as first_lease_expires_at,
+  -- a column that 0.1.0 lacks keeps it from loading itself over this, which has roles
+  max(tasks.lease_expires_at) as last_lease_expires_at
 from durable.tasks
 where tasks.lease_expires_at is not null
 group by tasks.queue, tasks.worker;

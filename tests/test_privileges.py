@@ -48,8 +48,8 @@ WORKER = (
         *("spawn_children", "emit_from_task"),
     }
 )
-WATCHING = {"queue_stats", "retry_task"}
-OPERATOR = CLIENT | HOUSEKEEPING | WATCHING | {"create_queue", "drop_queue"}
+OPERATING = {"queue_stats", "retry_task", "drop_queue"}
+OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
 
 # (role, queue): what it may call. "listed" is for the mailer alone; the stranger has
@@ -59,7 +59,7 @@ MAY: dict[tuple[str, str], set[str]] = {
     ("client", "open"): CLIENT,
     ("worker", "open"): WORKER,
     ("operator", "open"): OPERATOR,
-    ("stranger", "open"): WORKER | WATCHING,
+    ("stranger", "open"): WORKER | OPERATING,
     ("mailer", "open"): WORKER,
     ("nobody", "listed"): set(),
     ("client", "listed"): FREE,
@@ -106,7 +106,7 @@ def cast(dsn: str, db: psycopg.Connection) -> Iterator[Cast]:
             "stranger",
             "durable_client",
             "durable_worker",
-            *(f"execute on function durable.{function}" for function in WATCHING),
+            *(f"execute on function durable.{function}" for function in OPERATING),
         ),
         "mailer": roles.make("mailer", "durable_worker"),
     }
@@ -485,6 +485,44 @@ def test_means_the_same_whatever_a_caller_has_set(
 def as_role(dsn: str, role: str) -> str:
     """Return an address under which everything is done as that role."""
     return f"{dsn}{'&' if '?' in dsn else '?'}options=-crole%3D{role}"
+
+
+AMBUSH = """
+create table log (what text);
+create table bait as select number from generate_series(1, 100) as number;
+
+create function loot(number integer) returns integer language plpgsql as $$
+begin
+  insert into log
+  select state::text from durable.get_task_result('listed', '{task_id}');
+  perform durable.spawn('listed', 'evil');
+  return number;
+exception when others then
+  insert into log values (sqlstate);
+  return number;
+end $$;
+
+create function innocent(number integer) returns integer language plpgsql immutable
+as $$ begin return {role}.loot(number); end $$;
+
+create index on bait ({role}.innocent(number))
+"""
+
+
+def test_gives_a_tables_owner_none_of_the_rights_of_whoever_analyzes_it(
+    db: psycopg.Connection, cast: Cast, survived: Survived
+) -> None:
+    """Functions of an index run in the session of the one, as the other."""
+    role = cast.names["client"]
+    with cast.roles.session(role) as session:
+        session.execute(f"set search_path = {role}")
+        session.execute(AMBUSH.format(role=role, task_id=cast.tasks["listed"]))
+        session.execute("truncate log")
+    db.execute(f"analyze {role}.bait")
+    seen = db.execute(f"select distinct what from {role}.log").fetchall()
+    assert seen == [("42501",)]
+    assert db.execute("select from durable.tasks where name = 'evil'").fetchall() == []
+    survived(REFUSED, 100)
 
 
 def test_counts_from_the_next_call_on(dsn: str, cast: Cast, survived: Survived) -> None:

@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from durable import (
     AsyncDurable,
     InvalidArgument,
+    Retry,
     SyncTaskContext,
     TaskContext,
     TaskFailed,
@@ -287,33 +288,122 @@ async def test_commits_nothing_for_a_task_that_somebody_else_has_taken(
     assert noted(db) == ["heir's"]
 
 
-async def test_keeps_a_task_that_a_strict_transaction_holds(
-    dsn: str, db: psycopg.Connection
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_is_not_begun_again_because_its_lease_was_extended(
+    dsn: str, db: psycopg.Connection, isolation: Isolation
 ) -> None:
-    """Nobody can take it while its row is locked, be the lease over or not."""
-    go_on, inside = asyncio.Event(), asyncio.Event()
+    """It lasts for longer than a worker waits before it extends leases."""
 
     async def linger(conn: psycopg.AsyncConnection[Any]) -> str:
-        inside.set()
-        await go_on.wait()
-        return await enter(conn, "a")
+        done = await enter(conn, "a")
+        await asyncio.sleep(1.5)
+        return done
 
     @task(max_attempts=1)
     async def lingering(params: None, ctx: TaskContext) -> str:
-        found = await ctx.transaction("book", linger, isolation="serializable")
-        await ctx.step("go on", lambda: None)
-        return found
+        return await ctx.transaction("book", linger, isolation=isolation)
 
-    async with working(dsn, lingering, lease=1.0) as (app, _):
+    async with working(dsn, lingering, lease=3.0) as (app, _):
         handle = await app.spawn(lingering)
-        await asyncio.wait_for(inside.wait(), 20)
-        over = "select from durable.tasks where lease_expires_at < clock_timestamp()"
-        await aeventually(
-            lambda: asyncio.sleep(0, db.execute(over).rowcount), deadline=20
-        )
-        assert db.execute("select durable.expire_leases('default')").fetchone() == (0,)
-        go_on.set()
         assert await handle.result(timeout=20) == "entered a"
+    assert calls == ["a"]
+
+
+async def test_holds_up_neither_its_siblings_nor_who_cancels(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def linger(conn: psycopg.AsyncConnection[Any]) -> str:
+        await enter(conn, "lost")
+        inside.set()
+        await go_on.wait()
+        return "never"
+
+    @task(max_attempts=1)
+    async def lingering(params: None, ctx: TaskContext) -> None:
+        booking = ctx.transaction("book", linger, isolation="serializable")
+        branch = asyncio.create_task(booking)
+        await asyncio.wait_for(inside.wait(), 20)
+        await ctx.step("beside", lambda: None)
+        await branch
+
+    async with working(dsn, lingering) as (app, _):
+        handle = await app.spawn(lingering)
+        saved = "select from durable.checkpoints where name = 'beside'"
+        await aeventually(lambda: asyncio.sleep(0, db.execute(saved).rowcount))
+        assert await app.cancel(handle.task_id)
+        go_on.set()
+        assert await handle.state() == "cancelled"
+    assert noted(db) == []
+
+
+async def test_lets_a_siblings_failure_be_tried_again(dsn: str) -> None:
+    """Only what the task has caught is final, and this was not caught yet."""
+    failures: list[int] = []
+
+    def fails_once() -> str:
+        failures.append(1)
+        if len(failures) == 1:
+            raise ConnectionError
+        return "mended"
+
+    async def nothing(conn: psycopg.AsyncConnection[Any]) -> None:
+        pass
+
+    @task(max_attempts=3, retry=Retry.fixed(0))
+    async def both(params: None, ctx: TaskContext) -> str:
+        failing = ctx.step("a", fails_once)
+        return (await asyncio.gather(failing, ctx.transaction("b", nothing)))[0]
+
+    async with working(dsn, both) as (app, _):
+        handle = await app.spawn(both)
+        assert await handle.result(timeout=20) == "mended"
+
+
+async def test_refuses_a_rollback_that_says_nothing(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def roll_back(conn: psycopg.AsyncConnection[Any]) -> None:
+        await enter(conn, "lost")
+        raise psycopg.Rollback
+
+    @task(max_attempts=1)
+    async def rolling(params: None, ctx: TaskContext) -> None:
+        await ctx.transaction("book", roll_back)
+
+    found = await outcome(dsn, rolling)
+    assert found.error is not None
+    assert "raise another exception" in found.error.message
+    assert noted(db) == []
+
+
+async def test_waits_out_a_server_that_only_reads(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def read_only_at_first(conn: psycopg.AsyncConnection[Any]) -> str:
+        if not calls:
+            await conn.execute("set transaction read only")
+            calls.append("only reads")
+        return await enter(conn, "a")
+
+    @task(max_attempts=1)
+    async def booking(params: None, ctx: TaskContext) -> str:
+        return await ctx.transaction("book", read_only_at_first)
+
+    assert (await outcome(dsn, booking)).result == "entered a"
+    assert noted(db) == ["a"]
+
+
+async def test_does_not_wait_for_a_pool_that_is_closed(dsn: str) -> None:
+    @task(max_attempts=1)
+    async def booking(params: None, ctx: TaskContext) -> None:
+        await ctx.transaction("book", enter, "a", on=pool)
+
+    pool = AsyncConnectionPool(dsn, open=False)
+    found = await outcome(dsn, booking)
+    assert found.error is not None
+    assert found.error.type == "PoolClosed"
 
 
 @pytest.mark.parametrize("isolation", LEVELS)

@@ -24,7 +24,11 @@ from tests.support.working import working
 Connect: TypeAlias = Callable[[], psycopg.Connection]
 
 NAMES_SEEN = "select name from durable.migrations order by number"
-SHIPPED = [("install",), ("0002_roles_of_a_queue.sql",)]
+SHIPPED = [
+    ("install",),
+    ("0002_roles_of_a_queue.sql",),
+    ("0003_notes_by_task.sql",),
+]
 
 CUT = """
 select pg_terminate_backend(pid) from pg_stat_activity
@@ -123,6 +127,7 @@ def test_brings_the_first_version_to_this_one(
     before = described(db), bodies(db)
     db.execute("""
 alter table durable.queues drop column roles;
+drop index durable.notes_task_idx;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

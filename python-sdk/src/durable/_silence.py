@@ -8,6 +8,7 @@ connection is closed. Whether the statement happened is unknown, as it is then.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -36,8 +37,10 @@ class AsyncImpatient(AsyncConnection[Row]):
         """Do what psycopg does, but not through a long silence."""
         try:
             return await super().wait(_listen(gen, self.patience), *args, **options)
-        except _Silence:
+        except _Silence as silence:
             self.pgconn.finish()
+            if isinstance(silence.__context__, asyncio.CancelledError):
+                raise silence.__context__ from None  # its statement was not to go on
             raise
 
 

@@ -21,6 +21,7 @@ from durable.retry import Retry
 __all__ = ["Tries"]
 
 _DEFAULT: Final = Retry.exponential(1, max=300)
+_LONGEST: Final = 100 * 365.25 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class Tries:
             and not isinstance(error, (NonRetryable, *self.no_retry))
             and (self.retry_if is None or bool(self.retry_if(error)))
         )
+
+    def pause(self, failures: int) -> float:
+        """Return the seconds until the next try; at most a hundred years."""
+        return min(self.retry.delay(failures), _LONGEST)
 
     def bounded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, cancelled when it takes longer than it may."""

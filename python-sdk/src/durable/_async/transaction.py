@@ -1,14 +1,14 @@
 """A step whose effect is in Postgres: it happens exactly once.
 
-What the function writes and the checkpoint that says so commit together. Who may write
-is proved under a lock on the task's row that is held to the commit, so a former holder
-commits nothing. At READ COMMITTED the proof comes last, with the checkpoint, and nobody
-waits for the function. A stricter transaction reads by the snapshot of its beginning,
-before which a lease may have been extended: there the task is held from the start.
+What the function writes and the checkpoint that says so commit together. The checkpoint
+comes last: saving it proves, under a lock on the task's row that is held to the commit,
+that the task is still this worker's. So a former holder commits nothing, and nobody
+waits for the function. A stricter transaction than READ COMMITTED would fail that proof
+if the row had changed since its snapshot, so the lease is not extended meanwhile.
 
 After a serialization failure, a deadlock or a lost connection it begins again, in a new
-transaction. One that was lost may have committed nevertheless: so the next holds the
-task first, which waits for the end of the other, and looks for its checkpoint.
+transaction. One that was lost may have committed nevertheless: so the task's row is
+locked first, which waits for the end of the other, and its checkpoint looked for.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import IsolationLevel
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolClosed
 
 from durable import _sql
 from durable._foreign import execute_async
+from durable._json import Unsavable
 from durable._values import Codec
-from durable._worker.link import backoff
+from durable._worker.link import HEALING, backoff
 from durable._worker.outcomes import read
 from durable._worker.transacting import AsyncTransacting
 from durable._worker.waits import Resolved
@@ -38,7 +39,7 @@ __all__ = ["Transaction", "checked_isolation"]
 
 logger = logging.getLogger("durable.worker")
 
-Begin: TypeAlias = Callable[[Any, IsolationLevel], AbstractAsyncContextManager[Any]]
+Open: TypeAlias = Callable[[Any, IsolationLevel], AbstractAsyncContextManager[Any]]
 
 _LEVELS: Final[Mapping[str, IsolationLevel]] = {
     "read committed": IsolationLevel.READ_COMMITTED,
@@ -46,8 +47,7 @@ _LEVELS: Final[Mapping[str, IsolationLevel]] = {
     "serializable": IsolationLevel.SERIALIZABLE,
 }
 _BEGIN_AGAIN: Final = {"40001", "40P01"}  # serialization failure, deadlock
-_BUSY: Final = "55P03"  # the task's row is in the hands of another transaction
-_UNREACHABLE: Final = ("08", "53", "57P", "25006")  # as a server that restarts says
+_ONLY_READS: Final = "25006"
 
 
 def checked_isolation(isolation: Isolation) -> IsolationLevel:
@@ -71,11 +71,10 @@ class Transaction:
     ) -> None:
         self._run = run
         self._on = on
-        self._begin: Begin = _on_pool if on is None else _adapter(on)
+        self._open: Open = _on_pool if on is None else _adapter(on)
         self._isolation = isolation
-        self._hold_first = isolation is not IsolationLevel.READ_COMMITTED
-        self._connection: Any = None
-        self._inside = False  # the application's function
+        self._in_doubt = False  # whether a try may have committed
+        self._raised: Exception | None = None  # by the application's function
 
     async def step(
         self,
@@ -93,11 +92,11 @@ class Transaction:
             return read(saved, codec)
         try:
             saved = await self._until_it_commits(function, args, codec)
+        except _Refused as refused:
+            await self._run.give_up(str(refused))
+        except Unsavable:
+            raise
         except Exception as error:
-            if isinstance(error, LeaseLost | TaskCancelled) and not self._inside:
-                await self._run.give_up(
-                    "cancelled" if isinstance(error, TaskCancelled) else "lost"
-                )
             (failed or self._run.keep_failure)(error)
             raise
         except asyncio.CancelledError as error:  # async only
@@ -112,11 +111,15 @@ class Transaction:
         failures = 0
         while True:
             try:
-                return await self._once(function, args, codec)
+                saved = await self._former() if self._in_doubt else None
+                return saved or await self._once(function, args, codec)
             except Exception as error:
                 if not self._may_begin_again(error):
                     raise
-                logger.info("transaction %r: %s; beginning again", self._run.key, error)
+                level = logging.INFO if failures else logging.WARNING
+                logger.log(
+                    level, "transaction %r: %s; beginning again", self._run.key, error
+                )
             await asyncio.sleep(backoff(failures))
             failures += 1
             self._run.refuse_unless_open()
@@ -124,59 +127,76 @@ class Transaction:
     async def _once(
         self, function: Callable[..., Any], args: Sequence[Any], codec: Codec[Any]
     ) -> Resolved:
-        self._connection, self._inside = None, False
-        on = await self._run.pool() if self._on is None else self._on
-        async with self._begin(on, self._isolation) as self._connection:
-            if not self._hold_first:
-                return await self._do(function, args, codec)
-            saved = await self._hold()
-            if saved is not None:
-                return saved
-            with self._run.lease_is_kept():
-                return await self._do(function, args, codec)
+        if self._isolation is IsolationLevel.READ_COMMITTED:
+            return await self._do(function, args, codec)
+        await self._run.extend_lease()
+        with self._run.lease_rests():
+            return await self._do(function, args, codec)
 
     async def _do(
         self, function: Callable[..., Any], args: Sequence[Any], codec: Codec[Any]
     ) -> Resolved:
-        self._inside = True
-        value = await self._run.invoke(function, (self._connection, *args))
-        text = codec.dump(value)
-        self._inside = False
-        saving = _sql.save_checkpoint(
-            self._run.claimed.queue, self._run.checkpoint(text)
-        )
-        (outcome,) = await execute_async(self._connection, saving)
-        if outcome != "ok":
-            raise TaskCancelled if outcome == "cancelled" else LeaseLost
+        async with self._open(await self._source(), self._isolation) as connection:
+            try:
+                value = await self._run.invoke(function, (connection, *args))
+            except psycopg.Rollback as error:  # it would end the block in silence
+                message = "to roll a transaction step back, raise another exception"
+                self._raised = RuntimeError(message)
+                raise self._raised from error
+            except Exception as error:
+                self._raised = error
+                raise
+            text = codec.dump(value)
+            queue, checkpoint = self._run.claimed.queue, self._run.checkpoint(text)
+            saving = _sql.save_checkpoint(queue, checkpoint)
+            (outcome,) = await execute_async(connection, saving)
+            if outcome != "ok":
+                raise _Refused(outcome)
         return Resolved("done", text)
 
-    async def _hold(self) -> Resolved | None:
-        """Lock the task's row. Returns the checkpoint of a try that did commit."""
+    async def _former(self) -> Resolved | None:
+        """Return the checkpoint of a try that has committed; None if none has."""
         claimed = self._run.claimed
         holding = _sql.hold_task(
             claimed.queue, claimed.task_id, claimed.claim, self._run.key
         )
-        state, value = await execute_async(self._connection, holding)
+        level = IsolationLevel.READ_COMMITTED
+        async with self._open(await self._source(), level) as connection:
+            try:
+                state, value = await execute_async(connection, holding)
+            except LeaseLost:
+                raise _Refused("lost") from None
+            except TaskCancelled:
+                raise _Refused("cancelled") from None
+        self._in_doubt = False
         return None if state is None else Resolved(state, value)
 
+    async def _source(self) -> Any:
+        return await self._run.pool() if self._on is None else self._on
+
     def _may_begin_again(self, error: Exception) -> bool:
-        """Whether this says nothing about the function, but of the moment."""
+        """Whether this says nothing of the function, but of the moment."""
         if isinstance(error, _ConnectionLost):
-            self._hold_first = True
+            self._in_doubt = True
             return True
+        if isinstance(error, PoolClosed | _Refused):
+            return False
         states = sqlstates(error)
-        if self._connection is None:
-            return _is_unreachable(error, states)
-        return not _BEGIN_AGAIN.isdisjoint(states) or (
-            _BUSY in states and not self._inside
+        if error is self._raised:
+            return not _BEGIN_AGAIN.isdisjoint(states)
+        return any(state.startswith(HEALING) for state in states) or (
+            not states and _is_unreachable(error)
         )
 
 
-def _is_unreachable(error: Exception, states: Sequence[str]) -> bool:
-    if states:
-        return any(state.startswith(_UNREACHABLE) for state in states)
-    cause = getattr(error, "orig", error)
-    return isinstance(cause, psycopg.OperationalError | OSError)
+class _Refused(Exception):
+    """The claim is over: cancelled or lost."""
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Whether no connection was to be had, as drivers and pools say it."""
+    kinds = {base.__name__ for base in type(getattr(error, "orig", error)).__mro__}
+    return not kinds.isdisjoint({"OperationalError", "TimeoutError", "OSError"})
 
 
 # -- where a transaction is begun ---------------------------------------------------
@@ -203,13 +223,16 @@ async def _on_pool(
     async with pool.connection() as connection:
         before = connection.isolation_level
         await connection.set_isolation_level(isolation)
-        try:
-            with _telling_loss(connection):
+        with _telling_loss(connection):
+            try:
                 async with connection.transaction():
                     yield connection
-        finally:
-            if not connection.closed:
-                await connection.set_isolation_level(before)
+            except Exception as error:
+                if _ONLY_READS in sqlstates(error):
+                    await connection.close()  # the next may lead to a primary
+                raise
+        with contextlib.suppress(psycopg.Error):  # the pool resets what is not idle
+            await connection.set_isolation_level(before)
 
 
 @contextlib.asynccontextmanager
@@ -218,17 +241,22 @@ async def _on_engine(engine: Any, isolation: IsolationLevel) -> AsyncIterator[An
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level=level)
         with _telling_loss(connection):
-            async with connection.begin():
-                yield connection
+            try:
+                async with connection.begin():
+                    yield connection
+            except Exception as error:
+                if _ONLY_READS in sqlstates(error):
+                    await connection.invalidate()
+                raise
 
 
-_SOURCES: Final[Mapping[str, Begin]] = {
+_SOURCES: Final[Mapping[str, Open]] = {
     "psycopg_pool AsyncConnectionPool": _on_pool,
     "sqlalchemy AsyncEngine": _on_engine,
 }
 
 
-def _adapter(source: object) -> Begin:
+def _adapter(source: object) -> Open:
     for base in type(source).__mro__:
         name = f"{base.__module__.partition('.')[0]} {base.__name__}"
         if name in _SOURCES:

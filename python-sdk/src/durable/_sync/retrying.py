@@ -1,15 +1,17 @@
 # Made from _async/retrying.py by tools/async_to_sync.py: edit that, not this.
 """A step that is tried several times before it has failed.
 
-Between two tries the task waits as it does in a sleep: it holds no worker, and the wait
-is in its history. So the tries are counted whatever crashes, and go on where they were.
-A new attempt at the task begins to count anew.
+A failed try is saved with the moment of the next, and until then the task waits as it
+does in a sleep: it holds no worker. So tries are counted and spaced, whatever crashes,
+and whatever else wakes the task. A new attempt at the task begins to count anew.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from durable._tries import Tries
@@ -36,6 +38,8 @@ def tried(
     """
     if len(call.key.encode()) > LONGEST_KEY - _COUNT:
         raise InvalidArgument(f"a name too long to be tried again: {call.key[:40]!r}…")
+    if tries.max_attempts != 1:
+        run.refuse_while_open()
     failures, again = 0, False
 
     def failed(error: Exception) -> None:
@@ -45,8 +49,9 @@ def tried(
             run.keep_failure(call, error)
 
     while True:
-        pause = f"$retry:{call.key}:{run.claimed.attempt}.{failures + 1}"
-        if not run.is_saved(pause):
+        number = f"{call.key}:{run.claimed.attempt}.{failures + 1}"
+        try_, pause = f"$try:{number}", f"$retry:{number}"
+        if not run.is_saved(try_):
             again = False
             try:
                 return step(failed)
@@ -54,9 +59,12 @@ def tried(
                 if not again:
                     raise
         failures += 1
-        begun = time.monotonic()
-        due = begun + tries.retry.delay(failures)
-        run.wait(
-            Call(pause, call.position, call.after, begun),
-            Wait(pause, call.position, call.after, due=due),
-        )
+        now = time.monotonic()
+        next_at = run.database_now() + timedelta(seconds=tries.pause(failures))
+        value = json.dumps(next_at.isoformat())
+        saved = run.record(Call(try_, call.position, call.after, now), value)
+        next_at = datetime.fromisoformat(json.loads(saved.value))
+        left = (next_at - run.database_now()).total_seconds()
+        wait = Wait(pause, call.position, call.after, due=now + max(left, 0))
+        wait.until = next_at.isoformat()
+        run.wait(Call(pause, call.position, call.after, now), wait)

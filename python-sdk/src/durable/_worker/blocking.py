@@ -124,6 +124,14 @@ class BlockingRun:
         """Save the value of an open step, and close it."""
         return self.block(lambda: self._run.complete_step(call, value, codec))
 
+    def refuse_while_open(self) -> None:
+        """Raise RuntimeError if a step is open, for it is going to wait."""
+
+        async def refuse() -> None:
+            self._run.refuse_while_open()
+
+        self.block(refuse)
+
     def wait(self, call: Call, wait: Wait) -> Resolved:
         """Wait until something happens."""
         return self.block(lambda: self._run.wait(call, wait))

@@ -201,9 +201,9 @@ class Calls:
         await self._run.refusable(self._run.services.saving.submit(write))
         return self._history.remember(call.key, Resolved("done", value))
 
-    async def save_failures(self) -> None:
-        """Save the failed steps that the task has caught."""
-        write = self._history.failures()
+    async def save_failures(self, before: float = float("inf")) -> None:
+        """Save the failed steps that the task has caught before a call."""
+        write = self._history.failures(before)
         if write is not None:
             await self._run.refusable(self._run.services.saving.submit(write))
 
@@ -310,13 +310,17 @@ class Calls:
 
     # -- everything else -----------------------------------------------------------
 
-    async def wait(self, call: Call, wait: Wait) -> Resolved:
-        """Park until something happens. Ends in Suspended if the run leaves first."""
+    def refuse_while_open(self) -> None:
+        """Raise RuntimeError if this branch has a step open: it is going to wait."""
         if asyncio.current_task() in self._waits.open_steps.values() or (
             self._waits.open_steps and not self._run.definition.is_async
         ):
             opened = ", ".join(sorted(self._waits.open_steps))
             raise RuntimeError(f"a wait while a step is open: complete {opened} first")
+
+    async def wait(self, call: Call, wait: Wait) -> Resolved:
+        """Park until something happens. Ends in Suspended if the run leaves first."""
+        self.refuse_while_open()
         saved, branch = await self.begin(call)
         if saved is not None:
             return saved
@@ -342,7 +346,7 @@ class Calls:
         if saved is not None:
             return saved
         try:
-            await self.save_failures()
+            await self.save_failures(call.position)
             emitting = self._run.services.emit(self.claimed, call, event, payload)
             text = await self._run.refusable(emitting)
             return self._history.remember(call.key, Resolved("done", text))
@@ -369,7 +373,7 @@ class Calls:
         return [known[call.key] for call, _ in children]
 
     async def _spawn_missing(self, children: Sequence[tuple[Call, str]]) -> None:
-        await self.save_failures()
+        await self.save_failures(children[0][0].position)
         claimed, history, run = self.claimed, self._history, self._run
         missing = [pair for pair in children if pair[0].key not in history.saved]
         submitted = [
@@ -389,7 +393,9 @@ class Calls:
     async def heartbeat(self) -> None:
         """Extend the lease now. Raises Suspended if it is lost."""
         self._run.refuse_unless_open()
-        await self._run.refusable(self._run.services.extend(self._run))
+        asked = time.monotonic()
+        if await self._run.refusable(self._run.services.extend(self._run)) == "ok":
+            self._run.lease_until = asked + self._run.services.lease
 
     # -- where waits are registered ------------------------------------------------
 

@@ -68,11 +68,12 @@ class History:
             text = ",".join((*self._caught(before=call.position), text))
         return Write(self._claimed.queue, self._claimed.task_id, text)
 
-    def failures(self) -> Write | None:
-        """Return what saves the failures that the task has caught, if there are any."""
-        if not self._failures:
+    def failures(self, before: float = float("inf")) -> Write | None:
+        """Return what saves the failures caught before a call, if there are any."""
+        caught = self._caught(before)
+        if not caught:
             return None
-        return Write(self._claimed.queue, self._claimed.task_id, self._all_caught())
+        return Write(self._claimed.queue, self._claimed.task_id, ",".join(caught))
 
     def completion(self, result: str) -> Write:
         """Return what completes the task."""

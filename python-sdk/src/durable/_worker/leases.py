@@ -144,7 +144,8 @@ class Leases:
     def _extend(self) -> None:
         held: defaultdict[str, dict[Any, Run]] = defaultdict(dict)
         for run in self._runs():
-            held[run.claimed.queue][run.claimed.task_id] = run
+            if not run.resting:
+                held[run.claimed.queue][run.claimed.task_id] = run
         for queue, runs in held.items():
             asked = time.monotonic()
             tasks = [

@@ -25,13 +25,21 @@ from durable._silence import AsyncImpatient
 from durable._sql import Statement
 from durable.errors import SchemaVersion, UnknownQueue, from_database
 
-__all__ = ["Link", "backoff", "heals", "is_busy", "is_forbidden", "only_reads"]
+__all__ = [
+    "HEALING",
+    "Link",
+    "backoff",
+    "heals",
+    "is_busy",
+    "is_forbidden",
+    "only_reads",
+]
 
 logger = logging.getLogger("durable.worker")
 
 # connection, resources, operator intervention, system error, and: deadlock,
 # serialization, lock timeout, read-only (a standby that is about to be promoted)
-_HEALING: Final = ("08", "53", "57", "58", "40", "55P03", "25006")
+HEALING: Final = ("08", "53", "57", "58", "40", "55P03", "25006")
 _LONGEST: Final = 5.0
 _CLOSING_SECONDS: Final = 5.0
 
@@ -43,7 +51,7 @@ def heals(error: BaseException) -> bool:
         return isinstance(
             error, psycopg.OperationalError | psycopg.InterfaceError | OSError
         )
-    return str(state).startswith(_HEALING)
+    return str(state).startswith(HEALING)
 
 
 def is_busy(error: BaseException) -> bool:

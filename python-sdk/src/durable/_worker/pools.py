@@ -42,4 +42,5 @@ class Pools:
     async def close(self) -> None:
         """Close the connections."""
         await self._async.close()
-        await asyncio.to_thread(self._sync.close)
+        if not self._sync.closed:
+            await asyncio.to_thread(self._sync.close)

@@ -90,6 +90,7 @@ class Run:
         "left",
         "loop",
         "over",
+        "resting",
         "services",
         "task",
         "waits",
@@ -112,6 +113,7 @@ class Run:
         self.left: Suspended | None = None
         self.over = False  # the code has ended, its last calls perhaps not
         self.lease_until = claimed.asked + services.lease
+        self.resting = 0  # reasons for which its lease is not to be extended just now
         self.history = History(claimed, checkpoints)
         self.waits = Waits(services.loop)
         self.task: asyncio.Task[None] | None = None  # in which it is executed

@@ -7,8 +7,6 @@ between, the transaction itself, is the business of the application's connection
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -57,17 +55,13 @@ class _Common:
         self._run.refuse_unless_open()
 
     @contextlib.contextmanager
-    def lease_is_kept(self) -> Iterator[None]:
-        """Let the lease not end while the task's row is locked: nobody can take it.
-
-        It cannot be extended meanwhile either; that is tried soon after.
-        """
-        until, self._run.lease_until = self._run.lease_until, math.inf
+    def lease_rests(self) -> Iterator[None]:
+        """Do not extend the lease meanwhile: that writes to the task's row."""
+        self._run.resting += 1
         try:
             yield
         finally:
-            soon = time.monotonic() + self._run.services.lease / 2
-            self._run.lease_until = max(until, soon)
+            self._run.resting -= 1
 
 
 class AsyncTransacting(_Common):
@@ -87,7 +81,7 @@ class AsyncTransacting(_Common):
         saved, self._branch = await self._calls.begin(self._call)
         if saved is None:
             try:
-                await self._calls.save_failures()
+                await self._calls.save_failures(self._call.position)
             except BaseException:
                 await self.end(None)
                 raise
@@ -99,6 +93,10 @@ class AsyncTransacting(_Common):
             self._run.history.remember(self.key, saved)
         if self._branch is not None:
             self._run.waits.exit(self._branch)
+
+    async def extend_lease(self) -> None:
+        """Extend the lease now. Raises Suspended if it is lost."""
+        await self._calls.heartbeat()
 
     async def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call the step's function."""
@@ -132,6 +130,10 @@ class Transacting(_Common):
     def end(self, saved: Resolved | None) -> None:
         """End the call, with what has been committed for it."""
         self._blocking.block(lambda: self._there.end(saved))
+
+    def extend_lease(self) -> None:
+        """Extend the lease now. Raises Suspended if it is lost."""
+        self._blocking.heartbeat()
 
     def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call the step's function, right here."""
