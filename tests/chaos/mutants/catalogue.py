@@ -116,8 +116,8 @@ FENCE: Final = [
     Mutant(
         "lets a former claim's step stand for the present one's",
         "checkpoints.sql",
-        "own.claim desc",
-        "own.claim",
+        "select distinct on (own.task_id, own.name, own.claim) own.*",
+        "select distinct on (own.task_id, own.name) own.*",
         "pgtap/fence.sql",
     ),
     Mutant(
