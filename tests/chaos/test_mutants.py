@@ -63,7 +63,10 @@ def find(
 def ask(killer: str, dsn: str, random: Random, effort: int) -> str | None:
     """Return what this one finds wrong with an engine; None if nothing."""
     if killer in JUDGES:
-        return JUDGES[killer](dsn, random, effort)
+        try:
+            return JUDGES[killer](dsn, random, effort)
+        except (AssertionError, psycopg.Error) as problem:  # it could not even set out
+            return f"{type(problem).__name__}: {problem}"
     return pgtap(dsn, killer) if killer.startswith("pgtap/") else race(dsn, killer)
 
 

@@ -579,7 +579,8 @@ class Model:
 
     def cleanup(self, quantity: int) -> int:
         """Walks on from where it stopped. A task goes once it has been over for
-        keep_tasks and its parent is gone, with its key and all that belongs to it.
+        keep_tasks, its parent is gone and no cascade below it is left to a note, with
+        its key and all that belongs to it.
         """
         if self.keep_tasks is None:
             return 0
@@ -591,7 +592,10 @@ class Model:
         )[:quantity]
         self.cleaned_to = walked[-1] if len(walked) == quantity else None
         over = {
-            i for i in walked if (self.tasks[i].finished_at or self.now + 1) <= cutoff
+            i
+            for i in walked
+            if (self.tasks[i].finished_at or self.now + 1) <= cutoff
+            and ("cascade", i) not in self.notes
         }
         before = len(self.tasks)
         while gone := {i for i in over & self.tasks.keys() if self._is_orphan(i)}:
