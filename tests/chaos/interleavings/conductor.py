@@ -140,6 +140,14 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         pointed: bool = True,
     ) -> None:
         self._sessions = contextlib.ExitStack()
+        with contextlib.ExitStack() as begun:
+            begun.callback(self._sessions.close)
+            self._set_out(dsn, scenarios, pointed=pointed)
+            begun.pop_all()
+
+    def _set_out(
+        self, dsn: str, scenarios: Sequence[Scenario], *, pointed: bool
+    ) -> None:
         self.watch = psycopg.connect(dsn, autocommit=True)
         self._sessions.callback(self.watch.close)
         stop_the_clock(self.watch)
