@@ -493,12 +493,12 @@ create table bait as select number from generate_series(1, 100) as number;
 
 create function loot(number integer) returns integer language plpgsql as $$
 begin
-  insert into log
+  insert into {role}.log
   select state::text from durable.get_task_result('listed', '{task_id}');
   perform durable.spawn('listed', 'evil');
   return number;
 exception when others then
-  insert into log values (sqlstate);
+  insert into {role}.log values (sqlstate);
   return number;
 end $$;
 
