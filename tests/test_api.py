@@ -39,7 +39,9 @@ CONTEXT = {
 def members(cls: type) -> dict[str, Any]:
     return {
         name: member
-        for name, member in vars(cls).items()
+        for room in reversed(cls.__mro__)
+        if room.__module__.startswith("durable")
+        for name, member in vars(room).items()
         if not name.startswith("_")
         and (callable(member) or isinstance(member, property))
     }
@@ -52,9 +54,7 @@ def documented() -> dict[str, Any]:
         thing = getattr(durable, name)
         found[name] = thing
         if isinstance(thing, type):
-            for cls in thing.__mro__:
-                if cls.__module__.startswith("durable"):
-                    found |= {f"{name}.{key}": one for key, one in members(cls).items()}
+            found |= {f"{name}.{key}": one for key, one in members(thing).items()}
     return found
 
 

@@ -12,7 +12,7 @@ from durable._time import seconds
 from durable._values import Codec
 
 if TYPE_CHECKING:
-    from durable._async.client import AsyncDurable
+    from durable._async.connected import Connected
 
 __all__ = ["AsyncTaskHandle"]
 
@@ -28,7 +28,7 @@ class AsyncTaskHandle(Generic[R_co]):
 
     def __init__(
         self,
-        app: AsyncDurable,
+        app: Connected,
         queue: str,
         task_id: UUID,
         codec: Codec[R_co],

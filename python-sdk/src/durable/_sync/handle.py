@@ -13,7 +13,7 @@ from durable._time import seconds
 from durable._values import Codec
 
 if TYPE_CHECKING:
-    from durable._sync.client import Durable
+    from durable._sync.connected import Connected
 
 __all__ = ["TaskHandle"]
 
@@ -29,7 +29,7 @@ class TaskHandle(Generic[R_co]):
 
     def __init__(
         self,
-        app: Durable,
+        app: Connected,
         queue: str,
         task_id: UUID,
         codec: Codec[R_co],

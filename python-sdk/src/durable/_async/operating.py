@@ -1,0 +1,75 @@
+"""What is done to tasks that are there already."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+from uuid import UUID
+
+from durable import _sql
+from durable._async.connected import Connected
+from durable._async.handle import AsyncTaskHandle
+from durable._requests import (
+    check_reason,
+)
+from durable._results import TaskResult
+
+__all__ = ["Operating"]
+
+R = TypeVar("R")
+
+
+class Operating(Connected):
+    """What becomes of tasks."""
+
+    async def cancel(
+        self,
+        task: AsyncTaskHandle[Any] | UUID | str,
+        *,
+        queue: str | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Cancel a task and all that lives below it; return whether it was live.
+
+        At once: what their workers write from now on is refused. Raises NotFound.
+        """
+        found = self._found(task, queue)
+        why = None if reason is None else check_reason(reason)
+        statement = _sql.cancel_task(found.queue, found.task_id, why)
+        ((cancelled,),) = await self.fetch(statement)
+        return bool(cancelled)
+
+    async def retry(
+        self,
+        task: AsyncTaskHandle[R] | UUID | str,
+        *,
+        queue: str | None = None,
+        max_attempts: int | None = None,
+        spawn_new: bool = False,
+    ) -> AsyncTaskHandle[R]:
+        """Give a failed or cancelled task one more attempt, with its checkpoints.
+
+        Tasks below it that its end had cancelled are revived with it. `spawn_new` makes
+        a new task of the same name and params instead. Raises NotFound, and
+        AlreadyFinished for a task in any other state.
+        """
+        found = self._found(task, queue)
+        options: dict[str, Any] = {"spawn_new": spawn_new}
+        if max_attempts is not None:
+            options["max_attempts"] = max_attempts
+        statement = _sql.retry_task(found.queue, found.task_id, options)
+        ((task_id, run_id, attempt, created),) = await self.fetch(statement)
+        return AsyncTaskHandle(
+            self,
+            found.queue,
+            task_id,
+            found.codec,
+            run_id=run_id,
+            attempt=attempt,
+            created=created,
+        )
+
+    async def get_result(
+        self, task: AsyncTaskHandle[R] | UUID | str, *, queue: str | None = None
+    ) -> TaskResult[R]:
+        """Return where a task stands, without waiting. Raises NotFound."""
+        return await self._found(task, queue).snapshot()

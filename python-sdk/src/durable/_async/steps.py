@@ -1,0 +1,180 @@
+"""Steps: what is done once, and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
+
+from durable._async.calling import Calling
+from durable._async.retrying import tried
+from durable._async.transaction import Transaction, checked_isolation
+from durable._names import check_step_name
+from durable._tries import Tries
+from durable._values import UNTYPED, Codec, codec, step_codec
+from durable._worker.history import Call
+from durable._worker.outcomes import read
+from durable.options import Isolation, StepOptions
+
+__all__ = ["OpenStep", "Steps"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(slots=True)
+class OpenStep(Generic[T]):
+    """A step that is done by hand between `begin_step` and `complete_step`.
+
+    `done` says whether an earlier run completed it, `value` what with.
+    """
+
+    name: str
+    done: bool
+    value: T | None
+    call: Call
+    codec: Codec[Any]
+
+
+class Steps(Calling):
+    """The steps of a task."""
+
+    @overload
+    async def step(  # async only
+        self,
+        name: str,
+        fn: Callable[[*Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> T: ...
+    @overload
+    async def step(
+        self,
+        name: str,
+        fn: Callable[[*Ts], T],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> T: ...
+    @overload
+    async def step(
+        self,
+        name: str,
+        fn: Callable[[*Ts], Any],
+        /,
+        *args: *Ts,
+        as_type: type[T],
+        **options: Unpack[StepOptions],
+    ) -> T: ...
+    @overload
+    async def step(
+        self,
+        name: str,
+        fn: Callable[[*Ts], Any],
+        /,
+        *args: *Ts,
+        as_type: Any,
+        **options: Unpack[StepOptions],
+    ) -> Any: ...
+    def step(  # type: ignore[misc] # mypy cannot match *Ts against *args: Any
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        as_type: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Call `fn(*args)` once, whatever crashes, and return what it returned.
+
+        That is saved as JSON and read back as `as_type`, else as the function's return
+        annotation: on the first run as on every replay. A crash between the function's
+        effect and the save repeats the step; nothing else does. Raises what `fn`
+        raises, and TypeError, before anything happens, for a type that has no schema.
+        With the options of `StepOptions` it is tried again before it has failed.
+        """
+        kind = step_codec(fn, as_type)
+        if not options:
+            call = self._take("", check_step_name(name))
+            return self._run.step(call, fn, args, kind)
+        tries = Tries.of(options, fn)
+        call = self._take("", check_step_name(name))
+        step = partial(self._run.step, call, tries.bounded(fn), args, kind)
+        return tried(self._run, call, tries, step)
+
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], Awaitable[T]],
+        /,
+        *args: *Ts,
+        isolation: Isolation = ...,
+        on: object = ...,
+        **options: Unpack[StepOptions],
+    ) -> T: ...
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[Any, *Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        isolation: Isolation = ...,
+        on: object = ...,
+        as_type: Any,
+        **options: Unpack[StepOptions],
+    ) -> Any: ...
+    def transaction(  # type: ignore[misc] # mypy cannot match *Ts against *args: Any
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        isolation: Isolation = "read committed",
+        on: object = None,
+        as_type: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Call `fn(conn, *args)` in a transaction, and save with it what it returned.
+
+        What `fn` writes on `conn` and the checkpoint commit together: whatever crashes,
+        it happens exactly once. What it raises rolls both back, and is raised here.
+        `conn` is psycopg's, from a pool of the worker's own, or of `on`: an
+        AsyncConnectionPool, or an AsyncEngine of SQLAlchemy, to the same database. On
+        it `app.spawn_with` and `app.emit_event_with` belong to the transaction.
+        After a serialization failure, a deadlock or a lost connection `fn` is called
+        again, in a new transaction, for as long as the task is this worker's. With the
+        options of `StepOptions` it is tried again for other failures, too.
+        """
+        kind, tries = step_codec(fn, as_type), Tries.of(options, fn)
+        level = checked_isolation(isolation)
+        call = self._take("", check_step_name(name))
+        begun = Transaction(self._run.transacting(call), on, level)
+        return tried(
+            self._run, call, tries, partial(begun.step, tries.bounded(fn), args, kind)
+        )
+
+    @overload
+    async def begin_step(self, name: str, *, as_type: type[T]) -> OpenStep[T]: ...
+    @overload
+    async def begin_step(self, name: str, *, as_type: Any = ...) -> OpenStep[Any]: ...
+    def begin_step(self, name: str, *, as_type: Any = UNTYPED) -> Any:
+        """Begin a step whose work is done here, not in a function.
+
+        Unless it is `.done`, do the work and hand its value to `complete_step`. A wait
+        while a step is open is refused.
+        """
+        return self._begin_step(self._take("", check_step_name(name)), codec(as_type))
+
+    async def _begin_step(self, call: Call, kind: Codec[Any]) -> OpenStep[Any]:
+        saved = await self._run.begin_step(call)
+        value = None if saved is None else read(saved, kind)
+        return OpenStep(call.key, saved is not None, value, call, kind)
+
+    async def complete_step(self, step: OpenStep[T], value: T) -> T:
+        """Save the value of a step that was begun; return it as it reads back."""
+        saved: T = await self._run.complete_step(step.call, value, step.codec)
+        return saved

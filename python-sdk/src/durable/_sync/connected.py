@@ -1,0 +1,146 @@
+# Made from _async/connected.py by tools/async_to_sync.py: edit that, not this.
+"""What every call of a client has in common: a database, and the application in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+from uuid import UUID
+
+from psycopg_pool import ConnectionPool
+
+from durable._application import Application, Lifespan
+from durable._connections import SILENCE
+from durable._ids import as_uuid
+from durable._names import check_queue_name
+from durable._requests import (
+    SpawnRequest,
+    spawn_request,
+)
+from durable._sql import Statement
+from durable._sync.database import Database
+from durable._sync.handle import TaskHandle
+from durable._sync.results import Results
+from durable._values import PLAIN
+from durable.registry import AnyTask
+from durable.task import Task
+
+__all__ = ["Connected"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Connected:
+    """An application and its connections; what is closed may be entered again."""
+
+    def __init__(
+        self,
+        database: str | ConnectionPool[Any] | None = None,
+        *,
+        queue: str = "default",
+        tasks: Iterable[AnyTask] = (),
+        lifespan: Lifespan | None = None,
+        prepare: bool = True,
+        listen: bool = True,
+    ) -> None:
+        self._database = Database(database, prepare=prepare)
+        self.results = Results(self._database, listen=listen)
+        self.application = Application(
+            self._database.conninfo, queue, tasks, lifespan, prepare=prepare
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on queue {self.queue!r}>"
+
+    @property
+    def queue(self) -> str:
+        """The queue of tasks that name none."""
+        return self.application.queue
+
+    def __enter__(self) -> Self:
+        self.results.reopen()
+        self._database.reopen()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a pool that was given stays open."""
+        self._database.close()
+        self.results.close()
+
+    @overload
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: type[Task[P, R]] | Task[P, R],
+        *,
+        queue: str | None = ...,
+    ) -> TaskHandle[R]: ...
+    @overload
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: str | None = ...,
+        *,
+        queue: str | None = ...,
+    ) -> TaskHandle[Any]: ...
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: AnyTask | str | None = None,
+        *,
+        queue: str | None = None,
+    ) -> TaskHandle[Any]:
+        """Return a handle to a task by its id, without asking the database."""
+        kind, home = PLAIN, None
+        registry = self.application.registry
+        if isinstance(task, str):
+            task = registry.source_of(task)
+        if task is not None:
+            definition = registry.definition_for(task)
+            kind, home = definition.result_codec, definition.queue
+        name = self._named(home if queue is None else queue)
+        return TaskHandle(self, name, as_uuid(task_id), kind)
+
+    def fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
+        """Execute one small statement, and return its rows after the commit."""
+        return self._database.fetch(statement, silence=SILENCE)
+
+    def _request(
+        self, task: AnyTask | str, params: Any, options: Mapping[str, Any]
+    ) -> SpawnRequest[Any]:
+        application = self.application
+        return spawn_request(
+            application.registry, application.queue, task, params, options
+        )
+
+    def _named(self, queue: str | None) -> str:
+        return self.queue if queue is None else check_queue_name(queue)
+
+    def _handle(self, request: SpawnRequest[R], row: tuple[Any, ...]) -> TaskHandle[R]:
+        task_id, run_id, attempt, created = row
+        return TaskHandle(
+            self,
+            request.queue,
+            UUID(str(task_id)),
+            request.result_codec,
+            run_id=UUID(str(run_id)),
+            attempt=attempt,
+            created=created,
+        )
+
+    def _found(
+        self, task: TaskHandle[R] | UUID | str, queue: str | None
+    ) -> TaskHandle[R]:
+        if isinstance(task, TaskHandle):
+            return task
+        return self.handle(task, queue=queue)
