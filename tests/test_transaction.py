@@ -88,6 +88,88 @@ async def test_does_it_once_and_replays_what_it_returned(
     assert saved.fetchone() == ("book", "entered a")
 
 
+@task(max_attempts=1)
+async def settle(isolation: Isolation, ctx: TaskContext) -> str:
+    done = await ctx.transaction(
+        "settle", enter, "a", isolation=isolation, completes=True
+    )
+    calls.append("after")
+    return done
+
+
+@task(max_attempts=1)
+def settle_sync(isolation: Isolation, ctx: SyncTaskContext) -> str:
+    done = ctx.transaction(
+        "settle", enter_sync, "a", isolation=isolation, completes=True
+    )
+    calls.append("after")
+    return done
+
+
+@pytest.mark.parametrize("isolation", LEVELS)
+@pytest.mark.parametrize("kind", [settle, settle_sync], ids=["async", "sync"])
+async def test_completes_the_task_in_the_same_transaction(
+    dsn: str, db: psycopg.Connection, kind: Any, isolation: Isolation
+) -> None:
+    async with working(dsn, kind) as (app, worker):
+        handle = await app.spawn(kind, isolation)
+        assert await handle.result(timeout=20) == "entered a"
+        await worker.drain()
+    assert noted(db) == ["a"]
+    assert calls == ["a", "after"]
+    together = (
+        "select t.state, t.attempt, t.claim from durable.tasks t, public.entries e"
+        " where t.xmin = e.xmin"
+    )
+    assert db.execute(together).fetchall() == [("completed", 1, 2)]
+
+
+async def test_refuses_durable_calls_once_the_task_has_completed(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    refused: list[str] = []
+
+    @task(max_attempts=1)
+    async def late(params: None, ctx: TaskContext) -> str:
+        await ctx.transaction("settle", enter, "a", completes=True)
+        try:
+            await ctx.step("more", lambda: None)
+        except RuntimeError as error:
+            refused.append(str(error))
+        raise ValueError("too late to fail")
+
+    done = await outcome(dsn, late)
+    assert (done.state, done.result) == ("completed", "entered a")
+    assert refused == ["the context is used after its run has ended"]
+
+
+async def test_completes_with_nothing_but_what_the_task_returns(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    @task(max_attempts=1)
+    async def wrong(params: None, ctx: TaskContext) -> int:
+        await ctx.transaction("settle", enter, "a", completes=True)
+        return 1
+
+    assert (await outcome(dsn, wrong)).state == "failed"
+    assert noted(db) == []
+
+
+async def test_completes_nothing_if_the_function_raises(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async def fail(conn: psycopg.AsyncConnection[Any]) -> None:
+        await enter(conn, "lost")
+        raise ValueError("no")
+
+    @task(max_attempts=1)
+    async def failing(params: None, ctx: TaskContext) -> None:
+        await ctx.transaction("settle", fail, completes=True)
+
+    assert (await outcome(dsn, failing)).state == "failed"
+    assert noted(db) == []
+
+
 @pytest.mark.parametrize("isolation", LEVELS)
 async def test_rolls_back_what_it_wrote_if_it_raises(
     dsn: str, db: psycopg.Connection, isolation: Isolation
@@ -210,7 +292,9 @@ async def test_counts_up_under_contention(
 
 
 @pytest.mark.parametrize("isolation", LEVELS)
-@pytest.mark.parametrize("kind", [book, book_sync], ids=["async", "sync"])
+@pytest.mark.parametrize(
+    "kind", [book, book_sync, settle], ids=["async", "sync", "completing"]
+)
 async def test_does_it_once_though_connections_are_lost_at_the_commit(
     dsn: str, db: psycopg.Connection, kind: Any, isolation: Isolation
 ) -> None:
@@ -232,11 +316,12 @@ deferrable initially deferred for each row execute function public.cut()
     async with working(dsn, kind) as (app, _):
         handle = await app.spawn(kind, isolation, max_attempts=1)
         assert await handle.result(timeout=60) == "entered a"
-    assert (calls, noted(db)) == (["a"] * 3, ["a"])
+    assert (calls[:3], noted(db)) == (["a"] * 3, ["a"])
 
 
-async def test_looks_for_the_checkpoint_of_a_lost_try_that_did_commit(
-    dsn: str, db: psycopg.Connection
+@pytest.mark.parametrize("completes", [False, True], ids=["saving", "completing"])
+async def test_looks_whether_a_lost_try_did_commit(
+    dsn: str, db: psycopg.Connection, completes: Any
 ) -> None:
     """The connection is cut when all is committed but not yet answered."""
     committed = asyncio.Event()
@@ -253,7 +338,7 @@ async def test_looks_for_the_checkpoint_of_a_lost_try_that_did_commit(
 
     @task(max_attempts=1)
     async def booking(params: None, ctx: TaskContext[Any]) -> str:
-        return await ctx.transaction("book", enter, "a", on=pool)
+        return await ctx.transaction("book", enter, "a", on=pool, completes=completes)
 
     async with AsyncConnectionPool(dsn, connection_class=Cut, open=False) as pool:
         found = await outcome(dsn, booking)

@@ -165,6 +165,13 @@ def save_checkpoint(queue: str, checkpoint: str) -> Statement:
     )
 
 
+def complete_task(queue: str, completion: str) -> Statement:
+    return Statement(
+        "select outcome from durable.complete_tasks(%s, %s::text::json)",
+        (queue, f"[{completion}]"),
+    )
+
+
 def flush(
     queue: str, checkpoints: str | None, completions: str | None, failures: str | None
 ) -> Statement:

@@ -113,6 +113,7 @@ class Steps(Calling):
         *args: *Ts,
         isolation: Isolation = ...,
         on: object = ...,
+        completes: bool = ...,
         **options: Unpack[StepOptions],
     ) -> T: ...
     @overload
@@ -124,6 +125,7 @@ class Steps(Calling):
         *args: *Ts,
         isolation: Isolation = ...,
         on: object = ...,
+        completes: bool = ...,
         as_type: Any,
         **options: Unpack[StepOptions],
     ) -> Any: ...
@@ -135,6 +137,7 @@ class Steps(Calling):
         *args: Any,
         isolation: Isolation = "read committed",
         on: object = None,
+        completes: bool = False,
         as_type: Any = None,
         **options: Any,
     ) -> Any:
@@ -148,11 +151,16 @@ class Steps(Calling):
         After a serialization failure, a deadlock or a lost connection `fn` is called
         again, in a new transaction, for as long as the task is this worker's. With the
         options of `StepOptions` it is tried again for other failures, too.
+
+        With `completes=True` the task completes in that transaction, with what `fn`
+        returned as its result: return that, no durable call can follow.
         """
-        kind, tries = step_codec(fn, as_type), Tries.of(options, fn)
+        kind = self._run.result_codec if completes else step_codec(fn, as_type)
+        tries = Tries.of(options, fn)
         level = checked_isolation(isolation)
         call = self._take("", check_step_name(name))
-        begun = Transaction(self._run.transacting(call), on, level)
+        run = self._run.transacting(call)
+        begun = Transaction(run, on, level, completes=completes)
         return tried(
             self._run, call, tries, partial(begun.step, tries.bounded(fn), args, kind)
         )

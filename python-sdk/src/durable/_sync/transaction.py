@@ -4,8 +4,9 @@
 What the function writes and the checkpoint that says so commit together. The checkpoint
 comes last: saving it proves, under a lock on the task's row that is held to the commit,
 that the task is still this worker's. So a former holder commits nothing, and nobody
-waits for the function. A stricter transaction than READ COMMITTED would fail that proof
-if the row had changed since its snapshot, so the lease is not extended meanwhile.
+waits for the function. The task's completion, in the checkpoint's place, proves the
+same. A stricter transaction than READ COMMITTED would fail that proof if the row had
+changed since its snapshot, so the lease is not extended meanwhile.
 
 After a serialization failure, a deadlock or a lost connection it begins again, in a new
 transaction. One that was lost may have committed nevertheless: so the task's row is
@@ -28,6 +29,7 @@ from psycopg_pool import ConnectionPool, PoolClosed
 from durable import _sql
 from durable._foreign import execute
 from durable._json import Unsavable
+from durable._sql import Statement
 from durable._values import Codec
 from durable._worker.link import HEALING, backoff
 from durable._worker.outcomes import read
@@ -67,8 +69,16 @@ class Transaction:
     `on` is the application's pool or engine, or None for the worker's own connections.
     """
 
-    def __init__(self, run: Transacting, on: object, isolation: IsolationLevel) -> None:
+    def __init__(
+        self,
+        run: Transacting,
+        on: object,
+        isolation: IsolationLevel,
+        *,
+        completes: bool = False,
+    ) -> None:
         self._run = run
+        self._completes = completes
         self._on = on
         self._open: Open = _on_pool if on is None else _adapter(on)
         self._isolation = isolation
@@ -100,6 +110,8 @@ class Transaction:
             raise
         finally:
             self._run.end(saved)
+        if self._completes:
+            self._run.completed()
         return read(saved, codec)
 
     def _until_it_commits(
@@ -144,15 +156,23 @@ class Transaction:
                 self._raised = error
                 raise
             text = codec.dump(value)
-            queue, checkpoint = self._run.claimed.queue, self._run.checkpoint(text)
-            saving = _sql.save_checkpoint(queue, checkpoint)
-            (outcome,) = execute(connection, saving)
+            (outcome,) = execute(connection, self._saving(text))
             if outcome != "ok":
                 raise _Refused(outcome)
         return Resolved("done", text)
 
+    def _saving(self, value: str) -> Statement:
+        """Return what saves, as the last of the transaction, that it was done."""
+        queue = self._run.claimed.queue
+        if self._completes:
+            return _sql.complete_task(queue, self._run.completion(value))
+        return _sql.save_checkpoint(queue, self._run.checkpoint(value))
+
     def _former(self) -> Resolved | None:
-        """Return the checkpoint of a try that has committed; None if none has."""
+        """Return the checkpoint of a try that has committed; None if none has.
+
+        One that has completed the task has ended the claim, too.
+        """
         claimed = self._run.claimed
         holding = _sql.hold_task(
             claimed.queue, claimed.task_id, claimed.claim, self._run.key

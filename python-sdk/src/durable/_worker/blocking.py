@@ -65,6 +65,11 @@ class BlockingRun:
         """The application whose worker this is."""
         return self._run.application
 
+    @property
+    def result_codec(self) -> Codec[Any]:
+        """How the task's result is written."""
+        return self._run.result_codec
+
     def take(self, kind: str, name: str, branch: None) -> Call:
         """Take the name of a call that is being made."""
         here = threading.get_ident()

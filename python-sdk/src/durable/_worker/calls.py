@@ -121,6 +121,11 @@ class Calls:
         return self._run.services.application
 
     @property
+    def result_codec(self) -> Codec[Any]:
+        """How the task's result is written."""
+        return self._run.definition.result_codec
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The worker's loop."""
         return self._run.loop

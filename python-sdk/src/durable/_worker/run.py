@@ -84,6 +84,7 @@ class Run:
         "_ended",
         "_patience",
         "claimed",
+        "completed",
         "definition",
         "history",
         "lease_until",
@@ -112,6 +113,7 @@ class Run:
         self.loop = services.loop
         self.left: Suspended | None = None
         self.over = False  # the code has ended, its last calls perhaps not
+        self.completed = False  # by a transaction of the code's own
         self.lease_until = claimed.asked + services.lease
         self.resting = 0  # reasons for which its lease is not to be extended just now
         self.history = History(claimed, checkpoints)
@@ -209,6 +211,10 @@ class Run:
         await self.waits.threads_have_returned()
 
     async def _conclude(self, value: Any, error: BaseException | None) -> None:
+        if self.completed:
+            if error is not None:
+                self._log_failure(error)
+            return
         if error is None:
             try:
                 await self._complete(value)
@@ -266,7 +272,7 @@ class Run:
         """Raise Suspended if the run has left, RuntimeError if its code has ended."""
         if self.left is not None:
             raise self.left
-        if self.over:
+        if self.over or self.completed:
             raise RuntimeError("the context is used after its run has ended")
 
     async def refusable(self, answer: Awaitable[T]) -> T:

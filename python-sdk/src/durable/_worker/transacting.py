@@ -50,6 +50,15 @@ class _Common:
         """Return the checkpoint that saves the step's value, as JSON."""
         return self._run.history.checkpoint(self._call, "done", value)
 
+    def completion(self, value: str) -> str:
+        """Return what completes the task with the step's value, as JSON."""
+        return self._run.history.completion(value).completion
+
+    def completed(self) -> None:
+        """Know that the task has completed, whatever its code still does."""
+        self._run.completed = True
+        self._run.resting += 1  # there is no lease any more
+
     def refuse_unless_open(self) -> None:
         """Raise Suspended if the run has left."""
         self._run.refuse_unless_open()
