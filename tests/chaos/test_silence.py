@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from durable import AsyncDurable, Durable, TaskContext, task
-from durable._async import client, results
-from durable._sync import client as sync_client
+from durable._async import connected, results
+from durable._sync import connected as sync_connected
 from durable._sync import results as sync_results
 from durable._worker import doors, leases, link
 from tests.chaos.proxy import Proxy
@@ -39,7 +39,7 @@ def proxy(dsn: str) -> Iterator[Proxy]:
 @pytest.fixture(autouse=True)
 def minutes_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for less than a second where it is a minute."""
-    for module in (link, client, sync_client):
+    for module in (link, connected, sync_connected):
         monkeypatch.setattr(module, "SILENCE", SHORT)
     monkeypatch.setattr(leases, "_SHORTEST_PATIENCE", SHORT)
     monkeypatch.setattr(doors, "LISTENING_SILENCE", SHORT)

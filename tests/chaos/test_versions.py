@@ -60,6 +60,8 @@ where locktype = 'advisory' and objid = 4711 and not granted
 DEADLOCKS: Final = """
 select deadlocks from pg_stat_database where datname = current_database()
 """
+STARTS: Final = "INFO|WARNING|ERROR|CRITICAL|ARRIVED|Traceback"  # of what is printed
+NO_TROUBLE: Final = re.compile("INFO|ARRIVED|.*canceling statement due to lock timeout")
 
 
 class Fleet:
@@ -87,9 +89,13 @@ class Fleet:
             assert process.wait(deadline=DEADLINE) == 0, process.output()
 
     def complaints(self) -> list[str]:
-        """Return whatever any of them printed that tells of trouble."""
-        lines = [line for one in self._all for line in one.output().splitlines()]
-        return [line for line in lines if not line.startswith(("INFO", "ARRIVED"))]
+        """Return whatever any of them printed that tells of trouble.
+
+        A call that has met the upgrade's locks is said again: that is no trouble.
+        """
+        printed = "\n".join(one.output() for one in self._all)
+        records = re.split(f"^(?={STARTS})", printed, flags=re.MULTILINE)
+        return [one for one in records if one.strip() and not NO_TROUBLE.match(one)]
 
     def arrived(self) -> int:
         """Return for how many tasks clients were told the right result."""
