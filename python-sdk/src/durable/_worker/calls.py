@@ -22,6 +22,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
+from durable._inheritance import IDENTITY, RESERVED
 from durable._names import Names
 from durable._values import Codec, changed_in_roundtrip
 from durable._worker.history import Call
@@ -29,9 +30,11 @@ from durable._worker.lane import Lane
 from durable._worker.outcomes import read
 from durable._worker.transacting import AsyncTransacting
 from durable._worker.waits import Branch, Resolved, Wait
-from durable.errors import InvalidArgument, Suspended
+from durable.errors import InvalidArgument, Suspended, UnreadablePayload
 
 if TYPE_CHECKING:
+    import httpx
+
     from durable._application import Application
     from durable._worker.run import Run
 
@@ -107,13 +110,37 @@ class Calls:
     def headers(self) -> Mapping[str, Any]:
         """What was spawned with the task beside its params."""
         if self._headers is None:
-            self._headers = json.loads(self.claimed.headers or "{}")
-        return self._headers or {}
+            self._headers = {
+                name: value
+                for name, value in self.all_headers.items()
+                if not name.startswith(RESERVED)
+            }
+        return self._headers
+
+    @property
+    def all_headers(self) -> Mapping[str, Any]:
+        """The same, with those that are durable's own."""
+        return json.loads(self.claimed.headers) if self.claimed.headers else {}
+
+    @property
+    def identity(self) -> Mapping[str, Any] | None:
+        """Who asked for the task."""
+        return self.all_headers.get(IDENTITY)
 
     @property
     def state(self) -> Any:
         """What the application's lifespan yielded."""
         return self._run.services.state
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """The worker's own HTTP client, for coroutines."""
+        return self._run.services.http.asynchronous()
+
+    @property
+    def blocking_http(self) -> httpx.Client:
+        """The worker's own HTTP client, for threads."""
+        return self._run.services.http.synchronous()
 
     @property
     def application(self) -> Application:
@@ -414,6 +441,10 @@ class Calls:
         outcome, resolved = await self._run.refusable(lane.submit(item))
         if outcome in _REASONS:
             self._run.leave(_REASONS[outcome])
+        try:
+            resolved = self._history.opened(resolved)
+        except UnreadablePayload as error:
+            self._run.leave_unreadable(error)
         self._history.saved.update(resolved)
         return None if self._run.left is not None else resolved
 

@@ -50,6 +50,11 @@ class _Common:
         """Return the checkpoint that saves the step's value, as JSON."""
         return self._run.history.checkpoint(self._call, "done", value)
 
+    def saved(self, state: str, value: str) -> Resolved:
+        """Return a checkpoint that was found: what is sealed in it, opened."""
+        (found,) = self._run.history.opened({self.key: Resolved(state, value)}).values()
+        return found
+
     def refuse_unless_open(self) -> None:
         """Raise Suspended if the run has left."""
         self._run.refuse_unless_open()
