@@ -334,18 +334,19 @@ async def payment(url: str, ctx: TaskContext) -> str:
     return (await ctx.http.post("pay", f"{url}/pay", json={"amount": 7})).text
 
 
-async def test_asks_again_with_the_same_key_after_a_kill_before_the_save(
-    dsn: str, url: str, processes: Processes
+@pytest.mark.parametrize(("point", "times"), [("before", 2), ("after", 1)])
+async def test_asks_again_with_the_same_key_only_if_it_was_killed_before_the_save(
+    dsn: str, url: str, processes: Processes, point: str, times: int
 ) -> None:
     async with AsyncDurable(dsn, tasks=[payment]) as app:
         handle = await app.spawn(payment, url)
-        before_the_save = {"DURABLE_FAILPOINT": "kill=flush#1:before"}
-        assert processes.python("-c", WORKER, env=before_the_save).wait() == -9
+        mortal = {"DURABLE_FAILPOINT": f"kill=flush#1:{point}"}
+        assert processes.python("-c", WORKER, env=mortal).wait() == -9
         assert len(Handler.asked) == 1
-        processes.python("-c", WORKER)
-        assert await handle.result(30) == "answer 1"
+        async with app.worker(poll=0.05):
+            assert await handle.result(30) == f"answer {times - 1}"
         assert (await handle.snapshot()).attempt == 2
-    assert [asked["body"] for asked in Handler.asked] == ['{"amount":7}'] * 2
+    assert [asked["body"] for asked in Handler.asked] == ['{"amount":7}'] * times
     assert {asked["idempotency-key"] for asked in Handler.asked} == {
         f"{handle.task_id}/pay"
     }

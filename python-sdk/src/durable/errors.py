@@ -111,10 +111,14 @@ class UnreadablePayload(DurableError):
 
     def __init__(self, mark: str, why: str = "cannot be opened") -> None:
         super().__init__(
-            f"a value sealed by {mark!r} {why}",
-            hint="Pass the codec, with that key, as codec= to the application.",
+            hint="Pass the codec, with that key, as codec= to the application."
         )
+        self.args = (mark, why)
         self.mark = mark
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"a value sealed by {self.mark!r} {self.why}\nHint: {self.hint}"
 
 
 @dataclass(frozen=True, slots=True)
