@@ -384,6 +384,12 @@ def test_refuses_to_save_what_looks_sealed(text: str) -> None:
     assert Vault([NEW]).opened(Vault([NEW]).sealed(text)) == text
 
 
+def test_keeps_no_arguments_of_an_error_that_look_sealed() -> None:
+    looks = {"durable:codec": "x", "data": "eA=="}
+    error = json.dumps({"type": "E", "message": "m", "args": [looks]})
+    assert json.loads(Vault().sealed_error(error)) == {"type": "E", "message": "m"}
+
+
 def test_refuses_what_is_too_long_once_it_is_sealed() -> None:
     text = json.dumps("x" * (MAX_BYTES - 100))
     with pytest.raises(UnsavableValue, match="as aes-gcm/new seals it"):

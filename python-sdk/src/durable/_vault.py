@@ -72,9 +72,12 @@ class Vault:
 
         Of one that would be too long as sealed, the end is kept.
         """
-        if self._sealing is None:
+        if self._sealing is None and _WORD not in text:
             return text
         error = json.loads(text)
+        if self._sealing is None:
+            error.pop("args", None)  # which may look sealed
+            return json.dumps(error)
         said = {key: error.pop(key) for key in _SAYING if key in error}
         if len(json.dumps(said)) > _LONGEST_ERROR:
             said.pop("args", None)
@@ -113,12 +116,12 @@ class Vault:
     def _open(self, envelope: dict[str, str]) -> str:
         mark = envelope[_MARK]
         try:
-            sealed = Sealed(mark, base64.b64decode(envelope["data"], validate=True))
+            data = base64.b64decode(envelope["data"], validate=True)
         except binascii.Error as error:
             raise UnreadablePayload(mark, f"is no base64: {error}") from error
         for codec in self._codecs:
             try:
-                return codec.open(sealed).decode()
+                return codec.open(Sealed(mark, data)).decode()
             except LookupError:
                 continue
             except Exception as error:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import CO_COROUTINE
@@ -22,9 +21,9 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from durable._inheritance import IDENTITY, RESERVED
 from durable._names import Names
 from durable._values import Codec, changed_in_roundtrip
+from durable._worker.baggage import Baggage
 from durable._worker.history import Call
 from durable._worker.lane import Lane
 from durable._worker.outcomes import read
@@ -33,8 +32,6 @@ from durable._worker.waits import Branch, Resolved, Wait
 from durable.errors import InvalidArgument, Suspended, UnreadablePayload
 
 if TYPE_CHECKING:
-    import httpx
-
     from durable._application import Application
     from durable._worker.run import Run
 
@@ -77,27 +74,22 @@ class WaitItem(NamedTuple):
 WaitLane: TypeAlias = Lane[WaitItem, tuple[str, dict[str, Resolved]]]
 
 
-class Calls:
+class Calls(Baggage):
     """What a context calls. Everything here happens on the worker's loop."""
 
     __slots__ = (
-        "_headers",
         "_history",
         "_names",
         "_position",
-        "_run",
         "_waits",
-        "claimed",
     )
 
     def __init__(self, run: Run) -> None:
-        self.claimed = run.claimed
-        self._run = run
+        super().__init__(run)
         self._history = run.history
         self._names = Names()
         self._position = 0
         self._waits = run.waits
-        self._headers: Mapping[str, Any] | None = None
 
     # -- what is known ------------------------------------------------------------
 
@@ -107,40 +99,9 @@ class Calls:
         return self.claimed.run_id
 
     @property
-    def headers(self) -> Mapping[str, Any]:
-        """What was spawned with the task beside its params."""
-        if self._headers is None:
-            self._headers = {
-                name: value
-                for name, value in self.all_headers.items()
-                if not name.startswith(RESERVED)
-            }
-        return self._headers
-
-    @property
-    def all_headers(self) -> Mapping[str, Any]:
-        """The same, with those that are durable's own."""
-        return json.loads(self.claimed.headers) if self.claimed.headers else {}
-
-    @property
-    def identity(self) -> Mapping[str, Any] | None:
-        """Who asked for the task."""
-        return self.all_headers.get(IDENTITY)
-
-    @property
     def state(self) -> Any:
         """What the application's lifespan yielded."""
         return self._run.services.state
-
-    @property
-    def http(self) -> httpx.AsyncClient:
-        """The worker's own HTTP client, for coroutines."""
-        return self._run.services.http.asynchronous()
-
-    @property
-    def blocking_http(self) -> httpx.Client:
-        """The worker's own HTTP client, for threads."""
-        return self._run.services.http.synchronous()
 
     @property
     def application(self) -> Application:
