@@ -60,15 +60,17 @@ class History:
 
     def open(self) -> None:
         """Open what was loaded sealed. Raises UnreadablePayload."""
-        self.saved.update(self.opened(self.saved))
+        self.saved = self.opened(self.saved)
 
     def opened(self, loaded: dict[str, Resolved]) -> dict[str, Resolved]:
         """Return checkpoints as the task saved them. Raises UnreadablePayload."""
         opened = self._vault.opened
-        return {
-            key: Resolved(saved.state, opened(saved.value))
+        sealed = {
+            key: Resolved(saved.state, text)
             for key, saved in loaded.items()
+            if (text := opened(saved.value)) is not saved.value
         }
+        return loaded | sealed if sealed else loaded
 
     def remember(self, key: str, saved: Resolved) -> Resolved:
         """Add a checkpoint that is committed."""
