@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(21);
+select plan(33);
 
 create function pg_temp.keyed(queue text, task text, params jsonb, key text)
 returns durable.spawned_task
@@ -87,6 +87,51 @@ select throws_ok(
   format('select durable.spawn(%L, %L, %L, %L)', 'q', 'job', '{}',
     jsonb_build_object('idempotency_key', 'orphan', 'parent_task_id', id('b'))),
   'WFFIN', null, 'spawn() with a new key under a finished parent is refused');
+
+-- fingerprints, for params that are stored as other bytes each time
+
+create function pg_temp.sealed(params jsonb, fingerprint jsonb, key text)
+returns durable.spawned_task
+language sql
+as $$
+  select * from durable.spawn('q', 'job', params,
+    jsonb_build_object('idempotency_key', key, 'fingerprint', fingerprint));
+$$;
+
+select call_it('s', (pg_temp.sealed('"one"', '["f1", "f0"]', 'sealed')).task_id) \g /dev/null
+select is(
+  (select fingerprint from durable.idempotency_keys where queue = 'q' and key = 'sealed'),
+  'f1', 'the first fingerprint is kept');
+select results_eq(
+  format('select task_id, created from pg_temp.sealed(%L, %L, %L)', '"two"', fingerprint, 'sealed'),
+  $$ values (id('s'), false) $$, format('%s tells the same params again', fingerprint))
+from (values ('"f1"'), ('["f2", "f1"]')) as same (fingerprint);
+select throws_ok(
+  format('select pg_temp.sealed(%L, %L, %L)', '"one"', fingerprint, 'sealed'),
+  'WFCON', null, format('%s tells other params, though they look the same', fingerprint))
+from (values ('"f2"'), ('["f2", "f0"]')) as other (fingerprint);
+select throws_ok($$ select pg_temp.keyed('q', 'job', '"two"', 'sealed') $$,
+  'WFCON', null, 'without a fingerprint the params themselves are compared');
+select results_eq(
+  $$ select created from durable.spawn_many('q', '[
+       {"task": "job", "params": 1, "options": {"idempotency_key": "sealed", "fingerprint": "f1"}},
+       {"task": "job", "params": 2, "options": {"idempotency_key": "many", "fingerprint": "g"}},
+       {"task": "job", "params": 3, "options": {"idempotency_key": "many", "fingerprint": "g"}}]') $$,
+  array[false, true, false], 'spawn_many() compares fingerprints, too');
+select call_it('plain', (pg_temp.keyed('q', 'job', '{"n": 1}', 'plain')).task_id) \g /dev/null
+select results_eq(
+  $$ select task_id, created from pg_temp.sealed('"x"', '"f"', 'plain') $$,
+  $$ values (id('plain'), false) $$,
+  'a key from before there were fingerprints is taken for the same');
+select throws_ok(
+  format('select durable.spawn(%L, %L, %L, %L)', 'q', 'job', '{}', options), '22023', null,
+  format('spawn() refuses %s', options))
+from (values
+  ('{"fingerprint": "f"}'),
+  ('{"fingerprint": 1, "idempotency_key": "x"}'),
+  ('{"fingerprint": ["f", 1], "idempotency_key": "x"}'),
+  ('{"fingerprint": [""], "idempotency_key": "x"}')
+) as wrong (options);
 
 select * from finish();
 rollback;

@@ -169,7 +169,7 @@ begin
   end if;
   perform durable._check_keys('options', options, array[
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'max_delay', 'max_duration',
-    'parent_task_id'
+    'parent_task_id', 'identity', 'fingerprint'
   ]);
   _options.max_attempts := case when options ? 'max_attempts'
     then durable._max_attempts(options) else 5 end;
@@ -179,12 +179,18 @@ begin
     perform durable._refuse_argument('headers in options must be a JSON object',
       'Pass an object such as {"trace": "..."}.');
   end if;
+  if options ? 'identity' then
+    _options.headers := durable._with_identity(_options.headers, options -> 'identity');
+  end if;
   if jsonb_typeof(options -> 'idempotency_key') not in ('string', 'null') then
     perform durable._refuse_argument('idempotency_key in options must be a string',
       'Pass 1 to 255 bytes of text.');
   elsif options ->> 'idempotency_key' is not null then
     perform durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
     _options.idempotency_key := options ->> 'idempotency_key';
+  end if;
+  if options ? 'fingerprint' then
+    _options.fingerprint := durable._checked_fingerprint(options);
   end if;
   _options.max_delay := durable._number('options', options, 'max_delay', 0);
   _options.max_duration := durable._number('options', options, 'max_duration', 0);
@@ -194,5 +200,56 @@ begin
   end if;
   _options.parent_task_id := (options ->> 'parent_task_id')::uuid;
   return _options;
+end;
+$$;
+
+
+-- Headers, with who asked under a name that is the engine's own; JSON null: nobody.
+create or replace function durable._with_identity(headers jsonb, identity jsonb)
+returns jsonb
+language plpgsql
+immutable
+as $$
+begin
+  if jsonb_typeof(identity) not in ('object', 'null') then
+    perform durable._refuse_argument('identity in options must be a JSON object',
+      'Pass who asks for the task, such as {"user": "..."}.');
+  elsif jsonb_typeof(identity) = 'null' then
+    return nullif(headers - 'durable:identity', '{}');
+  end if;
+  return durable._checked_size('headers',
+    coalesce(headers, '{}') || jsonb_build_object('durable:identity', identity));
+end;
+$$;
+
+
+-- What tells params again: one text, or several of which any may.
+create or replace function durable._checked_fingerprint(options jsonb)
+returns text[]
+language plpgsql
+immutable
+as $$
+declare
+  _given jsonb := options -> 'fingerprint';
+  _fingerprint text[];
+begin
+  if jsonb_typeof(_given) = 'null' then
+    return null;
+  elsif jsonb_typeof(_given) = 'string' then
+    _given := jsonb_build_array(_given);
+  end if;
+  if jsonb_typeof(_given) <> 'array' or jsonb_path_exists(_given, '$[*] ? (@.type() <> "string")') then
+    perform durable._refuse_argument('fingerprint in options must be a string',
+      'Pass 1 to 255 bytes of text, or an array of such texts.');
+  elsif options ->> 'idempotency_key' is null then
+    perform durable._refuse_argument('fingerprint in options stands without an idempotency_key',
+      'Pass both, or none.');
+  end if;
+  _fingerprint := array(
+    select durable._checked_name('fingerprint', given.text, 255)
+    from jsonb_array_elements_text(_given) with ordinality as given (text, ordinal)
+    order by given.ordinal
+  );
+  return nullif(_fingerprint, '{}');
 end;
 $$;

@@ -148,11 +148,14 @@ language plpgsql
 as $$
 declare
   _now timestamptz := durable._now();
+  _options durable._spawn_options;
   _new durable._new_task;
 begin
-  _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params,
-    (max_attempts, task.retry, task.headers, null, null, task.max_duration, null)::durable._spawn_options,
-    null);
+  _options.max_attempts := max_attempts;
+  _options.retry := task.retry;
+  _options.headers := task.headers;
+  _options.max_duration := task.max_duration;
+  _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params, _options, null);
   perform durable._insert_tasks(queue, array[_new], _now);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
 end;

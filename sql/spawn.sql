@@ -26,7 +26,7 @@ declare
 begin
   if _options.idempotency_key is not null then
     perform durable._require_queue(_queue);
-    _existing_id := durable._reserve_key(_queue, _options.idempotency_key, _task_id);
+    _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
     if _existing_id is not null then
       return durable._same_task(_queue, (1, _task_id, _name, _params, _options, _existing_id));
     end if;
@@ -57,8 +57,10 @@ $$;
 comment on function durable.spawn is
 'Spawns a task, in the caller''s transaction. options: max_attempts (5; null: no
 limit), retry ({"kind": "none" | "fixed" | "exponential", "base_seconds", "factor",
-"max_seconds", "jitter"}), headers (an object), idempotency_key, max_delay and
-max_duration (seconds until its first start, and from it), parent_task_id. Returns
+"max_seconds", "jitter"}), headers (an object), identity (an object: who asks;
+kept among the headers), idempotency_key, fingerprint (with a key: what is compared
+instead of the params, a text, or several of which any may be the one kept), max_delay
+and max_duration (seconds until its first start, and from it), parent_task_id. Returns
 the task; created is false when the key was taken by the same name and params.
 Refuses: bad arguments 22023, an unknown queue WFQUE, a key that belongs to another
 task WFCON, a parent that is unknown WFNFD or has finished WFFIN.';
@@ -171,13 +173,16 @@ declare
   _keyed record;
 begin
   for _keyed in
-    select task.place, task.task_id, (task.options).idempotency_key as key
+    select
+      task.place, task.task_id, (task.options).idempotency_key as key,
+      (task.options).fingerprint[1] as fingerprint
     from unnest(new) with ordinality
       as task (ordinal, task_id, name, params, options, existing_id, place)
     where (task.options).idempotency_key is not null
     order by (task.options).idempotency_key collate "C", task.ordinal
   loop
-    _new[_keyed.place].existing_id := durable._reserve_key(queue, _keyed.key, _keyed.task_id);
+    _new[_keyed.place].existing_id
+      := durable._take_key(queue, _keyed.key, _keyed.task_id, _keyed.fingerprint);
   end loop;
   return _new;
 end;
@@ -185,7 +190,7 @@ $$;
 
 
 -- Takes a key for a new task. Returns the task that has it already, if one has.
-create or replace function durable._reserve_key(queue text, key text, task_id uuid)
+create or replace function durable._take_key(queue text, key text, task_id uuid, fingerprint text)
 returns uuid
 language plpgsql
 set enable_seqscan = off
@@ -197,8 +202,8 @@ declare
   _existing_id uuid;
 begin
   loop
-    insert into durable.idempotency_keys (queue, key, task_id)
-    values (_queue, _key, task_id)
+    insert into durable.idempotency_keys (queue, key, task_id, fingerprint)
+    values (_queue, _key, task_id, fingerprint)
     on conflict do nothing;
     if found then
       return null;
@@ -304,7 +309,7 @@ begin
   if not found then
     perform durable._refuse_unknown_task(_queue, new.existing_id);
   end if;
-  if _task.name <> new.name or _task.params <> coalesce(new.params, 'null') then
+  if _task.name <> new.name or not durable._same_params(_queue, new, _task.params) then
     raise exception using errcode = 'WFCON',
       message = format('idempotency key "%s" belongs to task %s with %s',
         (new.options).idempotency_key, new.existing_id,
@@ -313,5 +318,30 @@ begin
       hint = 'Use one key for one name and params.';
   end if;
   return (_task.task_id, durable._run_id(_task.task_id, _task.attempt), _task.attempt, false);
+end;
+$$;
+
+
+-- Whether a task that has the key was meant to have these params. Where a fingerprint is
+-- given nothing else can say so: then a key that has none is taken for the same, since it
+-- dates from before there were any.
+create or replace function durable._same_params(queue text, new durable._new_task, params jsonb)
+returns boolean
+language plpgsql
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  _queue text collate "C" := queue;
+  _key text collate "C" := (new.options).idempotency_key;
+begin
+  if (new.options).fingerprint is null then
+    return params = coalesce(new.params, 'null');
+  end if;
+  return (
+    select coalesce(idempotency_keys.fingerprint = any ((new.options).fingerprint), true)
+    from durable.idempotency_keys
+    where idempotency_keys.queue = _queue and idempotency_keys.key = _key
+  );
 end;
 $$;

@@ -266,16 +266,18 @@ comment on index durable.waits_target_idx is 'Read when a task finishes.';
 
 
 create table durable.idempotency_keys (
-  queue   text collate "C" not null,
-  key     text collate "C" not null,
-  task_id uuid             not null,
+  queue       text collate "C" not null,
+  key         text collate "C" not null,
+  task_id     uuid             not null,
+  fingerprint text collate "C",
   primary key (queue, key)
 );
 
-comment on table  durable.idempotency_keys         is 'One task per key. A table of its own, since an index on tasks would be rewritten by every transition.';
-comment on column durable.idempotency_keys.queue   is 'The task''s queue.';
-comment on column durable.idempotency_keys.key     is 'The key, at most 255 bytes; it lives exactly as long as its task.';
-comment on column durable.idempotency_keys.task_id is 'The task it stands for.';
+comment on table  durable.idempotency_keys             is 'One task per key. A table of its own, since an index on tasks would be rewritten by every transition.';
+comment on column durable.idempotency_keys.queue       is 'The task''s queue.';
+comment on column durable.idempotency_keys.key         is 'The key, at most 255 bytes; it lives exactly as long as its task.';
+comment on column durable.idempotency_keys.task_id     is 'The task it stands for.';
+comment on column durable.idempotency_keys.fingerprint is 'By what its params are told again, where the same ones are stored as other bytes each time; null: by themselves.';
 
 
 create table durable.notes (

@@ -126,7 +126,8 @@ create type durable._spawn_options as (
   idempotency_key text,
   max_delay       double precision,
   max_duration    double precision,
-  parent_task_id  uuid
+  parent_task_id  uuid,
+  fingerprint     text[]
 );
 
 create type durable._new_task as (

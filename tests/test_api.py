@@ -29,6 +29,7 @@ CLIENT = {
 }
 CONTEXT = {
     *["task_id", "run_id", "attempt", "queue", "headers", "state"],
+    *["identity", "http"],
     *["parent_task_id", "scope", "step", "transaction", "begin_step"],
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],

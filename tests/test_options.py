@@ -197,7 +197,6 @@ def test_lists_the_options_when_none_is_near() -> None:
         {"max_attempts": 10**5000},
         {"retry": {"kind": "fixed"}},
         {"retry": 5},
-        {"headers": None},
         {"headers": ["a"]},
         {"headers": {"durable:trace": "x"}},
         {"headers": {"": "x"}},

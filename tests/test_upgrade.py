@@ -28,6 +28,7 @@ SHIPPED = [
     ("install",),
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
+    ("0009_fingerprint_of_a_key.sql",),
 ]
 
 CUT = """
@@ -128,6 +129,8 @@ def test_brings_the_first_version_to_this_one(
     db.execute("""
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
+alter table durable.idempotency_keys drop column fingerprint;
+alter type durable._spawn_options drop attribute fingerprint;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

@@ -29,6 +29,7 @@ BANNER: Final = "# Made from {} by tools/async_to_sync.py: edit that, not this.\
 
 NAMES: Final = {
     "AbstractAsyncContextManager": "AbstractContextManager",
+    "AsyncClient": "Client",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncContextManager": "ContextManager",
@@ -51,6 +52,7 @@ NAMES: Final = {
     "_async": "_sync",
     "aclose": "close",
     "aiter": "iter",
+    "aiter_bytes": "iter_bytes",
     "anext": "next",
     "asynccontextmanager": "contextmanager",
     "asyncio.Event": "threading.Event",

@@ -8,9 +8,10 @@ that is not needed, so a mistake that they stop seeing fails the check.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, assert_type
+from uuid import UUID
 
 from psycopg import AsyncConnection, Connection
 from pydantic import BaseModel
@@ -19,13 +20,18 @@ from durable import (
     AsyncDurable,
     AsyncTaskHandle,
     Durable,
+    RecordedResponse,
     Retry,
+    Sealed,
     SyncTaskContext,
     Task,
     TaskContext,
     TaskHandle,
+    current,
     task,
 )
+from durable.encryption import AESGCMCodec
+from durable.options import JSON
 
 
 class Order(BaseModel):
@@ -70,6 +76,7 @@ class NotifyCustomer(Task[Slip, None]):
         assert_type(ctx.step("weigh", weigh, Order(id=1), "kg"), float)
         assert_type(ctx.transaction("debit", debit_sync, 3), Slip)
         ctx.transaction("debit", debit_sync, "three")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        assert_type(ctx.http.post("ask", "https://x", json=1), RecordedResponse)
         ctx.sleep_for("cool-off", 1)
         ctx.step("weigh", weigh, "no order", "kg")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType]
 
@@ -85,6 +92,11 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
         assert_type(await ctx.await_event("packed", as_type=Slip, timeout=60), Slip)
         assert_type(await ctx.transaction("debit", debit, 3), Slip)
+        assert_type(await ctx.http.get("ask", "https://x", params={}), RecordedResponse)
+        assert_type(ctx.identity, Mapping[str, JSON] | None)
+        assert_type(current().task_id, UUID)
+        assert_type(current(None), TaskContext[Any] | SyncTaskContext[Any] | None)
+        await ctx.http.post("ask", "https://x", jsn={})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         await ctx.transaction("strict", debit, 3, isolation="serializable")
         await ctx.transaction("strict", debit, 3, isolation="strict")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
         await ctx.sleep_for("cool-off", timedelta(seconds=1))
@@ -98,6 +110,24 @@ class ProcessOrder(Task[Order, str]):
         await ctx.step("charge", charge)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType, reportCallIssue]
         await ctx.spawn("notify", NotifyCustomer, order)  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
         return await ctx.step("charge", charge, order)
+
+
+class Mirror:
+    """A codec of somebody's own."""
+
+    def seal(self, plain: bytes, /) -> Sealed:
+        return Sealed("mirror", plain[::-1])
+
+    def open(self, sealed: Sealed, /) -> bytes:
+        return sealed.data[::-1]
+
+    def fingerprints(self, plain: bytes, /) -> Sequence[str]:
+        return ()
+
+
+AsyncDurable(codec=Mirror())
+Durable(codec=[AESGCMCodec({}), Mirror()])
+Durable(codec=AESGCMCodec)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 class Greet(Task[str, str]):

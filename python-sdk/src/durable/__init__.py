@@ -17,6 +17,7 @@ import os as _os
 from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
 from durable._async.handle import AsyncTaskHandle
+from durable._current import current
 from durable._results import QueueStats, TaskResult
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
@@ -26,8 +27,10 @@ from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
 from durable._worker.worker import Worker
 from durable.children import ChildHandle
+from durable.codecs import PayloadCodec, Sealed
 from durable.errors import (
     AlreadyFinished,
+    BadStatus,
     Conflict,
     DurableError,
     Forbidden,
@@ -35,6 +38,7 @@ from durable.errors import (
     LeaseLost,
     NonRetryable,
     NotFound,
+    ResponseTooLarge,
     SchemaVersion,
     StepFailed,
     Suspended,
@@ -42,7 +46,9 @@ from durable.errors import (
     TaskError,
     TaskFailed,
     UnknownQueue,
+    UnreadablePayload,
 )
+from durable.http import RecordedResponse
 from durable.options import SpawnOptions
 from durable.retry import Retry
 from durable.task import Task, task
@@ -51,6 +57,7 @@ __all__ = [
     "AlreadyFinished",
     "AsyncDurable",
     "AsyncTaskHandle",
+    "BadStatus",
     "ChildHandle",
     "Conflict",
     "Durable",
@@ -61,9 +68,13 @@ __all__ = [
     "NonRetryable",
     "NotFound",
     "OpenStep",
+    "PayloadCodec",
     "QueueStats",
+    "RecordedResponse",
+    "ResponseTooLarge",
     "Retry",
     "SchemaVersion",
+    "Sealed",
     "SpawnOptions",
     "StepFailed",
     "Suspended",
@@ -77,8 +88,10 @@ __all__ = [
     "TaskResult",
     "ThreadedWorker",
     "UnknownQueue",
+    "UnreadablePayload",
     "Worker",
     "WorkerOptions",
+    "current",
     "run_worker",
     "task",
 ]

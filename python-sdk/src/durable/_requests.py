@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from durable._names import check_task_name
 from durable._values import PLAIN, Codec
+from durable._vault import Vault
 from durable.errors import InvalidArgument
 from durable.options import spawn_options_json
 from durable.registry import AnyTask, Registry
@@ -47,6 +48,20 @@ class SpawnRequest(Generic[R]):
     params: str
     options: str
     result_codec: Codec[R]
+
+    def sealed(self, vault: Vault) -> SpawnRequest[R]:
+        """Return it with its params as they are to be stored.
+
+        With an idempotency key go fingerprints of the params: sealed again, they would
+        seem to be others. Raises UnsavableValue as `Vault.sealed` does.
+        """
+        params = vault.sealed(self.params)
+        if params is self.params:
+            return self
+        options = json.loads(self.options)
+        if "idempotency_key" in options:
+            options["fingerprint"] = vault.fingerprints(self.params)
+        return replace(self, params=params, options=json.dumps(options))
 
 
 def spawn_request(

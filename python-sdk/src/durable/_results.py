@@ -9,11 +9,20 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from durable._values import Codec
+from durable._vault import Vault
 from durable._worker.failures import task_error
 from durable._worker.outcomes import outcome_error
 from durable.errors import NotFound, TaskError
 
-__all__ = ["FINAL", "QueueStats", "TaskResult", "not_found", "output", "task_result"]
+__all__ = [
+    "FINAL",
+    "QueueStats",
+    "TaskResult",
+    "not_found",
+    "opened",
+    "output",
+    "task_result",
+]
 
 R = TypeVar("R")
 
@@ -59,6 +68,12 @@ class QueueStats:
     oldest_ready_at: datetime | None
     next_due_at: datetime | None
     ready_by_name: dict[str, int]
+
+
+def opened(row: tuple[Any, ...], vault: Vault) -> tuple[Any, ...]:
+    """Return a row of `durable.get_task_result`, its result and error unsealed."""
+    *known, result, error = row
+    return (*known, *(text and vault.opened(text) for text in (result, error)))
 
 
 def task_result(row: tuple[Any, ...], how: Codec[R]) -> TaskResult[R]:

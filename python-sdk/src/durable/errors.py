@@ -24,6 +24,7 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyFinished",
+    "BadStatus",
     "Conflict",
     "DurableError",
     "Forbidden",
@@ -31,6 +32,7 @@ __all__ = [
     "LeaseLost",
     "NonRetryable",
     "NotFound",
+    "ResponseTooLarge",
     "SchemaVersion",
     "StepFailed",
     "Suspended",
@@ -38,6 +40,7 @@ __all__ = [
     "TaskError",
     "TaskFailed",
     "UnknownQueue",
+    "UnreadablePayload",
     "from_database",
     "sqlstates",
 ]
@@ -97,6 +100,25 @@ class Forbidden(DurableError, code="42501"):
 
 class InvalidArgument(DurableError, ValueError, code="22023"):
     """An argument was refused, by this package or by the database."""
+
+
+class UnreadablePayload(DurableError):
+    """A value is sealed, and cannot be opened here.
+
+    `mark` says by which codec, and which of its keys. A worker that meets one puts the
+    task back for a minute, without using up an attempt.
+    """
+
+    def __init__(self, mark: str, why: str = "cannot be opened") -> None:
+        super().__init__(
+            hint="Pass the codec, with that key, as codec= to the application."
+        )
+        self.args = (mark, why)
+        self.mark = mark
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"a value sealed by {self.mark!r} {self.why}\nHint: {self.hint}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +182,27 @@ class NonRetryable(Exception):
     def __str__(self) -> str:
         (why,) = self.args
         return f"{type(why).__name__}: {why}" if self.__cause__ is why else str(why)
+
+
+class BadStatus(DurableError):
+    """A response of `ctx.http` says that the request failed: 400 or above.
+
+    `status_code`, `method` and `url` say which. Raised by `raise_for_status`.
+    """
+
+    def __init__(self, status_code: int, method: str, url: str) -> None:
+        super().__init__(f"{method} {url} answered {status_code}")
+        self.args = (status_code, method, url)  # by which it is restored at replay
+        self.status_code = status_code
+        self.method = method
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.url} answered {self.status_code}"
+
+
+class ResponseTooLarge(DurableError, NonRetryable):
+    """The body of a response is above `max_bytes`. Trying again would not help."""
 
 
 class Suspended(asyncio.CancelledError):

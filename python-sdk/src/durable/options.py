@@ -59,7 +59,8 @@ class TaskOptions(TypedDict, total=False):
         Left out, 5.
     retry: how long a failed attempt waits for the next. None or left out: 1 second,
         then twice as long each time, up to 5 minutes, with jitter.
-    headers: JSON values that travel with the task; a spawn adds to its class's.
+    headers: JSON values that travel with the task; a spawn adds to its class's, and
+        a child's to its parent's. None, for a spawn: none at all, nor the parent's.
     max_delay: seconds or timedelta it may wait for its first start; None: any time.
     max_duration: seconds or timedelta from its first start to its end; None: any time.
     queue: the queue it is spawned in; None: as if it were left out.
@@ -67,7 +68,7 @@ class TaskOptions(TypedDict, total=False):
 
     max_attempts: int | None
     retry: Retry | None
-    headers: Mapping[str, JSON]
+    headers: Mapping[str, JSON] | None
     max_delay: timedelta | float | None
     max_duration: timedelta | float | None
     queue: str | None
@@ -78,9 +79,12 @@ class SpawnOptions(TaskOptions, total=False):
 
     idempotency_key: 1-255 bytes, unique in the queue: spawning again with the same key
         gives the same task. None: no key.
+    identity: who asks for the task, in JSON such as {"user": "ada", "roles": ["ops"]}:
+        `ctx.identity`. Left out, a child has its parent's; None: nobody.
     """
 
     idempotency_key: str | None
+    identity: Mapping[str, JSON] | None
 
 
 def spawn_options_json(
@@ -99,7 +103,8 @@ def spawn_options_json(
             raise InvalidArgument(unknown_option(option, list(_CHECKS)))
         checked = _CHECKS[option](value)
         if option == "headers":
-            merged[option] = {**merged.get(option, {}), **checked}
+            known = merged.get(option) or {}
+            merged[option] = None if checked is None else {**known, **checked}
         elif option == "queue":
             continue
         elif checked is None and option != "max_attempts":
@@ -158,7 +163,23 @@ def _retry(value: object) -> dict[str, Any] | None:
     return value.as_options()
 
 
-def _headers(value: object) -> dict[str, JSON]:
+def _identity(value: object) -> dict[str, JSON] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        kind = type(value).__name__
+        raise InvalidArgument(f"identity must be a mapping, not {kind}")
+    identity = dict(value)
+    try:
+        PLAIN.dump(identity)
+    except Unsavable as error:
+        raise InvalidArgument(f"identity must be plain JSON: {error}") from error
+    return identity
+
+
+def _headers(value: object) -> dict[str, JSON] | None:
+    if value is None:
+        return None
     if not isinstance(value, Mapping):
         raise InvalidArgument(f"headers must be a mapping, not {type(value).__name__}")
     headers = dict(value)
@@ -197,6 +218,7 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "retry": _retry,
     "headers": _headers,
     "idempotency_key": _key,
+    "identity": _identity,
     "max_delay": lambda value: seconds(value, "max_delay"),
     "max_duration": lambda value: seconds(value, "max_duration"),
     "queue": _queue,

@@ -100,6 +100,7 @@ def options_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> dict[str, Any]:
     if given["queue"] is None:
         del given["queue"]
     try:
+        _refuse_none_as_headers(given)
         check_task_name(source.name)
         checked_no_retry(source.no_retry)
         return spawn_options_json({}, given)
@@ -187,6 +188,12 @@ def _listed() -> str:
 
 def _class_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> type[Task[Any, Any]]:
     return source if isinstance(source, type) else type(source)
+
+
+def _refuse_none_as_headers(given: Mapping[str, Any]) -> None:
+    """Refuse what only a spawn can want: to be without its class's and its parent's."""
+    if given.get("headers", {}) is None:
+        raise InvalidArgument("headers must be a mapping, not None")
 
 
 def _refuse_typos(cls: type[Task[Any, Any]]) -> None:

@@ -59,7 +59,13 @@ def spawn(nick: str, *, parent: Held | None = None, **options: Any) -> Call:
     if parent is not None:
         options["parent_task_id"] = str(parent.task_id)
     return Call(
-        " ".join(["spawn", nick, options.get("idempotency_key", "")]).strip(),
+        " ".join(
+            [
+                "spawn",
+                nick,
+                *(options.get(o, "") for o in ("idempotency_key", "fingerprint")),
+            ]
+        ).strip(),
         "select created from durable.spawn(%(queue)s, %(name)s, '{}', %(options)s)",
         {"name": nick, "options": json.dumps(options)},
     )

@@ -408,6 +408,7 @@ def keys_and_those_who_have_them(stage: Stage) -> list[Call]:
     return [
         do.spawn("new", idempotency_key="a"),
         do.spawn("new", idempotency_key="b"),
+        do.spawn("new", idempotency_key="b", fingerprint="f"),
         do.spawn("other", idempotency_key="b"),
         do.spawn_many("new", *both),
         do.spawn_many("new", *both[::-1]),

@@ -692,8 +692,22 @@ KEYS: Final = [
     Mutant(
         "takes one key for other params",
         "spawn.sql",
-        "_task.name <> new.name or _task.params <> coalesce(new.params, 'null')",
+        "_task.name <> new.name or not durable._same_params(_queue, new, _task.params)",
         "_task.name <> new.name",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "takes one key for params with another fingerprint",
+        "spawn.sql",
+        "coalesce(idempotency_keys.fingerprint = any ((new.options).fingerprint), true)",
+        "true",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "compares sealed params beside their fingerprint",
+        "spawn.sql",
+        "  if (new.options).fingerprint is null then\n    return params",
+        "  if params <> new.params or (new.options).fingerprint is null then\n    return params",
         "pgtap/idempotency.sql",
     ),
     Mutant(

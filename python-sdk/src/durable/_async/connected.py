@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 from uuid import UUID
@@ -22,6 +22,7 @@ from durable._requests import (
 )
 from durable._sql import Statement
 from durable._values import PLAIN
+from durable.codecs import PayloadCodec
 from durable.registry import AnyTask
 from durable.task import Task
 
@@ -43,11 +44,17 @@ class Connected:
         lifespan: Lifespan | None = None,
         prepare: bool = True,
         listen: bool = True,
+        codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
         self.application = Application(
-            self._database.conninfo, queue, tasks, lifespan, prepare=prepare
+            self._database.conninfo,
+            queue,
+            tasks,
+            lifespan,
+            prepare=prepare,
+            codec=codec,
         )
 
     def __repr__(self) -> str:
@@ -118,9 +125,10 @@ class Connected:
         self, task: AnyTask | str, params: Any, options: Mapping[str, Any]
     ) -> SpawnRequest[Any]:
         application = self.application
-        return spawn_request(
+        request = spawn_request(
             application.registry, application.queue, task, params, options
         )
+        return request.sealed(application.vault)
 
     def _named(self, queue: str | None) -> str:
         return self.queue if queue is None else check_queue_name(queue)

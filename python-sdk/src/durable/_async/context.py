@@ -15,6 +15,7 @@ from uuid import UUID
 import typing_extensions
 
 from durable._async.family import Family
+from durable._async.http import Requests
 from durable._async.steps import OpenStep, Steps
 from durable._async.waiting import Waiting
 from durable._ids import uuid7
@@ -64,10 +65,20 @@ class TaskContext(Steps, Waiting, Family, Generic[State_co]):
         return self._run.headers
 
     @property
+    def identity(self) -> Mapping[str, JSON] | None:
+        """Who asked for the task, or for the one that spawned it; None: nobody said."""
+        return self._run.identity
+
+    @property
     def state(self) -> State_co:
         """What the application's `lifespan` yielded to this worker."""
         found: State_co = self._run.state
         return found
+
+    @property
+    def http(self) -> Requests:
+        """HTTP requests that are steps: their responses are recorded. Needs httpx."""
+        return Requests(self._run, self._prefix)
 
     def scope(self, name: str) -> TaskContext[State_co]:
         """Return the same context with `name/` before every name: for a branch."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, Unpack, overload
 
 from durable._async.calling import Calling
+from durable._inheritance import inherited
 from durable._names import check_step_name
 from durable._requests import OMITTED, spawn_request, task_json
 from durable._time import seconds
@@ -48,7 +49,8 @@ class Family(Calling):
         """Spawn a child, once, together with the checkpoint that says so.
 
         If this task fails or is cancelled the child is cancelled; if it completes the
-        child goes on. Options are those of `spawn`. Raises as `spawn` does.
+        child goes on. Options are those of `spawn`; this task's headers and identity
+        are also the child's. Raises as `spawn` does.
         """
         return self._spawn(*self._child(name, task, params, options))
 
@@ -89,6 +91,9 @@ class Family(Calling):
                 f"a child lives in its parent's queue {self.queue!r},"
                 f" not in {request.queue!r}"
             )
+        if self._run.claimed.headers:
+            request = inherited(request, self._run.all_headers, options)
+        request = request.sealed(self._run.application.vault)
         call = self._take("spawn", name)
         extra = (
             f'"name":{json.dumps(call.key)},'

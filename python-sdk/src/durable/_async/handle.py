@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
 from durable import _sql
-from durable._results import TaskResult, not_found, output, task_result
+from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._time import seconds
 from durable._values import Codec
 
@@ -66,7 +66,8 @@ class AsyncTaskHandle(Generic[R_co]):
 
     async def snapshot(self) -> TaskResult[R_co]:
         """Return where the task stands. Raises NotFound as `state` does."""
-        return task_result(await self._row(), self.codec)
+        row = opened(await self._row(), self._app.application.vault)
+        return task_result(row, self.codec)
 
     async def result(self, timeout: timedelta | float | None = None) -> R_co:
         """Wait until the task has finished, and return its output.
@@ -78,7 +79,7 @@ class AsyncTaskHandle(Generic[R_co]):
         """
         limit = seconds(timeout, "timeout")
         row = await self._app.results.wait(self.queue, self.task_id, limit)
-        return output(row, self.codec)
+        return output(opened(row, self._app.application.vault), self.codec)
 
     async def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)

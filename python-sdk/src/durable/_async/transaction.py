@@ -187,7 +187,7 @@ class Transaction:
             except TaskCancelled:
                 raise _Refused("cancelled") from None
         self._in_doubt = False
-        return None if state is None else Resolved(state, value)
+        return None if state is None else self._run.saved(state, value)
 
     async def _source(self) -> Any:
         return await self._run.pool() if self._on is None else self._on

@@ -18,6 +18,7 @@ import typing_extensions
 from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
 from durable._sync.family import Family
+from durable._sync.http import Requests
 from durable._sync.steps import OpenStep, Steps
 from durable._sync.waiting import Waiting
 from durable._values import PLAIN, codec
@@ -65,10 +66,20 @@ class SyncTaskContext(Steps, Waiting, Family, Generic[State_co]):
         return self._run.headers
 
     @property
+    def identity(self) -> Mapping[str, JSON] | None:
+        """Who asked for the task, or for the one that spawned it; None: nobody said."""
+        return self._run.identity
+
+    @property
     def state(self) -> State_co:
         """What the application's `lifespan` yielded to this worker."""
         found: State_co = self._run.state
         return found
+
+    @property
+    def http(self) -> Requests:
+        """HTTP requests that are steps: their responses are recorded. Needs httpx."""
+        return Requests(self._run, self._prefix)
 
     def scope(self, name: str) -> SyncTaskContext[State_co]:
         """Return the same context with `name/` before every name: for a branch."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
 from durable import _sql
-from durable._results import TaskResult, not_found, output, task_result
+from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._time import seconds
 from durable._values import Codec
 
@@ -67,7 +67,8 @@ class TaskHandle(Generic[R_co]):
 
     def snapshot(self) -> TaskResult[R_co]:
         """Return where the task stands. Raises NotFound as `state` does."""
-        return task_result(self._row(), self.codec)
+        row = opened(self._row(), self._app.application.vault)
+        return task_result(row, self.codec)
 
     def result(self, timeout: timedelta | float | None = None) -> R_co:
         """Wait until the task has finished, and return its output.
@@ -79,7 +80,7 @@ class TaskHandle(Generic[R_co]):
         """
         limit = seconds(timeout, "timeout")
         row = self._app.results.wait(self.queue, self.task_id, limit)
-        return output(row, self.codec)
+        return output(opened(row, self._app.application.vault), self.codec)
 
     def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)

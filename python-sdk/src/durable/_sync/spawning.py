@@ -85,9 +85,10 @@ class Spawning(Connected):
         given, and raises what `spawn` raises, for any of them.
         """
         application = self.application
-        requests = spawn_requests(
+        asked = spawn_requests(
             application.registry, application.queue, tasks, params, options
         )
+        requests = [request.sealed(application.vault) for request in asked]
         if not requests:
             return []
         statement = _sql.spawn_many(one_queue(requests), tasks_json(requests))
@@ -154,7 +155,7 @@ class Spawning(Connected):
         return bool(row[0])
 
     def _emit(self, event: str, payload: Any, queue: str | None) -> Statement:
-        text = codec(type(payload)).dump(payload)
+        text = self.application.vault.sealed(codec(type(payload)).dump(payload))
         return _sql.emit_event(self._named(queue), check_event_name(event), text)
 
 

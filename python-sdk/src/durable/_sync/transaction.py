@@ -186,7 +186,7 @@ class Transaction:
             except TaskCancelled:
                 raise _Refused("cancelled") from None
         self._in_doubt = False
-        return None if state is None else Resolved(state, value)
+        return None if state is None else self._run.saved(state, value)
 
     def _source(self) -> Any:
         return self._run.pool() if self._on is None else self._on

@@ -25,6 +25,8 @@ from durable._worker.waits import Resolved, Wait
 from durable.errors import Suspended
 
 if TYPE_CHECKING:
+    import httpx
+
     from durable._application import Application
 
 __all__ = ["AsyncRun", "BlockingRun"]
@@ -56,9 +58,24 @@ class BlockingRun:
         return self._run.headers
 
     @property
+    def all_headers(self) -> Mapping[str, Any]:
+        """The same, with those that are durable's own."""
+        return self._run.all_headers
+
+    @property
+    def identity(self) -> Mapping[str, Any] | None:
+        """Who asked for the task."""
+        return self._run.identity
+
+    @property
     def state(self) -> Any:
         """What the application's lifespan yielded."""
         return self._run.state
+
+    @property
+    def http(self) -> httpx.Client:
+        """The worker's own HTTP client, for threads."""
+        return self._run.blocking_http
 
     @property
     def application(self) -> Application:

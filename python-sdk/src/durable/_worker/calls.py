@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import CO_COROUTINE
@@ -24,12 +23,13 @@ from uuid import UUID
 
 from durable._names import Names
 from durable._values import Codec, changed_in_roundtrip
+from durable._worker.baggage import Baggage
 from durable._worker.history import Call
 from durable._worker.lane import Lane
 from durable._worker.outcomes import read
 from durable._worker.transacting import AsyncTransacting
 from durable._worker.waits import Branch, Resolved, Wait
-from durable.errors import InvalidArgument, Suspended
+from durable.errors import InvalidArgument, Suspended, UnreadablePayload
 
 if TYPE_CHECKING:
     from durable._application import Application
@@ -74,27 +74,22 @@ class WaitItem(NamedTuple):
 WaitLane: TypeAlias = Lane[WaitItem, tuple[str, dict[str, Resolved]]]
 
 
-class Calls:
+class Calls(Baggage):
     """What a context calls. Everything here happens on the worker's loop."""
 
     __slots__ = (
-        "_headers",
         "_history",
         "_names",
         "_position",
-        "_run",
         "_waits",
-        "claimed",
     )
 
     def __init__(self, run: Run) -> None:
-        self.claimed = run.claimed
-        self._run = run
+        super().__init__(run)
         self._history = run.history
         self._names = Names()
         self._position = 0
         self._waits = run.waits
-        self._headers: Mapping[str, Any] | None = None
 
     # -- what is known ------------------------------------------------------------
 
@@ -102,13 +97,6 @@ class Calls:
     def run_id(self) -> UUID:
         """The id of this attempt."""
         return self.claimed.run_id
-
-    @property
-    def headers(self) -> Mapping[str, Any]:
-        """What was spawned with the task beside its params."""
-        if self._headers is None:
-            self._headers = json.loads(self.claimed.headers or "{}")
-        return self._headers or {}
 
     @property
     def state(self) -> Any:
@@ -419,6 +407,10 @@ class Calls:
         outcome, resolved = await self._run.refusable(lane.submit(item))
         if outcome in _REASONS:
             self._run.leave(_REASONS[outcome])
+        try:
+            resolved = self._history.opened(resolved)
+        except UnreadablePayload as error:
+            self._run.leave_unreadable(error)
         self._history.saved.update(resolved)
         return None if self._run.left is not None else resolved
 

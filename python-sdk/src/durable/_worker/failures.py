@@ -18,6 +18,7 @@ from pydantic_core import to_json
 
 from durable._json import Unsavable
 from durable._values import PLAIN
+from durable._vault import unsealed_error
 from durable.errors import NonRetryable, StepFailed, TaskError
 
 __all__ = [
@@ -56,14 +57,14 @@ def restore(text: str) -> Exception:
     The class must be importable and derive from Exception, and its arguments must have
     been plain JSON; else it is StepFailed.
     """
-    recorded = json.loads(text)
+    recorded = unsealed_error(json.loads(text))
     error = _restored(recorded) or StepFailed(task_error(recorded))
     return mark_recorded(error)
 
 
 def task_error(recorded: dict[str, Any] | None) -> TaskError:
     """Return a recorded error as a value."""
-    recorded = recorded or {}
+    recorded = unsealed_error(recorded or {})
     return TaskError(
         str(recorded.get("type", "Error")),
         str(recorded.get("message", "")),

@@ -11,6 +11,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from durable._vault import PLAIN_VAULT, Vault
 from durable._worker.failures import mark_recorded, step_error_json
 from durable._worker.saving import Write
 from durable._worker.waits import Resolved
@@ -43,13 +44,33 @@ class _Failure(NamedTuple):
 class History:
     """The checkpoints of one task by key, and the writes that add to them."""
 
-    __slots__ = ("_claimed", "_failures", "_holder", "saved")
+    __slots__ = ("_claimed", "_failures", "_holder", "_vault", "saved")
 
-    def __init__(self, claimed: Claimed, saved: dict[str, Resolved]) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        saved: dict[str, Resolved],
+        vault: Vault = PLAIN_VAULT,
+    ) -> None:
         self.saved = saved
+        self._vault = vault
         self._claimed = claimed
         self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
         self._failures: list[_Failure] = []
+
+    def open(self) -> None:
+        """Open what was loaded sealed. Raises UnreadablePayload."""
+        self.saved = self.opened(self.saved)
+
+    def opened(self, loaded: dict[str, Resolved]) -> dict[str, Resolved]:
+        """Return checkpoints as the task saved them. Raises UnreadablePayload."""
+        opened = self._vault.opened
+        sealed = {
+            key: Resolved(saved.state, text)
+            for key, saved in loaded.items()
+            if (text := opened(saved.value)) is not saved.value
+        }
+        return loaded | sealed if sealed else loaded
 
     def remember(self, key: str, saved: Resolved) -> Resolved:
         """Add a checkpoint that is committed."""
@@ -81,12 +102,13 @@ class History:
             self._claimed.queue,
             self._claimed.task_id,
             self._all_caught() if self._failures else "",
-            completion=f'{self._holder}"result":{result}}}',
+            completion=f'{self._holder}"result":{self._vault.sealed(result)}}}',
         )
 
     def failure(self, error: str, *, final: bool) -> Write:
         """Return what fails the attempt; the task, if that is final."""
         retryable = "false" if final else "true"
+        error = self._vault.sealed_error(error)
         return Write(
             self._claimed.queue,
             self._claimed.task_id,
@@ -106,10 +128,11 @@ class History:
         return [kept.checkpoint for kept in caught]
 
     def checkpoint(self, call: Call, state: str, value: str) -> str:
-        """Return a checkpoint as `durable.save_checkpoints` takes it."""
+        """Return a checkpoint as `durable.save_checkpoints` takes it, sealed."""
+        seal = self._vault.sealed_error if state == "failed" else self._vault.sealed
         took = round((time.monotonic() - call.made) * 1000)
         return (
             f'{self._holder}"name":{_quoted(call.key)},"state":"{state}",'
             f'"position":{call.position},"after":{call.after},'
-            f'"duration_ms":{took},"value":{value}}}'
+            f'"duration_ms":{took},"value":{seal(value)}}}'
         )

@@ -28,7 +28,7 @@ from durable._worker.failures import error_json, is_final, mark_recorded, said
 from durable._worker.history import History
 from durable._worker.saving import Write
 from durable._worker.waits import Branch, Resolved, Waits
-from durable.errors import LeaseLost, Suspended, TaskCancelled
+from durable.errors import LeaseLost, Suspended, TaskCancelled, UnreadablePayload
 from durable.registry import TaskDefinition
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ logger = logging.getLogger("durable.worker")
 task_logger = logging.getLogger("durable.task")
 
 _PATIENCE: Final = 10.0  # seconds a coroutine may take to end after its run has left
+_ASIDE: Final = 60.0  # seconds until anybody may try again to open a task's values
 _REASONS: Final = {"cancelled": "cancelled", "lost": "lease lost"}
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ class Run:
         "resting",
         "services",
         "task",
+        "unreadable",
         "waits",
     )
 
@@ -116,7 +118,8 @@ class Run:
         self.completed = False  # by a transaction of the code's own
         self.lease_until = claimed.asked + services.lease
         self.resting = 0  # reasons for which its lease is not to be extended just now
-        self.history = History(claimed, checkpoints)
+        self.unreadable: UnreadablePayload | None = None  # why it is put aside
+        self.history = History(claimed, checkpoints, services.application.vault)
         self.waits = Waits(services.loop)
         self.task: asyncio.Task[None] | None = None  # in which it is executed
         self._code_runs = False
@@ -168,6 +171,8 @@ class Run:
                 self._tell_code_ended()
                 if self.left is None:
                     await self._conclude(value, error)
+                elif self.unreadable is not None:
+                    await self._put_aside(self.unreadable)
         finally:
             self._end()
 
@@ -178,6 +183,36 @@ class Run:
             await self._save_end(self.history.failure(error_json(error), final=True))
         finally:
             self._end()
+
+    def open_params(self) -> str:
+        """Return the params as JSON, and open what was loaded; UnreadablePayload."""
+        self.history.open()
+        return self.services.application.vault.opened(self.claimed.params)
+
+    async def put_aside(self, error: UnreadablePayload) -> None:
+        """Give the task back for a while: here is not what opens its values."""
+        try:
+            self._tell_code_ended()
+            await self._put_aside(error)
+        finally:
+            self._end()
+
+    async def _put_aside(self, error: UnreadablePayload) -> None:
+        claimed = self.claimed
+        logger.error(
+            "task %s of %r is put aside for %.0f s: %s",
+            claimed.task_id,
+            claimed.name,
+            _ASIDE,
+            error,
+            extra={"queue": claimed.queue, "task_id": str(claimed.task_id)},
+        )
+        await self.services.put_back(claimed, _ASIDE)
+
+    def leave_unreadable(self, error: UnreadablePayload) -> None:
+        """Leave, for what the task has waited for cannot be opened here."""
+        self.unreadable = error
+        self.leave("unreadable")
 
     async def _outcome(
         self, code: Callable[[], Awaitable[Any]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -14,6 +16,7 @@ from uuid import UUID
 import psycopg
 
 from durable import _sql
+from durable._http import Clients
 from durable._sql import Statement
 from durable._worker.calls import WaitItem, WaitLane
 from durable._worker.history import Call
@@ -62,6 +65,7 @@ class Services:
         self.thread = threading.get_ident()
         self.threads = Threads()
         self.pools = Pools(application.conninfo, prepare=application.prepare)
+        self.http = Clients()
         self.claiming = connect("claim")
         self.flushing = connect("flush")
         self.calling = connect("call")
@@ -86,6 +90,7 @@ class Services:
         for link in (self.claiming, self.flushing, self.calling):
             await link.close()
         await self.pools.close()
+        await self.http.close()
 
     async def emit(self, claimed: Claimed, call: Call, event: str, payload: str) -> str:
         """Emit an event from a task. Returns whether it was the first, as JSON."""
@@ -95,7 +100,7 @@ class Services:
             claimed.claim,
             call.key,
             event,
-            payload,
+            self.application.vault.sealed(payload),
             call.position,
             call.after,
         )
@@ -110,6 +115,16 @@ class Services:
             _sql.extend_leases(claimed.queue, json.dumps(held), self.lease)
         )
         return str(outcome)
+
+    async def put_back(self, claimed: Claimed, seconds: float) -> None:
+        """Give a task back that nobody is to take for a while; no attempt is used."""
+        now = claimed.claimed_at + timedelta(seconds=time.monotonic() - claimed.asked)
+        held = {
+            "task_id": str(claimed.task_id),
+            "claim": claimed.claim,
+            "available_at": (now + timedelta(seconds=seconds)).isoformat(),
+        }
+        await self.calling.fetch(_sql.release_tasks(claimed.queue, json.dumps([held])))
 
     async def _suspend(self, items: Sequence[WaitItem]) -> Outcomes:
         outcomes = await self._ask(_sql.suspend_tasks, items)

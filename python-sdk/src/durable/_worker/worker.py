@@ -22,6 +22,7 @@ from psycopg import AsyncConnection
 from durable import _sql
 from durable._application import Application
 from durable._async.context import TaskContext
+from durable._current import make_current
 from durable._sync.context import SyncTaskContext
 from durable._worker.blocking import BlockingRun
 from durable._worker.calls import Calls
@@ -33,6 +34,7 @@ from durable._worker.leases import Leases
 from durable._worker.link import Link
 from durable._worker.run import Claimed, Run
 from durable._worker.services import Services
+from durable.errors import UnreadablePayload
 
 __all__ = ["Worker"]
 
@@ -324,16 +326,22 @@ class Worker:
     async def _execute(self, run: Run) -> None:
         definition = run.definition
         try:
-            params = definition.load_params(run.claimed.params)
+            params = definition.load_params(run.open_params())
             body = definition.bind()
+        except UnreadablePayload as error:
+            await run.put_aside(error)
+            return
         except Exception as error:  # noqa: BLE001 - models and constructors are the user's
             await run.fail(mark_recorded(error))
             return
         if definition.is_async:
-            await run.execute(lambda: body(params, TaskContext(Calls(run))))
+            context = TaskContext(Calls(run))
+            make_current(context)
+            await run.execute(lambda: body(params, context))
         else:
-            context = SyncTaskContext(BlockingRun(Calls(run)))
-            await run.execute(lambda: run.services.threads.run(body, params, context))
+            blocking = SyncTaskContext(BlockingRun(Calls(run)))
+            make_current(blocking)
+            await run.execute(lambda: run.services.threads.run(body, params, blocking))
 
     def _run_ended(self, run: Run) -> None:
         claimed = run.claimed

@@ -1,0 +1,433 @@
+"""With a codec nothing of the user's is stored readably, and all of it comes back."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from durable import (
+    AsyncDurable,
+    Conflict,
+    Durable,
+    InvalidArgument,
+    Retry,
+    Sealed,
+    SyncTaskContext,
+    TaskContext,
+    TaskFailed,
+    UnreadablePayload,
+    task,
+)
+from durable._json import MAX_BYTES, UnsavableValue
+from durable._vault import Vault
+from durable.encryption import AESGCMCodec
+from durable.registry import AnyTask
+from tests.support.clock import Clock
+
+SECRET: Final = "attack-at-dawn"  # noqa: S105 - what nobody may read
+KEYS: Final = {name: AESGCMCodec.generate_key() for name in ("new", "old")}
+NEW: Final = AESGCMCodec({"new": KEYS["new"]})
+OLD: Final = AESGCMCodec({"old": KEYS["old"]})
+ROTATED: Final = AESGCMCodec(KEYS)
+
+
+class Squeezing:
+    """A codec of somebody's own, which is no cipher."""
+
+    def seal(self, plain: bytes, /) -> Sealed:
+        return Sealed("zlib", zlib.compress(plain))
+
+    def open(self, sealed: Sealed, /) -> bytes:
+        if sealed.mark != "zlib":
+            raise LookupError(sealed.mark)
+        return zlib.decompress(sealed.data)
+
+    def fingerprints(self, _: bytes, /) -> Sequence[str]:
+        return ()
+
+
+class Told(Exception):
+    """What is raised with something to hide."""
+
+
+@task
+async def echo(said: str, ctx: TaskContext) -> str:
+    return said
+
+
+@task(max_attempts=1)
+async def tell(said: str, ctx: TaskContext) -> None:
+    raise Told(said)
+
+
+async def whisper(said: str) -> dict[str, Any]:
+    return {"said": said, "n": [1e22, -0.0]}
+
+
+async def give_away(said: str) -> None:
+    raise Told(said)
+
+
+async def insert(conn: psycopg.AsyncConnection[Any], said: str) -> str:
+    await conn.execute("select 1")
+    return said
+
+
+def insert_sync(conn: psycopg.Connection[Any], said: str) -> str:
+    conn.execute("select 1")
+    return said
+
+
+@task(max_attempts=2, retry=Retry.fixed(0))
+async def everything(said: str, ctx: TaskContext) -> list[Any]:
+    found: list[Any] = [await ctx.step("whisper", whisper, said)]
+    try:
+        await ctx.step("give-away", give_away, said)
+    except Told as error:
+        found.append(str(error))
+    found.append(await ctx.step("again", echo_twice, said, max_attempts=2))
+    found.append(await ctx.transaction("insert", insert, said))
+    step = await ctx.begin_step("by-hand")
+    found.append(step.value if step.done else await ctx.complete_step(step, said))
+    await ctx.emit_event(f"mine:{ctx.task_id}", said)
+    found.append(await ctx.await_event(f"mine:{ctx.task_id}"))
+    found.append(await ctx.await_event("theirs"))
+    child = await ctx.spawn("child", echo, said)
+    more = await ctx.spawn_many("more", echo, [said, said])
+    found += [await ctx.join(child), *await ctx.join_all(more)]
+    with contextlib.suppress(TaskFailed):
+        await ctx.join(await ctx.spawn("bad", tell, said))
+    if ctx.attempt == 1:
+        raise Told(said)
+    return found
+
+
+@task
+def in_a_thread(said: str, ctx: SyncTaskContext) -> list[Any]:
+    child = ctx.spawn("child", echo, said)
+    return [
+        ctx.step("echo", str, said),
+        ctx.transaction("insert", insert_sync, said),
+        ctx.join(child),
+    ]
+
+
+async def echo_twice(said: str) -> str:
+    return said * 2
+
+
+TASKS: Final[list[AnyTask]] = [echo, tell, everything, in_a_thread]
+
+
+def application(dsn: str, codec: Any, *tasks: AnyTask) -> AsyncDurable:
+    return AsyncDurable(dsn, tasks=tasks or TASKS, codec=codec)
+
+
+def stored(db: psycopg.Connection) -> str:
+    """Return every column of every row of every table."""
+    tables = db.execute(
+        "select oid::regclass::text from pg_class"
+        " where relnamespace = 'durable'::regnamespace and relkind = 'r'"
+    ).fetchall()
+    rows = [
+        db.execute(f"select t::text from {name} as t").fetchall() for (name,) in tables
+    ]
+    return "\n".join(text for table in rows for (text,) in table)
+
+
+def expected(said: str) -> list[Any]:
+    return [{"said": said, "n": [1e22, -0.0]}, said, said * 2, *[said] * 7]
+
+
+@pytest.mark.parametrize("codec", [ROTATED, None])
+async def test_leaves_nothing_to_read_in_any_table(
+    dsn: str, db: psycopg.Connection, codec: Any
+) -> None:
+    """And without a codec there is: so the test would see it."""
+    async with application(dsn, codec) as app, app.worker() as worker:
+        await app.emit_event("theirs", SECRET)
+        handle = await app.spawn(everything, SECRET, headers={"h": "readable"})
+        (many,) = await app.spawn_many(echo, [SECRET])
+        failing = await app.spawn(tell, SECRET)
+        sync = await app.spawn(in_a_thread, SECRET)
+        assert await handle.result(30) == expected(SECRET)
+        assert await sync.result(30) == [SECRET] * 3
+        await worker.drain()
+        assert (await many.snapshot()).result == SECRET
+        with pytest.raises(TaskFailed, match=SECRET) as failed:
+            await failing.result()
+        assert failed.value.error.type == "Told"
+        assert SECRET in (failed.value.error.traceback or "")
+    found = stored(db)
+    assert "readable" in found
+    assert "Told" in found
+    assert (SECRET in found) == (codec is None)
+    assert ("aes-gcm/new" in found) == (codec is not None)
+    row = db.execute(
+        "select error ->> 'message' from durable.tasks where name = 'tell' limit 1"
+    ).fetchone()
+    assert row == ("sealed by aes-gcm/new",) or codec is None
+
+
+def test_serves_synchronous_clients(dsn: str, db: psycopg.Connection) -> None:
+    with Durable(dsn, tasks=TASKS, codec=NEW) as app:
+        handle = app.spawn(in_a_thread, SECRET)
+        with app.worker() as worker:
+            worker.drain()
+        assert handle.result(10) == [SECRET] * 3
+    assert SECRET not in stored(db)
+
+
+async def test_reads_what_was_stored_before_and_after_a_change(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """Plain values, an old key, a new one, and another codec, in one run."""
+
+    @task
+    async def collect(said: str, ctx: TaskContext) -> list[str]:
+        heard = [await ctx.await_event(name) for name in ("a", "b", "c", "d", "e")]
+        return [said, *heard]
+
+    codecs = {"a": None, "b": OLD, "c": NEW, "d": Squeezing()}
+    async with application(dsn, [ROTATED, Squeezing()], collect) as app:
+        handle = await application(dsn, OLD, collect).__aenter__()
+        old = await handle.spawn(collect, "z")
+        await handle.close()
+        for name, codec in codecs.items():
+            async with application(dsn, codec, collect) as emitter:
+                await emitter.emit_event(name, name * 2)
+        db.execute("""select durable.emit_event('default', 'e', '"raw"')""")
+        async with app.worker() as worker:
+            await worker.drain()
+            found = await app.handle(old.task_id, collect).result(10)
+    assert found == ["z", "aa", "bb", "cc", "dd", "raw"]
+    marks = ["aes-gcm/old", "aes-gcm/new", "zlib"]
+    assert all(
+        f'"durable:codec": "{mark}"' in stored(db).replace('""', '"') for mark in marks
+    )
+
+
+async def test_puts_a_task_aside_that_it_has_no_key_for(
+    dsn: str, db: psycopg.Connection, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No attempt is used, nothing loops, and whoever has the key goes on."""
+    async with application(dsn, NEW) as knowing:
+        handle = await knowing.spawn(echo, SECRET)
+        for codec, mark in (
+            (OLD, "not here"),
+            (None, "not here"),
+            (wrong(), "refused"),
+        ):
+            caplog.clear()
+            async with application(dsn, codec) as app, app.worker() as worker:
+                assert await worker.drain() == 1
+                clock.advance(58)
+                assert await worker.drain() == 0  # for a minute
+            (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+            assert "aes-gcm/new" in record.getMessage()
+            assert mark in record.getMessage()
+            clock.advance(3)
+        found = await handle.snapshot()
+        assert (found.state, found.attempt) == ("pending", 1)
+        async with knowing.worker() as worker:
+            await worker.drain()
+        assert await handle.result(10) == SECRET
+
+
+async def test_puts_a_task_aside_whose_event_it_cannot_open(
+    dsn: str, clock: Clock
+) -> None:
+    async with application(dsn, OLD, hears) as app, application(dsn, NEW) as other:
+        handle = await app.spawn(hears, "x")
+        async with app.worker() as worker:
+            await worker.drain()
+            await other.emit_event("news", SECRET)
+            await worker.drain()
+            found = await handle.snapshot()
+            assert (found.state, found.attempt) == ("pending", 1)
+        await other.emit_event("early", SECRET)
+        late = await app.spawn(hears, "early")
+        async with app.worker() as worker:
+            await worker.drain()
+            assert (await late.snapshot()).state == "pending"
+        clock.advance(61)
+        async with application(dsn, ROTATED, hears) as able, able.worker() as worker:
+            await worker.drain()
+            assert await able.handle(handle.task_id, hears).result(10) == SECRET
+            assert await able.handle(late.task_id, hears).result(10) == SECRET
+
+
+@task
+async def hears(event: str, ctx: TaskContext) -> str:
+    heard: str = await ctx.await_event("news" if event == "x" else event)
+    return heard
+
+
+async def test_tells_a_client_which_key_it_lacks(dsn: str) -> None:
+    async with application(dsn, NEW) as app, app.worker():
+        handle = await app.spawn(echo, SECRET)
+        assert await handle.result(10) == SECRET
+    async with application(dsn, None) as app:
+        mine = app.handle(handle.task_id, echo)
+        assert await mine.state() == "completed"
+        with pytest.raises(UnreadablePayload, match="needs a codec or a key") as raised:
+            await mine.result()
+        assert raised.value.mark == "aes-gcm/new"
+        with pytest.raises(UnreadablePayload):
+            await mine.snapshot()
+
+
+async def test_knows_the_same_params_again_however_they_are_sealed(dsn: str) -> None:
+    asked = {"b": 1.0, "a": [SECRET]}
+    async with application(dsn, OLD) as before, application(dsn, ROTATED) as after:
+        first = await before.spawn("job", asked, idempotency_key="k")
+        same = await before.spawn("job", {"a": [SECRET], "b": 1}, idempotency_key="k")
+        rotated = await after.spawn("job", asked, idempotency_key="k")
+        (many,) = await after.spawn_many("job", [asked], idempotency_key="k")
+        assert {first, same, rotated, many} == {first}
+        assert [one.created for one in (first, same, rotated, many)] == [
+            True,
+            *[False] * 3,
+        ]
+        for app in (before, after):
+            with pytest.raises(Conflict, match="other params"):
+                await app.spawn("job", {"a": []}, idempotency_key="k")
+            with pytest.raises(Conflict, match="the name"):
+                await app.spawn("other", asked, idempotency_key="k")
+
+
+async def test_knows_a_key_from_before_there_was_a_codec(dsn: str) -> None:
+    async with application(dsn, None) as before, application(dsn, NEW) as after:
+        first = await before.spawn("job", {"n": 1}, idempotency_key="k")
+        assert await after.spawn("job", {"n": 1}, idempotency_key="k") == first
+
+
+async def test_knows_the_same_child_again(dsn: str) -> None:
+    @task
+    async def parent(said: str, ctx: TaskContext) -> list[bool]:
+        children = [
+            await ctx.spawn(name, echo, said, idempotency_key="once") for name in "ab"
+        ]
+        with pytest.raises(Conflict):
+            await ctx.spawn("c", echo, "other", idempotency_key="once")
+        return [child.created for child in children]
+
+    async with application(dsn, NEW, parent, echo) as app, app.worker():
+        handle = await app.spawn(parent, SECRET)
+        assert await handle.result(10) == [True, False]
+
+
+async def test_restores_the_exception_of_a_sealed_failure(
+    dsn: str, clock: Clock
+) -> None:
+    @task
+    async def stumble(said: str, ctx: TaskContext) -> str:
+        try:
+            await ctx.step("give-away", give_away, said)
+        except Told as error:
+            await ctx.sleep_for("nap", 60)
+            return str(error)
+        return "not reached"
+
+    async with application(dsn, NEW, stumble) as app, app.worker() as worker:
+        handle = await app.spawn(stumble, SECRET)
+        await worker.drain()
+        clock.advance(61)
+        await worker.drain()
+        assert await handle.result(10) == SECRET
+
+
+# -- the vault itself -----------------------------------------------------------------
+
+
+def wrong() -> AESGCMCodec:
+    """Return a codec whose key has the right name only."""
+    return AESGCMCodec({"new": AESGCMCodec.generate_key()})
+
+
+def test_opens_at_every_depth_but_not_inside_what_was_sealed() -> None:
+    vault = Vault([NEW])
+    inside = vault.sealed('{"a": 1}')
+    twice = vault.sealed(inside)
+    assert json.loads(vault.opened(f'[{inside}, {{"r": {inside}}}, 2]')) == [
+        {"a": 1},
+        {"r": {"a": 1}},
+        2,
+    ]
+    assert vault.opened(twice) == inside
+    assert vault.opened('{"durable:codec": 1, "data": "x"}') == (
+        '{"durable:codec": 1, "data": "x"}'
+    )
+    text = '{"z": 1e22, "a": -0.0, "s": "\\"durable:codec\\""}'
+    assert vault.opened(vault.sealed(text)) == text
+    assert Vault().sealed(text) is text
+    assert Vault().opened(text) is text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"durable:codec":"x","data":"eA=="}',
+        '[{"data":"eA==","durable:codec":"x"}]',
+    ],
+)
+def test_refuses_to_save_what_looks_sealed(text: str) -> None:
+    with pytest.raises(UnsavableValue, match="how sealed values look"):
+        Vault().sealed(text)
+    assert Vault([NEW]).opened(Vault([NEW]).sealed(text)) == text
+
+
+def test_keeps_no_arguments_of_an_error_that_look_sealed() -> None:
+    looks = {"durable:codec": "x", "data": "eA=="}
+    error = json.dumps({"type": "E", "message": "m", "args": [looks]})
+    assert json.loads(Vault().sealed_error(error)) == {"type": "E", "message": "m"}
+
+
+def test_refuses_what_is_too_long_once_it_is_sealed() -> None:
+    text = json.dumps("x" * (MAX_BYTES - 100))
+    with pytest.raises(UnsavableValue, match="as aes-gcm/new seals it"):
+        Vault([NEW]).sealed(text)
+
+
+@pytest.mark.parametrize("length", [100, 20_000, 2_000_000])
+def test_keeps_the_end_of_an_error_that_would_be_too_long(length: int) -> None:
+    vault = Vault([NEW])
+    error = {"type": "E", "message": "\x1b" * length + "end", "traceback": "t" * length}
+    sealed = vault.sealed_error(json.dumps(error))
+    assert len(sealed) < 262_144
+    said = json.loads(vault.opened(sealed))["sealed"]
+    assert said["message"].endswith("end")
+
+
+def test_notices_what_was_changed() -> None:
+    vault = Vault([NEW])
+    envelope = json.loads(vault.sealed('"x"'))
+    data = bytearray(base64.b64decode(envelope["data"]))
+    data[-1] ^= 1
+    for coded in (base64.b64encode(data).decode(), "", "?"):
+        with pytest.raises(UnreadablePayload):
+            vault.opened(json.dumps(envelope | {"data": coded}))
+    other = json.dumps(envelope | {"durable:codec": "aes-gcm/old"})
+    with pytest.raises(UnreadablePayload, match="refused by AESGCMCodec"):
+        Vault([ROTATED]).opened(other)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"k": b"short"}, {"": KEYS["new"]}, {"a b": KEYS["new"]}, {"k": "x" * 32}],
+)
+def test_refuses_keys_that_are_none(keys: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        AESGCMCodec(keys)
+
+
+def test_shows_no_key() -> None:
+    assert repr(ROTATED) == "<AESGCMCodec with keys new, old>"
