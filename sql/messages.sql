@@ -30,6 +30,9 @@ declare
 begin
   perform durable._require_queue(_queue);
   perform durable._check_message(topic, payload, dedup_key);
+  if not durable._receives(_queue, task_id) then
+    perform durable._refuse_message(_queue, task_id);
+  end if;
   _number := durable._number_message(_queue, task_id, topic, dedup_key);
   if _number is null then
     return false;
@@ -76,6 +79,7 @@ declare
   _name text collate "C" := name;
   _now timestamptz := durable._now();
   _number bigint;
+  _receives boolean;
   _recorded json;
 begin
   perform durable._require_queue(_queue);
@@ -84,7 +88,10 @@ begin
   perform durable._check_message(topic, payload, dedup_key);
   _recorded := durable._recorded(_queue, task_id, _name);
   if _recorded is null then
-    _number := durable._number_message(_to, to_task_id, topic, dedup_key);
+    _receives := durable._receives(_to, to_task_id);
+    if _receives then
+      _number := durable._number_message(_to, to_task_id, topic, dedup_key);
+    end if;
   end if;
   if not durable._hold(_queue, task_id, claim) then
     perform durable._refuse_claim(_queue, task_id, claim);
@@ -97,6 +104,8 @@ begin
   end if;
   if _recorded is not null then
     return _recorded::text::boolean;
+  elsif not _receives then
+    perform durable._refuse_message(_to, to_task_id);
   end if;
   insert into durable.checkpoints (
     task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
@@ -169,7 +178,6 @@ declare
   _queue text collate "C" := queue;
   _number bigint;
 begin
-  perform durable._hold_receiver(_queue, task_id);
   insert into durable.mailboxes (queue, task_id, topic, sent)
   values (_queue, task_id, topic, 1)
   on conflict on constraint mailboxes_pkey do update set sent = mailboxes.sent + 1
@@ -212,9 +220,10 @@ end;
 $$;
 
 
--- Keeps a task from being deleted, and from nothing else, until the message is in.
-create or replace function durable._hold_receiver(queue text, task_id uuid)
-returns void
+-- Whether a task is live. It is kept from being deleted, and from nothing else, until the
+-- message is in.
+create or replace function durable._receives(queue text, task_id uuid)
+returns boolean
 language plpgsql
 as $$
 declare
@@ -223,15 +232,27 @@ declare
 begin
   select tasks.state into _state
   from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _hold_receiver.task_id
+  where tasks.queue = _queue and tasks.task_id = _receives.task_id
   for key share;
+  return found and _state not in ('completed', 'failed', 'cancelled');
+end;
+$$;
+
+
+create or replace function durable._refuse_message(queue text, task_id uuid)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform from durable.tasks where tasks.queue = _queue and tasks.task_id = _refuse_message.task_id;
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
-  elsif _state in ('completed', 'failed', 'cancelled') then
-    raise exception using errcode = 'WFFIN',
-      message = format('task %s is %s', task_id, _state),
-      hint = 'Only a live task receives messages.';
   end if;
+  raise exception using errcode = 'WFFIN',
+    message = format('task %s has finished', task_id),
+    hint = 'Only a live task receives messages.';
 end;
 $$;
 

@@ -217,7 +217,7 @@ async def test_delivers_to_a_task_that_is_tried_again_by_hand(
     await handle.send("u", "kept")
     await drain(app)
     await app.cancel(handle)
-    with pytest.raises(AlreadyFinished, match="is cancelled"):
+    with pytest.raises(AlreadyFinished, match="has finished"):
         await handle.send("t")
     await app.retry(handle)
     await handle.send("t")

@@ -28,6 +28,7 @@ SHIPPED = [
     ("install",),
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
+    ("0004_messages.sql",),
 ]
 
 CUT = """
@@ -128,6 +129,12 @@ def test_brings_the_first_version_to_this_one(
     db.execute("""
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
+drop table durable.mailboxes, durable.messages, durable.message_keys;
+drop view durable.waiting;
+alter table durable.waits drop column topic,
+  add constraint waits_are_for_one_thing
+    check (num_nonnulls(event_name, task_ids) <= 1
+      and (event_name is not null or task_ids is not null or deadline_at is not null));
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)
