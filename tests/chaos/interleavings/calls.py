@@ -295,10 +295,11 @@ def send_from(held: Held, to: Held, topic: str = "t", key: str | None = None) ->
     return Call(
         " ".join([f"send_from_task {held.nick} {to.nick}", *([key] if key else [])]),
         "select durable.send_from_task(%(queue)s, %(task_id)s, %(claim)s,"
-        " '$send:' || %(topic)s, %(queue)s, %(to)s, %(topic)s, '8', %(key)s)",
+        " %(name)s, %(queue)s, %(to)s, %(topic)s, '8', %(key)s)",
         {
             "task_id": held.task_id,
             "claim": held.claim,
+            "name": f"$send:{to.nick}/{topic}",
             "to": to.task_id,
             "topic": topic,
             "key": key,

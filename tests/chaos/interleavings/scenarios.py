@@ -481,7 +481,7 @@ def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
 
 
 def messages_and_those_who_wait_for_them(stage: Stage) -> list[Call]:
-    sleeper, about = stage.held("sleeper"), stage.held("about", lease=10)
+    sleeper, about = stage.held("sleeper"), stage.held("about")
     timed, full = stage.held("timed"), stage.held("full")
     stage.done(do.suspend(sleeper, waits=[do.message(), do.message("other")]))
     stage.done(do.suspend(timed, waits=[do.message(seconds=5)]))
@@ -507,7 +507,6 @@ def messages_and_those_who_wait_for_them(stage: Stage) -> list[Call]:
         do.cancel(sleeper),
         do.cancel(about),
         do.retry(sleeper),
-        do.expire_leases,
         do.claim(),
     ]
 
