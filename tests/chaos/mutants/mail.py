@@ -18,7 +18,7 @@ MAIL: Final = [
         "      and mailboxes.task_id = _meet_senders.task_id\n"
         "      and mailboxes.topic = _topic\n    for share;",
         "    on conflict do nothing;",
-        "test_receives_what_a_sender_under_way_sends_next",
+        "test_wakes_a_receiver_that_is_just_falling_asleep",
     ),
     Mutant(
         "leaves a mailbox of a task that is gone",
