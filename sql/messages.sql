@@ -361,7 +361,7 @@ begin
         partition by registered.task_id, registered.topic
         order by registered.position, registered.name
       ) as turn
-    from unnest(task_ids) as own (task_id)
+    from (select distinct held.task_id from unnest(task_ids) as held (task_id)) as own
     cross join lateral (
       select waits.ctid, waits.*
       from durable.waits

@@ -23,7 +23,7 @@ begin
       own.task_id, at, own.claim, task.attempt, wait.position, wait.after, 0,
       resolution.state, _queue, wait.name, resolution.value
     )::durable.checkpoints) filter (where wait.topic is null),
-    array_agg(distinct own.task_id) filter (where wait.topic is not null)
+    array_agg(own.task_id) filter (where wait.topic is not null)
   into _places, _settled, _receivers
   from (
     select held.*
