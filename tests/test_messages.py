@@ -331,6 +331,23 @@ async def test_sends_if_and_when_the_callers_transaction_commits(
         await app.send_with(adb, handle, "t")
 
 
+async def test_goes_on_beside_a_long_transaction_that_sends(
+    app: AsyncDurable, adb: psycopg.AsyncConnection
+) -> None:
+    """The task waits for its end, and nobody else does."""
+    wanted = Topics(topics=["t"])
+    handle = await app.spawn(read, wanted)
+    async with app.worker():
+        async with adb.transaction():
+            await app.send_with(adb, handle, "t", "late")
+            for other in await app.spawn_many(read, [wanted] * 3):
+                await other.send("t", "at once")
+                assert await other.result(timeout=10) == ["at once"]
+            with pytest.raises(TimeoutError):
+                await handle.result(timeout=0.01)
+        assert await handle.result(timeout=10) == ["late"]
+
+
 async def test_sends_in_a_tasks_own_transaction(dsn: str, app: AsyncDurable) -> None:
     reading = await app.spawn(read, Topics(topics=["t"]))
     async with AsyncDurable(dsn) as inner:
