@@ -257,6 +257,16 @@ as $$
 $$;
 
 
+-- Asleep until it is sent a message.
+create function tap.receiving(nick text, topic text, timeout double precision default null)
+returns text
+language sql
+as $$
+  select outcome
+  from durable.recv_message('q', tap.id(nick), tap.claim(nick), '$recv:' || topic, topic, timeout);
+$$;
+
+
 create function tap.sleeping(nick text, seconds double precision)
 returns text
 language sql
@@ -291,6 +301,9 @@ as $$
     union all select waits::text from durable.waits
     union all select idempotency_keys::text from durable.idempotency_keys
     union all select notes::text from durable.notes
+    union all select mailboxes::text from durable.mailboxes
+    union all select messages::text from durable.messages
+    union all select message_keys::text from durable.message_keys
     union all select queues::text from durable.queues
   ) as lines (line);
 $$;

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(76);
+select plan(94);
 
 -- A task per way of losing it, each once held under claim 1:
 --   taken     its lease ran out, and another worker has it now
@@ -103,11 +103,13 @@ from lost
 cross join (values
   ('spawn_children() by',  'select durable.spawn_children(%s, ''[{"name": "$spawn:a", "task": "a"}]'')'),
   ('emit_from_task() by',  'select durable.emit_from_task(%s, ''$emit:a'', ''a'')'),
+  ('send_from_task() by',  'select durable.send_from_task(%s, ''$send:t'', ''q'', tap.id(''taken''), ''t'')'),
+  ('recv_message() by',    'select durable.recv_message(%s, ''$recv:t'', ''t'')'),
   ('await_event() by',     'select durable.await_event(%s, ''$event:emitted'', ''emitted'')'),
   ('await_tasks() by',     'select durable.await_tasks(%s, ''$join'', ''{}'')'),
   ('sleep_until() by',     'select durable.sleep_until(%s, ''$sleep'', ''2020-01-01'')')
 ) as calls (what, call)
-where (what ~ 'spawn_children|emit' or nick not in ('asleep', 'released', 'revived'));
+where (what ~ 'spawn_children|emit|send' or nick not in ('asleep', 'released', 'revived'));
 select is(everything(), :'before', 'they did not change anything either');
 
 -- load_checkpoints only reads for a claim that is over
@@ -147,6 +149,9 @@ select throws_ok(
   'spawn_children() refuses it');
 select throws_ok($$ select durable.emit_from_task('q', id('idle'), 0, '$emit:a', 'a') $$, 'WFLST', null,
   'so does emit_from_task()');
+select throws_ok(
+  $$ select durable.send_from_task('q', id('idle'), 0, '$send:t', 'q', id('taken'), 't') $$, 'WFLST', null,
+  'and send_from_task()');
 select is_empty($$ select * from durable.load_checkpoints('q', pg_temp.unheld()) $$, 'load_checkpoints() has nothing to load');
 select is(everything(), :'before', 'none of them changed anything');
 

@@ -1,6 +1,6 @@
 begin isolation level repeatable read;
 \ir _setup.sql
-select plan(17);
+select plan(21);
 
 -- A call in REPEATABLE READ cannot see what has just been committed, so what depends
 -- on other people's rows is always left to a note. Somebody applies it later.
@@ -23,6 +23,16 @@ select is(durable.emit_event('q', 'e', '1'), true, 'emit_event() emits');
 select is(states('w'), 'sleeping', 'it wakes nobody itself');
 select results_eq($$ select kind::text, event_name collate "default" from durable.notes $$,
   $$ values ('event', 'e'::text) $$,
+  'but leaves a note that somebody is to be woken');
+delete from durable.notes;
+
+-- send
+
+select started('r'), receiving('r', 't') \g /dev/null
+select is(states('r'), 'sleeping', 'a task may wait for a message');
+select is(durable.send_message('q', id('r'), 't', '1'), true, 'send_message() sends');
+select is(states('r'), 'sleeping', 'it wakes nobody itself');
+select results_eq($$ select kind::text, task_id from durable.notes $$, $$ values ('waiter', id('r')) $$,
   'but leaves a note that somebody is to be woken');
 delete from durable.notes;
 

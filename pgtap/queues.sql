@@ -73,7 +73,7 @@ select started('a', '{"idempotency_key": "k", "retry": {"kind": "fixed", "base_s
   failed('a'), claimed('a'),
   saved('a', 'step'),
   awaiting('a', 'never'), durable._leave_note('q', 'event', null, 'never'),
-  durable.spawn('other', 'job')
+  durable.spawn('other', 'job'), durable.send_message('q', id('a'), 'topic', '1', 'key')
 \g /dev/null
 select is(durable.drop_queue('q'), true, 'drop_queue() drops a queue that has a sleeping task');
 select is_empty(
@@ -84,6 +84,9 @@ select is_empty(
      union all select queue from durable.events where queue = 'q'
      union all select queue from durable.idempotency_keys where queue = 'q'
      union all select queue from durable.notes where queue = 'q'
+     union all select queue from durable.mailboxes where queue = 'q'
+     union all select queue from durable.messages where queue = 'q'
+     union all select queue from durable.message_keys where queue = 'q'
      union all select queue from durable.queues where queue = 'q' $$,
   'drop_queue() leaves nothing of the queue behind');
 select is((select count(*) from durable.tasks where queue = 'other'), 1::bigint,

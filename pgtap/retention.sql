@@ -6,7 +6,7 @@ select plan(45);
 
 select durable.create_queue('q', '{"keep_tasks": 100, "keep_events": 100}') \g /dev/null
 select started('done', '{"idempotency_key": "k", "retry": {"kind": "fixed", "base_seconds": 0}}'),
-  failed('done'),
+  durable.send_message('q', id('done'), 'topic', '1', 'key'), failed('done'),
   claimed('done'), saved('done', 's'), completed('done'),
   started('failed', '{"max_attempts": 1}'), failed('failed'),
   spawned('cancelled'), durable.cancel_task('q', id('cancelled')),
@@ -26,8 +26,11 @@ select is(durable.cleanup('q'), 0, 'a second pass finds nothing');
 select is_empty(
   $$ select task_id from durable.checkpoints where task_id = id('done')
      union all select task_id from durable.runs where task_id = id('done')
-     union all select task_id from durable.idempotency_keys $$,
-  'with a task go its checkpoints, runs and key');
+     union all select task_id from durable.idempotency_keys
+     union all select task_id from durable.mailboxes
+     union all select task_id from durable.messages
+     union all select task_id from durable.message_keys $$,
+  'with a task go its checkpoints, runs, key and messages');
 select move_to(100000), sleeping('running', 200000) \g /dev/null
 select is(durable.cleanup('q'), 1, 'cleanup() deletes');
 select is(states('pending running sleeping'), 'pending sleeping sleeping',

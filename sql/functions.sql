@@ -18,13 +18,14 @@
 \ir notes.sql
 \ir waking.sql
 
--- For everyone: queues, tasks, events, results
+-- For everyone: queues, tasks, events, messages, results
 \ir queues.sql
 \ir spawn.sql
 \ir cancel.sql
 \ir retry_task.sql
 \ir results.sql
 \ir events.sql
+\ir messages.sql
 
 -- For workers: hold a task, save what it did, let it wait, let it go
 \ir claims.sql

@@ -3,7 +3,7 @@
 -- `search_path = pg_catalog, pg_temp`: with an empty one a caller's temporary types
 -- would come before Postgres's own.
 --
---   durable_client    spawns, emits, cancels, reads results
+--   durable_client    spawns, emits, sends, cancels, reads results
 --   durable_worker    that, and everything a worker calls
 --   durable_operator  reads the views, keeps queues, retries
 --
@@ -31,8 +31,8 @@ begin
   grant usage on schema durable to durable_client, durable_worker, durable_operator;
 
   grant execute on function
-    durable.spawn, durable.spawn_many, durable.emit_event, durable.cancel_task,
-    durable.get_task_result, durable.get_task_results, durable.get_endings,
+    durable.spawn, durable.spawn_many, durable.emit_event, durable.send_message,
+    durable.cancel_task, durable.get_task_result, durable.get_task_results, durable.get_endings,
     durable.list_queues, durable.take_door, durable.leave_door, durable.errors, durable.version
   to durable_client, durable_worker, durable_operator;
 
@@ -42,7 +42,7 @@ begin
     durable.load_checkpoints, durable.hold_task, durable.flush, durable.save_checkpoints,
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
-    durable.emit_from_task, durable.keep_house, durable.expire_leases,
+    durable.emit_from_task, durable.send_from_task, durable.recv_message, durable.keep_house, durable.expire_leases,
     durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events
   to durable_worker;
 

@@ -132,6 +132,7 @@ as $$
 declare
   _queue text collate "C" := queue;
 begin
+  perform durable._delete_mail(_queue, task_ids);
   perform durable._delete_at(_queue,
     array(
       select task.ctid

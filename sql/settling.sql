@@ -15,14 +15,16 @@ declare
   _queue text collate "C" := queue;
   _places tid[];
   _settled durable.checkpoints[];
+  _receivers uuid[];
 begin
   select
-    array_agg(wait.ctid),
+    array_agg(wait.ctid) filter (where wait.topic is null),
     array_agg(row(
       own.task_id, at, own.claim, task.attempt, wait.position, wait.after, 0,
       resolution.state, _queue, wait.name, resolution.value
-    )::durable.checkpoints)
-  into _places, _settled
+    )::durable.checkpoints) filter (where wait.topic is null),
+    array_agg(own.task_id) filter (where wait.topic is not null)
+  into _places, _settled, _receivers
   from (
     select held.*
     from json_to_recordset(tasks) as held (task_id uuid, claim integer)
@@ -53,10 +55,13 @@ begin
     select * from durable._resolution(_queue, wait.task_ids, wait.event_name, event.payload, wait.deadline_at, at)
     offset 0
   ) as resolution
-  where resolution.state is not null;
+  where resolution.state is not null or wait.topic is not null;
   if _places is not null then
     insert into durable.checkpoints select * from unnest(_settled) on conflict do nothing;
     perform durable._forget_waits(_queue, _places);
+  end if;
+  if _receivers is not null then
+    perform durable._receive(_queue, _receivers, at);
   end if;
 end;
 $$;

@@ -7,7 +7,8 @@
 -- finished rows cost a claim nothing.
 --
 -- THE LOCK ORDER. Nobody waits for other people's rows. A call waits only
---   1. for event rows and idempotency keys, in name order, holding no task row;
+--   1. for event rows and idempotency keys, in name order, then for mailboxes, by task
+--      and topic, holding no task row but FOR KEY SHARE, which only a deletion minds;
 --   2. for the task rows it was given, in one pass, ascending by task_id.
 -- Everything else (whom a finished task wakes, what a failed one takes with it) is
 -- tried with SKIP LOCKED, and what could not be had is left as a row in `notes`.
@@ -240,10 +241,11 @@ create table durable.waits (
   target_task_id uuid,
   task_ids       uuid[],
   watched        integer,
+  topic          text collate "C",
   primary key (queue, task_id, name),
   constraint waits_are_for_one_thing
-    check (num_nonnulls(event_name, task_ids) <= 1
-      and (event_name is not null or task_ids is not null or deadline_at is not null))
+    check (num_nonnulls(event_name, task_ids, topic) <= 1
+      and num_nonnulls(event_name, task_ids, topic, deadline_at) >= 1)
 );
 
 comment on table  durable.waits                is 'What tasks wait for. A row stays until its wait is over, with the deadline it got first.';
@@ -257,12 +259,60 @@ comment on column durable.waits.event_name     is 'The event it waits for.';
 comment on column durable.waits.target_task_id is 'The one live task, of those it waits for, whose end looks at this wait.';
 comment on column durable.waits.task_ids       is 'The tasks it waits for: all of them.';
 comment on column durable.waits.watched        is 'Where in task_ids the target stands: all behind it have finished.';
+comment on column durable.waits.topic          is 'The topic of the message it waits for.';
 
 create index waits_event_idx on durable.waits (queue, event_name, task_id) where event_name is not null;
 create index waits_target_idx on durable.waits (queue, target_task_id) where target_task_id is not null;
 
 comment on index durable.waits_event_idx  is 'Read by emit_event and prune_events.';
 comment on index durable.waits_target_idx is 'Read when a task finishes.';
+
+
+create table durable.mailboxes (
+  queue   text collate "C" not null,
+  task_id uuid             not null,
+  topic   text collate "C" not null,
+  sent    bigint           not null default 0,
+  primary key (queue, task_id, topic)
+);
+
+comment on table  durable.mailboxes         is 'Where who sends to a task and the task that waits for it meet.';
+comment on column durable.mailboxes.queue   is 'The receiving task''s queue.';
+comment on column durable.mailboxes.task_id is 'The receiving task.';
+comment on column durable.mailboxes.topic   is 'What the messages are about, at most 255 bytes.';
+comment on column durable.mailboxes.sent    is 'How many have been sent so far; 0: somebody waits for the first.';
+
+
+create table durable.messages (
+  queue   text collate "C" not null,
+  task_id uuid             not null,
+  topic   text collate "C" not null,
+  number  bigint           not null,
+  sent_at timestamptz      not null,
+  payload jsonb            not null,
+  primary key (queue, task_id, topic, number)
+);
+
+comment on table  durable.messages         is 'What tasks were sent and have not received yet.';
+comment on column durable.messages.queue   is 'The receiving task''s queue.';
+comment on column durable.messages.task_id is 'The receiving task.';
+comment on column durable.messages.topic   is 'As in mailboxes.';
+comment on column durable.messages.number  is 'From 1, in the order in which senders committed: that of receiving.';
+comment on column durable.messages.sent_at is 'When it was sent.';
+comment on column durable.messages.payload is 'What the sender said.';
+
+
+create table durable.message_keys (
+  queue   text collate "C" not null,
+  task_id uuid             not null,
+  key     text collate "C" not null,
+  primary key (queue, task_id, key)
+);
+
+comment on table  durable.message_keys         is 'One message per key, received or not: a key lives as long as its task.';
+comment on column durable.message_keys.queue   is 'The receiving task''s queue.';
+comment on column durable.message_keys.task_id is 'The receiving task.';
+comment on column durable.message_keys.key     is 'The dedup_key of a message that was sent, at most 255 bytes.';
 
 
 create table durable.idempotency_keys (

@@ -27,13 +27,13 @@ outcome, and each task''s last one with the task''s state.';
 create or replace view durable.waiting as
 select
   tasks.queue, tasks.task_id, tasks.name as task, waits.name as wait, waits.event_name,
-  waits.task_ids, waits.deadline_at
+  waits.task_ids, waits.deadline_at, waits.topic
 from durable.waits
 join durable.tasks using (queue, task_id)
 where tasks.finished_at is null;
 
 comment on view durable.waiting is
-'What live tasks wait for: a time (deadline_at alone), an event, or tasks.';
+'What live tasks wait for: a time (deadline_at alone), an event, tasks, or a message.';
 
 
 create or replace view durable.workers as

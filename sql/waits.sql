@@ -6,8 +6,8 @@
 -- checkpoint is left to whoever holds the task next (load_checkpoints), so that an
 -- emitter or a finishing child never writes into a stranger's history.
 --
--- Lock order: the events' rows by name, then own rows ascending; watched tasks are
--- only tried.
+-- Lock order: the events' rows by name, the mailboxes by task and topic, then own rows
+-- ascending; watched tasks are only tried.
 
 create or replace function durable.suspend_tasks(queue text, tasks json)
 returns setof durable.wait_outcome
@@ -26,7 +26,7 @@ $$;
 
 comment on function durable.suspend_tasks is
 'Registers all that tasks wait for and ends their claims. tasks: [{"task_id", "claim",
-"waits": [{"name", "event" or "task_ids" or neither, "seconds" or "until",
+"waits": [{"name", "event" or "task_ids" or "topic" or none, "seconds" or "until",
 "position", "after"}, ...]}, ...]; seconds from now, or until when, is how long it
 sleeps, or how long it waits at most. If any of a task''s waits is over already the
 task is not suspended: those come back as resolved checkpoints and it goes on. Else
@@ -206,12 +206,14 @@ begin
   perform durable._checked_name('name of a wait', wait ->> 'name', 512);
   if wait ->> 'event' is not null then
     perform durable._checked_name('event name', wait ->> 'event', 255);
+  elsif wait ->> 'topic' is not null then
+    perform durable._checked_name('topic', wait ->> 'topic', 255);
   elsif coalesce(wait ->> 'task_ids', wait ->> 'seconds', wait ->> 'until') is null then
     perform durable._refuse_argument('a wait for nothing',
-      'Pass an event, task_ids, seconds or until.');
+      'Pass an event, task_ids, a topic, seconds or until.');
   end if;
-  if wait ->> 'event' is not null and wait ->> 'task_ids' is not null then
-    perform durable._refuse_argument('a wait for an event and for tasks', 'Pass two waits.');
+  if num_nonnulls(wait ->> 'event', wait ->> 'task_ids', wait ->> 'topic') > 1 then
+    perform durable._refuse_argument('a wait for several things', 'Pass a wait for each.');
   elsif wait ->> 'until' ~* 'infinity' then
     perform durable._refuse_argument('a wait without end', 'Leave out until, or pass a time.');
   end if;
@@ -221,7 +223,7 @@ $$;
 
 
 -- Where waiting tasks and emitters meet: from here to the commit nobody emits these
--- events. A row that pruning has taken meanwhile is made again.
+-- events, or sends these messages. A row that pruning has taken meanwhile is made again.
 create or replace function durable._meet_emitters(queue text, tasks json)
 returns void
 language plpgsql
@@ -229,14 +231,22 @@ as $$
 declare
   _queue text collate "C" := queue;
   _event text collate "C";
+  _receiver uuid;
+  _topic text collate "C";
 begin
-  for _event in
-    select distinct wait.event collate "C"
-    from json_to_recordset(tasks) as own (waits json)
-    cross join lateral json_to_recordset(own.waits) as wait (event text)
-    where wait.event is not null
-    order by 1
+  for _event, _receiver, _topic in
+    select distinct
+      wait.event collate "C", case when wait.topic is not null then own.task_id end,
+      wait.topic collate "C"
+    from json_to_recordset(tasks) as own (task_id uuid, waits json)
+    cross join lateral json_to_recordset(own.waits) as wait (event text, topic text)
+    where wait.event is not null or wait.topic is not null
+    order by 1, 2, 3 -- events, then those of no event
   loop
+    if _topic is not null then
+      perform durable._meet_senders(_queue, _receiver, _topic);
+      continue;
+    end if;
     loop
       insert into durable.events (queue, name) values (_queue, _event) on conflict do nothing;
       perform from durable.events
@@ -282,11 +292,12 @@ declare
   _queue text collate "C" := queue;
 begin
   insert into durable.waits (
-    queue, task_id, name, position, after, deadline_at, event_name, task_ids
+    queue, task_id, name, position, after, deadline_at, event_name, task_ids, topic
   )
   select distinct on (own.task_id, wait.name)
     _queue, own.task_id, wait.name, coalesce(wait.position, 0), coalesce(wait.after, 0),
-    coalesce(wait.until, at + make_interval(secs => wait.seconds)), wait.event, wait.task_ids
+    coalesce(wait.until, at + make_interval(secs => wait.seconds)), wait.event, wait.task_ids,
+    wait.topic
   from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
   cross join lateral (
     select
@@ -297,7 +308,7 @@ begin
   ) as task
   cross join lateral json_to_recordset(own.waits) as wait (
     name text, position integer, after integer, event text, task_ids uuid[],
-    seconds double precision, until timestamptz
+    seconds double precision, until timestamptz, topic text
   )
   cross join lateral (
     select count(*) as times

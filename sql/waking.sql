@@ -59,6 +59,8 @@ begin
   loop
     _watch := case
       when _wait.task_ids is not null then durable._watch(_wait)
+      when _wait.topic is not null then
+        case when durable._has_message(_queue, waiter, _wait.topic) then 'over' end
       when durable._is_emitted(_queue, _wait.event_name) then 'over'
     end;
     if _watch = 'over' then

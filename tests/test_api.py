@@ -24,6 +24,7 @@ CLIENT = {
     "fetch",
     *["migrate", "create_queue", "drop_queue", "list_queues", "queue_stats"],
     *["register", "spawn", "spawn_many", "spawn_with", "emit_event"],
+    *["send", "send_with"],
     *["emit_event_with", "cancel", "retry", "get_result", "handle", "worker"],
     *["run_worker", "close", "queue"],
 }
@@ -33,6 +34,7 @@ CONTEXT = {
     *["parent_task_id", "scope", "step", "transaction", "begin_step"],
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
+    *["send", "recv"],
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
 }
 
@@ -131,6 +133,8 @@ def test_takes_options_by_keyword_only() -> None:
         "get_result": ["self", "task"],
         "handle": ["self", "task_id", "task"],
         "emit_event": ["self", "event", "payload"],
+        "send": ["self", "task", "topic", "payload"],
+        "send_with": ["self", "conn", "task", "topic", "payload"],
         "spawn": ["self", "task", "params"],
         "spawn_with": ["self", "conn", "task", "params"],
     }.items():

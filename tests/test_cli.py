@@ -135,6 +135,15 @@ def test_emits_an_event_once(run: Run, db: psycopg.Connection) -> None:
     assert stored == [("packed", [1])]
 
 
+def test_sends_a_message_once(run: Run, db: psycopg.Connection) -> None:
+    task_id = run("spawn", "default", "double")
+    send = ["send", "default", task_id, "votes", "--payload", "[1]", "--key", "k"]
+    assert run(*send) == "sent"
+    assert run(*send) == "already sent"
+    stored = db.execute("select topic, payload from durable.messages").fetchall()
+    assert stored == [("votes", [1])]
+
+
 def test_counts_the_tasks_of_queues(run: Run, db: psycopg.Connection) -> None:
     db.execute("select durable.create_queue('orders')")
     run("spawn", "orders", "double")

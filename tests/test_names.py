@@ -25,7 +25,7 @@ Check: TypeAlias = Callable[[Any], str]
 
 SHORT = (check_queue_name, check_task_name)
 LONG = (check_event_name, check_key, check_step_name)
-KINDS = ("", "sleep", "event", "spawn", "emit", "join")
+KINDS = ("", "sleep", "event", "spawn", "emit", "join", "send", "recv")
 
 names = st.text(min_size=1, max_size=20)
 calls = st.lists(st.tuples(st.sampled_from(KINDS), names), max_size=40)
@@ -80,6 +80,8 @@ def test_counts_every_kind_on_its_own() -> None:
         "$spawn:x",
         "$emit:x",
         "$join:x",
+        "$send:x",
+        "$recv:x",
     ]
     assert [taken.take("now", "", None) for _ in range(2)] == ["$now", "$now#2"]
     assert taken.take("random", "", None) == "$random"

@@ -50,6 +50,9 @@ TABLES = (
     "idempotency_keys",
     "notes",
     "queues",
+    "mailboxes",
+    "messages",
+    "message_keys",
 )
 
 Held = tuple[UUID, int]
@@ -136,6 +139,7 @@ class Worker:
         """Call everything once."""
         self.start_and_end()
         self.wait()
+        self.receive()
         self.be_a_parent()
         self.recover()
         self.ask()
@@ -177,6 +181,21 @@ class Worker:
         self.flush("complete", helds[1:], complete=True)
         (parent,) = self.function("claim_tasks", "w", ["a"], 1, 60, what="claim one")
         self.flush("complete one", [(parent[0], parent[1])], complete=True)
+
+    def receive(self) -> None:
+        self.spawn()
+        helds = self.claim()
+        waits = [{"name": "$recv", "topic": "t"}]
+        self.held("suspend_tasks", helds, waits=waits, what="suspend_tasks: a topic")
+        for task_id, _ in helds:
+            self.function("send_message", task_id, "t", "7", "key")
+        helds = self.claim()
+        self.held("load_checkpoints", helds, what="load_checkpoints after a message")
+        own, to = helds[0], helds[-1][0]
+        self.function("send_from_task", *own, "$send", "default", to, "t", "8", "k")
+        waits = [{"name": "$recv#2", "topic": "t"}]
+        self.held("suspend_tasks", helds[-1:], waits=waits, what="suspend_tasks: sent")
+        self.flush("complete", helds, complete=True)
 
     def be_a_parent(self) -> None:
         self.spawn()

@@ -30,6 +30,7 @@ ABOUT_NO_QUEUE = {"errors", "list_queues", "version"}
 FREE = ABOUT_NO_QUEUE | {"leave_door"}  # who has lost a right must still let go
 CLIENT = FREE | {
     *("spawn", "spawn_many", "emit_event", "cancel_task", "take_door"),
+    "send_message",
     *("get_task_result", "get_task_results", "get_endings"),
 }
 HOUSEKEEPING = {
@@ -46,6 +47,7 @@ WORKER = (
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
         *("spawn_children", "emit_from_task"),
+        *("send_from_task", "recv_message"),
     }
 )
 OPERATING = {"queue_stats", "retry_task", "drop_queue"}
@@ -78,6 +80,9 @@ select md5(string_agg(line, '' order by line)) from (
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
   union all select notes::text from durable.notes
+  union all select mailboxes::text from durable.mailboxes
+  union all select messages::text from durable.messages
+  union all select message_keys::text from durable.message_keys
   union all select queues::text from durable.queues
   union all select migrations::text from durable.migrations
 ) as lines (line)

@@ -29,6 +29,7 @@ SHIPPED = [
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
     ("0009_fingerprint_of_a_key.sql",),
+    ("0004_messages.sql",),
 ]
 
 CUT = """
@@ -131,6 +132,12 @@ alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
 alter table durable.idempotency_keys drop column fingerprint;
 alter type durable._spawn_options drop attribute fingerprint;
+drop table durable.mailboxes, durable.messages, durable.message_keys;
+drop view durable.waiting;
+alter table durable.waits drop column topic,
+  add constraint waits_are_for_one_thing
+    check (num_nonnulls(event_name, task_ids) <= 1
+      and (event_name is not null or task_ids is not null or deadline_at is not null));
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

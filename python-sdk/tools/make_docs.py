@@ -106,15 +106,16 @@ Outcomes of tasks, and what passes between a task and its worker.
 
 """
 BUILTIN: Final = """
-- **`TimeoutError`**, the builtin. `handle.result`, `ctx.await_event`, `ctx.join` and
-  `ctx.join_all` raise it after their `timeout`.
+- **`TimeoutError`**, the builtin. `handle.result`, `ctx.await_event`, `ctx.recv`,
+  `ctx.join` and `ctx.join_all` raise it after their `timeout`.
 - **`psycopg.Error`**, the driver's. The database cannot do it now: it is away, or has
   been silent for a minute (`OperationalError`); no connection came free and nothing was
   sent (`psycopg_pool.PoolTimeout`, an `OperationalError` too); it only reads
   (`errors.ReadOnlySqlTransaction`); a timeout of yours struck (`errors.QueryCanceled`,
   `errors.LockNotAvailable`). Waits for results go on by themselves; of other calls,
   whether one has happened is unknown once its connection is lost. Say it again: events
-  and cancels as they are, a spawn with its idempotency key.
+  and cancels as they are, a spawn with its idempotency key, a message with its
+  `dedup_key`.
 - **`pydantic.ValidationError`**. Params are not what the task takes; none is spawned.
 - **`TypeError`**, **`RuntimeError`**. A mistake in the program: a type that cannot be
   saved, a connection of the other colour; a context used where it cannot be.

@@ -38,6 +38,24 @@ from durable.waits
 where queue = %(queue)s
 
 union all
+select 'message', topic, params::text, number::text, payload::text, null
+from durable.messages
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
+select 'mailbox', topic, params::text, sent::text, null, null
+from durable.mailboxes
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
+select 'message key', key, params::text, null, null, null
+from durable.message_keys
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
 select 'note', kind::text, event_name, null, null, null
 from durable.notes
 where queue = %(queue)s

@@ -21,6 +21,11 @@ PROMISES: Final = {
           on events.queue = waits.queue and events.name = waits.event_name
         where tasks.queue = %(queue)s and tasks.state = 'sleeping'
           and tasks.error is null and events.emitted_at is not null""",
+    "asleep though it was sent what it waits for": """
+        from durable.tasks join durable.waits using (queue, task_id)
+        join durable.messages using (queue, task_id, topic)
+        where tasks.queue = %(queue)s and tasks.state = 'sleeping'
+          and tasks.error is null""",
     "asleep though all it waits for has finished": """
         from durable.tasks join durable.waits using (queue, task_id)
         where tasks.queue = %(queue)s and tasks.state = 'sleeping'
@@ -71,11 +76,14 @@ PROMISES: Final = {
           select count(*) from durable.runs
           where runs.queue = tasks.queue and runs.task_id = tasks.task_id
             and runs.attempt < tasks.attempt)""",
-    "a run, a checkpoint, a wait or a key without a task": """
+    "what belongs to a task, without a task": """
         from (
           select task_id from durable.runs where queue = %(queue)s
           union all select task_id from durable.checkpoints where queue = %(queue)s
           union all select task_id from durable.waits where queue = %(queue)s
+          union all select task_id from durable.mailboxes where queue = %(queue)s
+          union all select task_id from durable.messages where queue = %(queue)s
+          union all select task_id from durable.message_keys where queue = %(queue)s
           union all
           select task_id from durable.idempotency_keys where queue = %(queue)s
         ) as belonging
@@ -101,6 +109,14 @@ PROMISES: Final = {
           and tasks.finished_at is null and not exists (
             select from durable.events
             where events.queue = waits.queue and events.name = waits.event_name)""",
+    "a message without its mailbox, or of a number that was not counted": """
+        from durable.messages
+        where queue = %(queue)s and not exists (
+          select from durable.mailboxes
+          where mailboxes.queue = messages.queue
+            and mailboxes.task_id = messages.task_id
+            and mailboxes.topic = messages.topic
+            and messages.number between 1 and mailboxes.sent)""",
     "a note": "from durable.notes where queue = %(queue)s",
 }
 BROKEN: Final = " union all ".join(

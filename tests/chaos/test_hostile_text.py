@@ -41,6 +41,9 @@ select md5(string_agg(line, '' order by line)) from (
   union all select events::text from durable.events
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
+  union all select mailboxes::text from durable.mailboxes
+  union all select messages::text from durable.messages
+  union all select message_keys::text from durable.message_keys
   union all select queues::text from durable.queues
 ) as lines (line)
 """

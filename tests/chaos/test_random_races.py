@@ -60,6 +60,17 @@ RELEASE_UNKNOWN = "select durable.release_unknown('default', 'w', '{}')"
 EMIT_FROM_TASK = """
 select durable.emit_from_task('default', %s, %s, '$emit', %s)
 """
+SEND = "select durable.send_message('default', %s, 't', %s::text::jsonb, %s)"
+SEND_FROM_TASK = """
+select durable.send_from_task(
+  'default', %s, %s, '$send', 'default', %s, 't', %s::text::jsonb)
+"""
+RECEIVED = """
+from durable.checkpoints where starts_with(name, '$recv') and state = 'done'
+"""
+RECV_MESSAGE = """
+select outcome from durable.recv_message('default', %s, %s, '$recv', 't')
+"""
 AWAIT_EVENT = """
 select outcome from durable.await_event('default', %s, %s, '$event', %s, %s)
 """
@@ -99,6 +110,7 @@ class Player(threading.Thread):
     def _move(self) -> None:
         moves: list[tuple[int, Callable[[], Any]]] = [
             (6, self._emit),
+            (14, self._send),
             (5, self._cancel),
             (3, self._retry),
             (10, self._spawn),
@@ -153,6 +165,15 @@ class Player(threading.Thread):
     def _emit(self) -> None:
         emit = "select durable.emit_event('default', %s)"
         self._tell(emit, self._event(), level=self._level())
+
+    def _send(self) -> None:
+        if self._roots:
+            to = self._random.choice(self._roots[-30:])
+            key = self._random.choice([None, "k", "l"])
+            self._tell(SEND, to, self._payload(), key, level=self._level())
+
+    def _payload(self) -> str:
+        return str(self._random.getrandbits(60))
 
     def _cancel(self) -> None:
         if self._roots:
@@ -242,14 +263,8 @@ class Player(threading.Thread):
         if kind < 0.3:
             return self._join(task_id, claim, known)
         if kind < 0.55:
-            timeout = 0.02 if kind < 0.4 else None
-            event = f"event-{int(kind * 1e6) % EVENTS}"
-            if "$event" in known:
-                return True
-            if task_id.int % 2 == 0:
-                return self._outcome(AWAIT_EVENT, task_id, claim, event, timeout)
-            seconds = {} if timeout is None else {"seconds": timeout}
-            return self._suspend(held, {"name": "$event", "event": event, **seconds})
+            waits = self._receive if task_id.int % 5 < 3 else self._hear
+            return waits(task_id, claim, known, kind)
         if kind < 0.6:
             failed = self._elements(held, retryable=kind < 0.58, error=ERROR)
             self._tell("select * from durable.fail_tasks('default', %s)", failed)
@@ -263,8 +278,40 @@ class Player(threading.Thread):
             release = "select * from durable.release_tasks('default', %s)"
             return claim > 1 or self._tell(release, self._elements(held)) is None
         elif kind < 0.75:
-            return self._tell(EMIT_FROM_TASK, *held[0], self._event()) is not None
+            return self._say(task_id, claim)
         return kind < 0.98 or self._random.random() < 0.5  # the rest vanishes
+
+    def _say(self, task_id: UUID, claim: int) -> bool:
+        if task_id.int % 2 == 0:
+            return self._tell(EMIT_FROM_TASK, task_id, claim, self._event()) is not None
+        to = self._random.choice([task_id, *self._roots[-10:]])
+        sent = self._tell(SEND_FROM_TASK, task_id, claim, to, self._payload())
+        return sent is not None
+
+    def _hear(
+        self, task_id: UUID, claim: int, known: dict[str, Any], kind: float
+    ) -> bool:
+        timeout = 0.02 if kind < 0.4 else None
+        event = f"event-{int(kind * 1e6) % EVENTS}"
+        if "$event" in known:
+            return True
+        if task_id.int % 2 == 0:
+            return self._outcome(AWAIT_EVENT, task_id, claim, event, timeout)
+        wait: dict[str, Any] = {"name": "$event", "event": event}
+        if timeout is not None:
+            wait["seconds"] = timeout
+        return self._suspend([(task_id, claim)], wait)
+
+    def _receive(
+        self, task_id: UUID, claim: int, known: dict[str, Any], _: float
+    ) -> bool:
+        if "$recv" in known:
+            return True
+        if task_id.int % 2 == 0:
+            return self._outcome(RECV_MESSAGE, task_id, claim)
+        one: dict[str, Any] = {"name": "$recv", "topic": "t", "position": 2}
+        other = one | {"name": "$recv#2", "position": 1, "seconds": 0.02}
+        return self._suspend([(task_id, claim)], one, other)
 
     def _join(self, task_id: UUID, claim: int, known: dict[str, Any]) -> bool:
         if "$join" in known:
@@ -347,5 +394,8 @@ def test_keeps_every_promise_whoever_meets_whom(
     eventually(no_notes, what="all notes applied")
     assert set(broken(db, "default")) <= {UNSEEN_WAIT}
     assert value(DEADLOCKS) == 0
+    received = value(f"select count(*) {RECEIVED}")
+    assert received == value(f"select count(distinct value::text) {RECEIVED}")
+    survived("messages received once in random races", received)
     assert value(COUNT, "%") == count["spawned"]
     assert value(COUNT, "completed") == count["completed"]

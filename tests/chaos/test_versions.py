@@ -506,9 +506,8 @@ def test_dumps_the_same_whether_upgraded_or_new(
             migrate(upgraded)
             after = data(db)
             db.execute("drop table public.effects")
-        assert [
-            row[: len(was)] for row, was in zip(after, before, strict=True)
-        ] == before
+        kept = [was.removesuffix(")") for was in before]  # columns may have come
+        assert [row[: len(was)] for row, was in zip(after, kept, strict=True)] == kept
         assert dumped(own_server, upgraded) == dumped(own_server, dsn)
     finally:
         processes.kill_all()

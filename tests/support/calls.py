@@ -58,6 +58,7 @@ def _call(name: str, arguments: list[list[str]], queue: str, task_id: UUID) -> C
 def _given(what: str, kind: str, queue: str, task_id: UUID) -> object:
     by_name = {
         ("queue", "text"): queue,
+        ("to_queue", "text"): queue,
         ("door", "text"): "work",
         ("tasks", "jsonb"): '[{"task": "x"}]',
         ("children", "jsonb"): '[{"name": "child", "task": "x"}]',

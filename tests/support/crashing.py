@@ -86,6 +86,9 @@ def saved(label: str, step: str) -> str:
 async def errand(label: str, ctx: Context) -> str:
     reach(f"{label}: begins")
     await do(label, "run", ctx)
+    if ctx.parent_task_id is not None:
+        await ctx.send(ctx.parent_task_id, "under way", label)
+        reach(f"{label}: has sent")
     return "brought"
 
 
@@ -106,6 +109,8 @@ async def journey(label: str, ctx: Context) -> list[Any]:
         await ctx.await_event("never", timeout=0.03)
     child = await ctx.spawn("errand", errand, f"{label}'s child")
     reach(f"{label}: has spawned")
+    assert await ctx.recv("under way") == f"{label}'s child"
+    reach(f"{label}: has received")
     brought = await ctx.join(child)
     reach(f"{label}: has joined")
     first = await ctx.emit_event(f"arrived:{ctx.task_id}", brought)
@@ -126,6 +131,7 @@ def journey_sync(label: str, ctx: SyncTaskContext[Any]) -> str:
     ctx.sleep_for("nap", 0.03)
     heard: str = ctx.await_event("go")
     child = ctx.spawn("errand", errand, f"{label}'s child")
+    assert ctx.recv("under way") == f"{label}'s child"
     ctx.emit_event(f"arrived:{ctx.task_id}", ctx.join(child))
     return heard
 

@@ -114,10 +114,15 @@ DEEDS: Final[dict[str, tuple[str, Deed]]] = {
     "has its lease extended": ("extend_leases#1", hold),
     "sleeps": ("suspend_tasks#1", lambda ctx: ctx.sleep_for("late", PATIENCE)),
     "waits for an event": ("suspend_tasks#1", lambda ctx: ctx.await_event("late")),
+    "waits for a message": ("suspend_tasks#1", lambda ctx: ctx.recv("late")),
     "joins a child": ("suspend_tasks#1", join_a_child),
     "looks up its waits": ("poll_waits#1", beside_a_sleep),
     "spawns a child": ("spawn_children#1", lambda ctx: ctx.spawn("late", "nobody's")),
     "emits an event": ("emit_from_task#1", lambda ctx: ctx.emit_event("late")),
+    "sends a message": (
+        "send_from_task#1",
+        lambda ctx: ctx.send(ctx.task_id, "late"),
+    ),
     "is given back": ("release_tasks#1", hold),
     "loads its past": ("load_checkpoints#1", lambda ctx: ctx.step("late", late)),
 }

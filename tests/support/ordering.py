@@ -19,7 +19,8 @@ ORDER: Final = "insert into public.orders values (%s) on conflict do nothing"
 async def order(queue: str, unwanted: str) -> None:
     """Say everything once, with an event loop."""
     async with AsyncDurable(queue=queue) as app:
-        await app.spawn("errand", "one", idempotency_key="one")
+        one = await app.spawn("errand", "one", idempotency_key="one")
+        await app.send(one, "told", 1, dedup_key="one")
         await app.spawn_many(
             [("errand", name, {"idempotency_key": name}) for name in ("two", "three")]
         )
@@ -32,6 +33,7 @@ async def order(queue: str, unwanted: str) -> None:
                 connection, "errand", "order", idempotency_key="order"
             )
             await app.emit_event_with(connection, "ordered", 2)
+            await app.send_with(connection, one, "told", 2, dedup_key="order")
         await app.cancel(UUID(unwanted))
         assert await handle.state() == "pending"
 
@@ -39,7 +41,8 @@ async def order(queue: str, unwanted: str) -> None:
 def order_sync(queue: str, unwanted: str) -> None:
     """Do the same without one."""
     with Durable(queue=queue) as app:
-        app.spawn("errand", "one", idempotency_key="one")
+        one = app.spawn("errand", "one", idempotency_key="one")
+        app.send(one, "told", 1, dedup_key="one")
         app.spawn_many(
             [("errand", name, {"idempotency_key": name}) for name in ("two", "three")]
         )
@@ -50,5 +53,7 @@ def order_sync(queue: str, unwanted: str) -> None:
                 connection, "errand", "order", idempotency_key="order"
             )
             app.emit_event_with(connection, "ordered", 2)
+            app.send_with(connection, one, "told", 2, dedup_key="order")
+            app.send_with(connection, one, "told", 2, dedup_key="order")
         app.cancel(UUID(unwanted))
         assert handle.state() == "pending"

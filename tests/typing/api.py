@@ -91,6 +91,8 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
         assert_type(await ctx.await_event("packed", as_type=Slip, timeout=60), Slip)
+        assert_type(await ctx.recv("slips", as_type=Slip, timeout=60), Slip)
+        assert_type(await ctx.recv("slips"), Any)
         assert_type(await ctx.transaction("debit", debit, 3), Slip)
         assert_type(await ctx.http.get("ask", "https://x", params={}), RecordedResponse)
         assert_type(ctx.identity, Mapping[str, JSON] | None)
@@ -179,6 +181,9 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await (await app.spawn(Greet, "you")).result(), str)
     assert_type(await app.spawn("process-order", {"id": 7}), AsyncTaskHandle[Any])
     assert_type(await app.emit_event("packed:7", Slip(carrier="Post")), bool)
+    assert_type(await app.send(handle, "slips", Slip(carrier="Post")), bool)
+    assert_type(await handle.send("slips", dedup_key="7"), bool)
+    await app.send(7, "slips")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, max_delay=60)
     await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -195,6 +200,7 @@ def synchronous(app: Durable) -> None:
     assert_type(app.spawn(weigh_order, Order(id=7)).result(), float)
     assert_type(app.handle(handle.task_id, ProcessOrder), TaskHandle[str])
     assert_type(app.emit_event("packed:7", Slip(carrier="Post")), bool)
+    assert_type(app.send(handle.task_id, "slips", queue="shop"), bool)
 
     thing_of(handle)
 

@@ -15,11 +15,13 @@ from durable.errors import InvalidArgument
 
 __all__ = [
     "Names",
+    "check_dedup_key",
     "check_event_name",
     "check_key",
     "check_queue_name",
     "check_step_name",
     "check_task_name",
+    "check_topic",
     "default_task_name",
 ]
 
@@ -49,6 +51,16 @@ def check_event_name(name: str) -> str:
 def check_key(key: str) -> str:
     """Return the idempotency key; InvalidArgument as for an event's name."""
     return _check(key, "an idempotency key", LONG)
+
+
+def check_topic(topic: str) -> str:
+    """Return a message's topic; InvalidArgument as for an event's name."""
+    return _check(topic, "a message's topic", LONG)
+
+
+def check_dedup_key(key: str) -> str:
+    """Return a message's key; InvalidArgument as for an event's name."""
+    return _check(key, "a message's dedup_key", LONG)
 
 
 def check_step_name(name: str) -> str:

@@ -14,6 +14,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from durable._messages import Message
+
 __all__ = ["Statement"]
 
 
@@ -81,6 +83,12 @@ def spawn_many(queue: str, tasks: str) -> Statement:
 def emit_event(queue: str, event: str, payload: str) -> Statement:
     return Statement(
         "select durable.emit_event(%s, %s, %s::text::jsonb)", (queue, event, payload)
+    )
+
+
+def send_message(message: Message) -> Statement:
+    return Statement(
+        "select durable.send_message(%s, %s, %s, %s::text::jsonb, %s)", message
     )
 
 
@@ -219,6 +227,22 @@ def emit_from_task(  # noqa: PLR0917 - the function's own
     return Statement(
         "select durable.emit_from_task(%s, %s, %s, %s, %s, %s::text::jsonb, %s, %s)",
         (queue, task_id, claim, name, event, payload, position, after),
+    )
+
+
+def send_from_task(  # noqa: PLR0917 - the function's own, a message as one
+    queue: str,
+    task_id: UUID,
+    claim: int,
+    name: str,
+    message: Message,
+    position: int,
+    after: int,
+) -> Statement:
+    return Statement(
+        "select durable.send_from_task("
+        "%s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s)",
+        (queue, task_id, claim, name, *message, position, after),
     )
 
 

@@ -129,6 +129,24 @@ def emit(
 
 
 @app.command()
+def send(
+    queue: Queue,
+    task_id: TaskId,
+    topic: Annotated[str, typer.Argument(help="What the message is about.")],
+    *,
+    dsn: Dsn,
+    payload: Annotated[Any, typer.Option(parser=_json, metavar="JSON")] = "null",
+    key: Annotated[
+        str | None, typer.Option(help="Dedup key: one key, one message.")
+    ] = None,
+) -> None:
+    """Send a task a message; print whether it is new, which a key decides."""
+    with _client(dsn, queue) as client:
+        is_new = client.send(task_id, topic, payload, dedup_key=key)
+    typer.echo("sent" if is_new else "already sent")
+
+
+@app.command()
 def cancel(
     queue: Queue,
     task_id: TaskId,

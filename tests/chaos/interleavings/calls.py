@@ -90,6 +90,14 @@ def emit(event: str = "news") -> Call:
     )
 
 
+def send(task: Held, topic: str = "t", key: str | None = None) -> Call:
+    return Call(
+        " ".join(["send", task.nick, topic, *([key] if key else [])]),
+        "select durable.send_message(%(queue)s, %(task_id)s, %(topic)s, '7', %(key)s)",
+        {"task_id": task.task_id, "topic": topic, "key": key},
+    )
+
+
 def cancel(task: Held) -> Call:
     return Call(
         f"cancel {task.nick}",
@@ -273,6 +281,35 @@ def emit_from(held: Held, event: str = "news") -> Call:
         "select durable.emit_from_task("
         "%(queue)s, %(task_id)s, %(claim)s, '$emit', %(event)s, '8')",
         {"task_id": held.task_id, "claim": held.claim, "event": event},
+    )
+
+
+def message(topic: str = "t", name: str = "$recv", **more: Any) -> dict[str, Any]:
+    return {"name": f"{name}:{topic}", "topic": topic, **more}
+
+
+def recv(held: Held, topic: str = "t") -> Call:
+    return Call(
+        f"recv_message {held.nick}",
+        "select outcome, name, state, value::text from durable.recv_message("
+        "%(queue)s, %(task_id)s, %(claim)s, '$recv:' || %(topic)s, %(topic)s)",
+        {"task_id": held.task_id, "claim": held.claim, "topic": topic},
+    )
+
+
+def send_from(held: Held, to: Held, topic: str = "t", key: str | None = None) -> Call:
+    return Call(
+        " ".join([f"send_from_task {held.nick} {to.nick}", *([key] if key else [])]),
+        "select durable.send_from_task(%(queue)s, %(task_id)s, %(claim)s,"
+        " %(name)s, %(queue)s, %(to)s, %(topic)s, '8', %(key)s)",
+        {
+            "task_id": held.task_id,
+            "claim": held.claim,
+            "name": f"$send:{to.nick}/{topic}",
+            "to": to.task_id,
+            "topic": topic,
+            "key": key,
+        },
     )
 
 

@@ -72,6 +72,15 @@ union all
 select 'key', task_id::text, (to_jsonb(idempotency_keys) - 'queue')::text
 from durable.idempotency_keys where queue = %(queue)s
 union all
+select 'mailbox', task_id::text, (to_jsonb(mailboxes) - 'queue')::text
+from durable.mailboxes where queue = %(queue)s
+union all
+select 'message', task_id::text, (to_jsonb(messages) - 'queue')::text
+from durable.messages where queue = %(queue)s
+union all
+select 'message key', task_id::text, (to_jsonb(message_keys) - 'queue')::text
+from durable.message_keys where queue = %(queue)s
+union all
 select 'queue', 'queue', (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """

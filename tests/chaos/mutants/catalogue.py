@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.chaos.mutants import Mutant
+from tests.chaos.mutants.mail import MAIL
 
 __all__ = ["MUTANTS"]
 
@@ -923,4 +924,5 @@ MUTANTS: Final = [
     *KEYS,
     *RETENTION,
     *LOOKS,
+    *MAIL,
 ]

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from tests import test_races
+from tests import test_message_races, test_races
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
@@ -40,8 +40,9 @@ JUDGES: Final[Mapping[str, Judge]] = {
 
 
 def race(dsn: str, script: str) -> str | None:
-    """Play one test of tests/test_races.py in this database; what is wrong, or None."""
-    test = getattr(test_races, script)
+    """Play a test of test_races or test_message_races; what is wrong, or None."""
+    scripts = vars(test_races) | vars(test_message_races)
+    test = scripts[script]
     with contextlib.ExitStack() as sessions:
 
         def connect() -> psycopg.Connection:

@@ -6,6 +6,7 @@ from typing import Unpack
 
 from durable._async.operating import Operating
 from durable._async.queues import Queues
+from durable._async.sending import Sending
 from durable._async.spawning import Spawning
 
 # sync: from durable._worker.hosting import ThreadedWorker, run_until_signalled
@@ -17,7 +18,7 @@ from durable.registry import AnyTask
 __all__ = ["AsyncDurable"]
 
 
-class AsyncDurable(Queues, Spawning, Operating):
+class AsyncDurable(Queues, Spawning, Sending, Operating):
     """An application: where its tasks are kept, and what they are.
 
         async with AsyncDurable("postgresql://localhost/shop", tasks=[Order]) as app:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
 from durable import _sql
+from durable._messages import message
 from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._time import seconds
 from durable._values import Codec
@@ -80,6 +81,14 @@ class AsyncTaskHandle(Generic[R_co]):
         limit = seconds(timeout, "timeout")
         row = await self._app.results.wait(self.queue, self.task_id, limit)
         return output(opened(row, self._app.application.vault), self.codec)
+
+    async def send(
+        self, topic: str, payload: Any = None, *, dedup_key: str | None = None
+    ) -> bool:
+        """Send the task a message, as `app.send` does."""
+        sent = message(self, self.queue, topic, payload, dedup_key=dedup_key)
+        ((is_new,),) = await self._app.fetch(_sql.send_message(sent))
+        return bool(is_new)
 
     async def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)

@@ -147,7 +147,7 @@ class Steps(Calling):
         it happens exactly once. What it raises rolls both back, and is raised here.
         `conn` is psycopg's, from a pool of the worker's own, or of `on`: an
         AsyncConnectionPool, or an AsyncEngine of SQLAlchemy, to the same database. On
-        it `app.spawn_with` and `app.emit_event_with` belong to the transaction.
+        it `app.spawn_with`, `emit_event_with` and `send_with` belong to it.
         After a serialization failure, a deadlock or a lost connection `fn` is called
         again, in a new transaction, for as long as the task is this worker's. With the
         options of `StepOptions` it is tried again for other failures, too.

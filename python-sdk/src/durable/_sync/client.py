@@ -7,6 +7,7 @@ from typing import Unpack
 
 from durable._sync.operating import Operating
 from durable._sync.queues import Queues
+from durable._sync.sending import Sending
 from durable._sync.spawning import Spawning
 from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.options import WorkerOptions, worker_of
@@ -15,7 +16,7 @@ from durable.registry import AnyTask
 __all__ = ["Durable"]
 
 
-class Durable(Queues, Spawning, Operating):
+class Durable(Queues, Spawning, Sending, Operating):
     """An application: where its tasks are kept, and what they are.
 
         with Durable("postgresql://localhost/shop", tasks=[Order]) as app:

@@ -19,6 +19,7 @@ from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
 from durable._sync.family import Family
 from durable._sync.http import Requests
+from durable._sync.mail import Mail
 from durable._sync.steps import OpenStep, Steps
 from durable._sync.waiting import Waiting
 from durable._values import PLAIN, codec
@@ -31,7 +32,7 @@ __all__ = ["OpenStep", "SyncTaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class SyncTaskContext(Steps, Waiting, Family, Generic[State_co]):
+class SyncTaskContext(Steps, Waiting, Family, Mail, Generic[State_co]):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from durable._messages import Message
 from durable._values import Codec
 from durable._worker.calls import Calls, exit_refused, inside_a_step
 from durable._worker.history import Call
@@ -165,6 +166,10 @@ class BlockingRun:
     def emit(self, call: Call, event: str, payload: str) -> Resolved:
         """Emit an event."""
         return self.block(lambda: self._run.emit(call, event, payload))
+
+    def send(self, call: Call, message: Message) -> Resolved:
+        """Send a message."""
+        return self.block(lambda: self._run.send(call, message))
 
     def spawn(self, call: Call, child: str) -> Resolved:
         """Spawn a child."""

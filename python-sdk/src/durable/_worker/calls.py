@@ -13,7 +13,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import CO_COROUTINE
@@ -21,6 +21,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
+from durable._messages import Message
 from durable._names import Names
 from durable._values import Codec, changed_in_roundtrip
 from durable._worker.baggage import Baggage
@@ -335,13 +336,23 @@ class Calls(Baggage):
 
     async def emit(self, call: Call, event: str, payload: str) -> Resolved:
         """Emit an event, with the checkpoint that records it."""
+        emit = self._run.services.emit
+        return await self._tell(call, partial(emit, self.claimed, call, event, payload))
+
+    async def send(self, call: Call, message: Message) -> Resolved:
+        """Send a message, with the checkpoint that records it."""
+        send = self._run.services.send
+        return await self._tell(call, partial(send, self.claimed, call, message))
+
+    async def _tell(
+        self, call: Call, tell: Callable[[], Coroutine[Any, Any, str]]
+    ) -> Resolved:
         saved, branch = await self.begin(call)
         if saved is not None:
             return saved
         try:
             await self.save_failures(call.position)
-            emitting = self._run.services.emit(self.claimed, call, event, payload)
-            text = await self._run.refusable(emitting)
+            text = await self._run.refusable(tell())
             return self._history.remember(call.key, Resolved("done", text))
         finally:
             self._waits.exit(branch)

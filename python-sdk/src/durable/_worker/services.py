@@ -17,6 +17,7 @@ import psycopg
 
 from durable import _sql
 from durable._http import Clients
+from durable._messages import Message
 from durable._sql import Statement
 from durable._worker.calls import WaitItem, WaitLane
 from durable._worker.history import Call
@@ -106,6 +107,20 @@ class Services:
         )
         ((first,),) = await self.calling.fetch(statement)
         return "true" if first else "false"
+
+    async def send(self, claimed: Claimed, call: Call, message: Message) -> str:
+        """Send a message from a task. Returns whether it is a new one, as JSON."""
+        statement = _sql.send_from_task(
+            claimed.queue,
+            claimed.task_id,
+            claimed.claim,
+            call.key,
+            message,
+            call.position,
+            call.after,
+        )
+        ((is_new,),) = await self.calling.fetch(statement)
+        return "true" if is_new else "false"
 
     async def extend(self, run: Run) -> str:
         """Extend one lease. Returns the outcome."""

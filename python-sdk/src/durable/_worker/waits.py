@@ -48,6 +48,7 @@ class Wait:
     task_ids: Sequence[str] | None = None
     due: float | None = None  # by time.monotonic(); when a sleep ends, or a timeout
     until: str | None = None  # the same as a moment of the database's clock
+    topic: str | None = None
     future: asyncio.Future[Resolved] = field(init=False)
 
     def as_json(self, now: float) -> dict[str, Any]:
@@ -61,6 +62,8 @@ class Wait:
             spec["event"] = self.event
         if self.task_ids is not None:
             spec["task_ids"] = self.task_ids
+        if self.topic is not None:
+            spec["topic"] = self.topic
         if self.until is not None:
             spec["until"] = self.until
         elif self.due is not None:

@@ -1,0 +1,55 @@
+# Made from _async/sending.py by tools/async_to_sync.py: edit that, not this.
+"""What a client sends to tasks that are there: messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from durable import _foreign, _sql
+from durable._messages import Recipient, message
+from durable._sync.connected import Connected
+
+__all__ = ["Sending"]
+
+
+class Sending(Connected):
+    """What tasks are told."""
+
+    def send(
+        self,
+        task: Recipient,
+        topic: str,
+        payload: Any = None,
+        *,
+        dedup_key: str | None = None,
+        queue: str | None = None,
+    ) -> bool:
+        """Send a message to a live task, in a transaction of its own.
+
+        The task receives it once, with `ctx.recv(topic)`, after those that were sent
+        before it. The payload is anything pydantic can serialise. Returns False if a
+        message with this `dedup_key` was sent to the task before: nothing is sent then.
+        Raises NotFound, UnknownQueue, and AlreadyFinished if the task is over.
+        """
+        sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
+        ((is_new,),) = self.fetch(_sql.send_message(sent))
+        return bool(is_new)
+
+    def send_with(
+        self,
+        conn: object,
+        task: Recipient,
+        topic: str,
+        payload: Any = None,
+        *,
+        dedup_key: str | None = None,
+        queue: str | None = None,
+    ) -> bool:
+        """Send a message in the transaction of the application's own connection.
+
+        As `spawn_with`: it is sent if and when that transaction commits. Until then,
+        others who send to the task on this topic wait.
+        """
+        sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
+        row = _foreign.execute(conn, _sql.send_message(sent))
+        return bool(row[0])
