@@ -23,6 +23,9 @@
 \ir spawn.sql
 \ir cancel.sql
 \ir retry_task.sql
+\ir fork.sql
+\ir filter.sql
+\ir many.sql
 \ir results.sql
 \ir events.sql
 
@@ -42,6 +45,7 @@
 -- For operators
 \ir stats.sql
 \ir views.sql
+\ir history.sql
 
 -- What an older version had, and the whole public surface of this one
 \ir leftovers.sql

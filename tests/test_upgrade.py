@@ -28,6 +28,7 @@ SHIPPED = [
     ("install",),
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
+    ("0008_lists_and_histories.sql",),
 ]
 
 CUT = """
@@ -128,6 +129,7 @@ def test_brings_the_first_version_to_this_one(
     db.execute("""
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
+drop type durable.listed_task, durable.swept_tasks, durable.history_entry, durable._task_filter cascade;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)
