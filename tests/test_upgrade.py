@@ -129,7 +129,8 @@ def test_brings_the_first_version_to_this_one(
     db.execute("""
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
-drop type durable.listed_task, durable.swept_tasks, durable.history_entry, durable._task_filter cascade;
+drop type durable.listed_task, durable.swept_tasks cascade;
+drop type durable.history_entry, durable._task_filter cascade;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

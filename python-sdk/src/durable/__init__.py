@@ -17,11 +17,13 @@ import os as _os
 from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
 from durable._async.handle import AsyncTaskHandle
+from durable._listing import TaskFilter, TaskInfo
 from durable._results import QueueStats, TaskResult
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
 from durable._sync.handle import TaskHandle
+from durable._told import HistoryEntry
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
 from durable._worker.worker import Worker
@@ -56,6 +58,7 @@ __all__ = [
     "Durable",
     "DurableError",
     "Forbidden",
+    "HistoryEntry",
     "InvalidArgument",
     "LeaseLost",
     "NonRetryable",
@@ -73,7 +76,9 @@ __all__ = [
     "TaskContext",
     "TaskError",
     "TaskFailed",
+    "TaskFilter",
     "TaskHandle",
+    "TaskInfo",
     "TaskResult",
     "ThreadedWorker",
     "UnknownQueue",
