@@ -74,7 +74,8 @@ complete when the call of that checkpoint was made; with after, that one and tho
 before it; with position, as before the call at that position. options: one of before,
 after, position; params; queue; and those of spawn but for parent_task_id, headers being
 added to. Children recorded in what is copied are the other''s. Without a key and a
-parent; its header durable:forked_from says whose fork it is. Refuses an unknown queue
+parent; its header durable:forked_from says whose fork it is, {"task_id"}, with "queue" if
+that is another. Refuses an unknown queue
 WFQUE, an unknown task WFNFD, a checkpoint there is not, one of several of a name that is
 not said (charge#1, charge#2) and other bad options 22023, and what spawn refuses.';
 
@@ -114,8 +115,8 @@ immutable
 as $$
 declare
   _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}')
-    || jsonb_build_object('durable:forked_from',
-      jsonb_build_object('queue', origin.queue, 'task_id', origin.task_id));
+    || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
+      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id)));
 begin
   return durable._spawn_options(
     jsonb_build_object('max_attempts', origin.max_attempts, 'retry', origin.retry,

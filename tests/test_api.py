@@ -26,6 +26,8 @@ CLIENT = {
     *["register", "spawn", "spawn_many", "spawn_with", "emit_event"],
     *["emit_event_with", "cancel", "retry", "get_result", "handle", "worker"],
     *["run_worker", "close", "queue"],
+    *["fork", "export_history"],
+    *["list_tasks", "cancel_many", "retry_many", "delete_many"],
 }
 CONTEXT = {
     *["task_id", "run_id", "attempt", "queue", "headers", "state"],

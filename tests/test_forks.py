@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +11,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from durable import (
-    AsyncDurable,
     Durable,
     InvalidArgument,
     NotFound,
@@ -24,7 +22,7 @@ from durable import (
     task,
 )
 from tests.support.processes import Processes
-from tests.support.wait import aeventually, eventually
+from tests.support.wait import eventually
 from tests.support.working import working
 
 CALLS: list[str] = []
@@ -65,29 +63,27 @@ async def asks(params: None, ctx: TaskContext) -> str:
 
 
 async def test_runs_again_only_what_comes_behind_the_step(dsn: str) -> None:
-    async with working(dsn, agent) as (app, worker):
+    async with working(dsn, agent) as (app, _):
         origin = await app.spawn(agent, Goal(question="why", breaks="write"))
-        await worker.drain()
-        assert (await origin.snapshot()).state == "failed"
+        with pytest.raises(TaskFailed):
+            await origin.result(timeout=20)
         assert CALLS == ["plan", "search", "write"]
         CALLS.clear()
         stands = await app.fork(origin, params=Goal(question="who"))
-        await worker.drain()
-        result = await stands.result(timeout=10)
+        result = await stands.result(timeout=20)
         assert result[:4] == ["plan why", "search why", "write who", "check who"]
         assert CALLS == ["write", "check"]
         CALLS.clear()
         third = await stands.fork(before="write", params=Goal(question="how"))
-        first = await app.fork(stands.task_id, before="plan", max_attempts=3)
         assert (third.created, third.attempt) == (True, 1)
-        await worker.drain()
-        again = await third.result(timeout=10)
+        again = await third.result(timeout=20)
+        first = await app.fork(stands.task_id, before="plan", max_attempts=3)
         assert again[:4] == ["plan why", "search why", "write how", "check how"]
         assert again[4] == result[4]
         # params it has from the one whose fork it is
-        assert (await first.result(timeout=10))[:2] == ["plan who", "search who"]
+        assert (await first.result(timeout=20))[:2] == ["plan who", "search who"]
         assert CALLS == ["write", "check", "plan", "search", "write", "check"]
-        assert (await origin.snapshot()).state == "failed"
+        assert await origin.state() == "failed"
 
 
 async def test_leaves_to_a_fork_what_ran_beside_the_step(dsn: str) -> None:
@@ -171,9 +167,7 @@ async def test_counts_the_tries_of_a_step_anew(dsn: str) -> None:
             return "in the end"
 
         retry = Retry.fixed(0.001)
-        return await ctx.step(
-            "often", often, max_attempts=3, retry=retry, as_type=str
-        )
+        return await ctx.step("often", often, max_attempts=3, retry=retry, as_type=str)
 
     async with working(dsn, stubborn) as (app, worker):
         origin = await app.spawn(stubborn, 3)
@@ -215,7 +209,7 @@ async def test_says_whose_fork_it_is(dsn: str) -> None:
         assert fork.queue == "other"
         fork = await origin.fork(headers={"more": 1})
         await worker.drain()
-        whose = {"queue": "default", "task_id": str(origin.task_id)}
+        whose = {"task_id": str(origin.task_id)}
         headers = {"tenant": 7, "more": 1, "durable:forked_from": whose}
         assert await fork.result(timeout=10) == headers
         listed = await app.list_tasks(headers={"durable:forked_from": whose})
@@ -227,10 +221,10 @@ async def test_says_whose_fork_it_is(dsn: str) -> None:
 
 
 async def test_refuses_a_place_there_is_not(dsn: str) -> None:
-    async with working(dsn, agent, asks) as (app, worker):
+    async with working(dsn, agent, asks) as (app, _):
         origin = await app.spawn(agent, Goal(question="why"))
-        await worker.drain()
-        with pytest.raises(InvalidArgument, match="no checkpoint .serch.") as refused:
+        await origin.result(timeout=20)
+        with pytest.raises(InvalidArgument, match="no checkpoint") as refused:
             await origin.fork(before="serch")
         assert "there are: search (3)," in str(refused.value)
         refusals: list[dict[str, Any]] = [
@@ -268,12 +262,12 @@ def test_forks_for_synchronous_code(dsn: str) -> None:
 
 
 class Chain(Task[int, int]):
-    """A hundred steps, one after the other."""
+    """Steps, one after the other."""
 
     async def run(self, steps: int, ctx: TaskContext) -> int:
         total = 0
         for number in range(steps):
-            total += await ctx.step(f"s{number:03}", add, number)
+            total += await ctx.step(f"s{number:02}", add, number)
         return total
 
 
@@ -284,20 +278,20 @@ def add(number: int) -> int:
 async def test_forks_a_running_task_where_it_stands(dsn: str) -> None:
     """What is committed counts: a fork has a beginning of its origin's history."""
     async with working(dsn, Chain) as (app, worker):
-        origin = await app.spawn(Chain, 150)
+        origin = await app.spawn(Chain, 60)
         forks = []
-        while await origin.state() != "completed":
+        while await origin.state() != "completed" and len(forks) < 20:
             forks.append(await origin.fork())
         await worker.drain()
         assert len(forks) > 1
         for fork in forks:
-            assert await fork.result(timeout=10) == sum(range(150))
+            assert await fork.result(timeout=10) == sum(range(60))
         exported = [await fork.export_history() for fork in forks]
         copied = [
             [each["name"] for each in found["checkpoints"] if each["attempt"] == 0]
             for found in exported
         ]
-        steps = [f"s{number:03}" for number in range(150)]
+        steps = [f"s{number:02}" for number in range(60)]
         assert all(names == steps[: len(names)] for names in copied)
 
 
@@ -313,14 +307,14 @@ def think(what, crash):
     return what
 
 @task(max_attempts=1)
-async def agent(crash: bool, ctx) -> list[str]:
+async def agent(crash: str, ctx) -> list[str]:
     return [
-        await ctx.step(what, think, what, crash and what == "third", as_type=str)
+        await ctx.step(what, think, what, what == crash, as_type=str)
         for what in ("first", "second", "third", "fourth")
     ]
 
 async def main():
-    async with AsyncDurable(tasks=[agent]) as app, app.worker(lease=1) as worker:
+    async with AsyncDurable(tasks=[agent]) as app, app.worker(lease=0.5) as worker:
         await worker.drain()
 
 import asyncio
@@ -334,13 +328,13 @@ def test_forks_what_was_killed_with_its_worker(
     script, calls = tmp_path / "agent.py", tmp_path / "calls"
     script.write_text(AGENT)
     with Durable(dsn) as app:
-        origin = app.spawn("agent", True, max_attempts=1)
+        origin = app.spawn("agent", "third", max_attempts=1)
         assert processes.python(str(script), str(calls)).wait() == -9
         assert calls.read_text().split() == ["first", "second", "third"]
         expire = "select durable.expire_leases('default')"
         eventually(lambda: db.execute(expire).fetchone() == (1,))
         assert origin.state() == "failed"
-        fork = origin.fork(params=False)
+        fork = origin.fork(params="never")
         assert processes.python(str(script), str(calls)).wait() == 0
         assert fork.result(timeout=10) == ["first", "second", "third", "fourth"]
     expected = ["first", "second", "third", "third", "fourth"]

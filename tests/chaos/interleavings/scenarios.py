@@ -480,6 +480,37 @@ def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
     ]
 
 
+def many_at_once(stage: Stage) -> list[Call]:
+    held = stage.held("held", idempotency_key="k")
+    stage.done(do.save(held, name="before"))
+    below = stage.held("below", held)
+    failed = stage.held("failed", max_attempts=1)
+    taken = stage.spawn("taken", failed)
+    stage.done(do.fail(failed))
+    later = stage.held("later")
+    stage.done(do.fail(later, retryable=True))
+    return [
+        do.cancel_many(held, later),
+        do.cancel_many(),
+        do.retry_many(failed, later),
+        do.retry_many(),
+        do.delete_many(failed, taken),
+        do.delete_many(),
+        do.fork(held),
+        do.fork(failed, idempotency_key="f"),
+        do.retry(failed),
+        do.retry(later),
+        do.cancel(held),
+        do.save(held),
+        do.complete(held),
+        do.complete(below),
+        do.spawn_children(held, "child"),
+        do.spawn("more", parent=failed),
+        do.suspend(held, waits=[do.join(below, failed)]),
+        do.claim(),
+    ]
+
+
 SCENARIOS: Final[list[Scenario]] = [
     a_running_task_that_may_be_lost,
     a_lost_lease_without_attempts_left,
@@ -495,4 +526,5 @@ SCENARIOS: Final[list[Scenario]] = [
     keys_and_those_who_have_them,
     two_tasks_in_one_batch,
     a_queue_on_its_way_out,
+    many_at_once,
 ]
