@@ -77,7 +77,8 @@ async def test_runs_again_only_what_comes_behind_the_step(dsn: str) -> None:
         third = await stands.fork(before="write", params=Goal(question="how"))
         assert (third.created, third.attempt) == (True, 1)
         again = await third.result(timeout=20)
-        first = await app.fork(stands.task_id, before="plan", max_attempts=3)
+        elsewhere = app.handle(stands.task_id, agent)
+        first = await app.fork(elsewhere, before="plan", max_attempts=3)
         assert again[:4] == ["plan why", "search why", "write how", "check how"]
         assert again[4] == result[4]
         # params it has from the one whose fork it is
@@ -279,7 +280,7 @@ async def test_forks_a_running_task_where_it_stands(dsn: str) -> None:
     """What is committed counts: a fork has a beginning of its origin's history."""
     async with working(dsn, Chain) as (app, worker):
         origin = await app.spawn(Chain, 60)
-        forks = []
+        forks: list[AsyncTaskHandle[int]] = []
         while await origin.state() != "completed" and len(forks) < 20:
             forks.append(await origin.fork())
         await worker.drain()
