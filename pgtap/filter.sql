@@ -11,7 +11,7 @@ $$;
 
 select spawned('a', '{"headers": {"tenant": 7, "x": 1}}'), move_to(10),
   started('b', '{"max_attempts": 1}'), failed('b', '{"error": {"type": "E1", "message": "no"}}'),
-  move_to(20), started('c'), completed('c'), spawned_below('a', 'd'), spawned('e', '{}', 'other') \g /dev/null
+  move_to(20), started('c'), completed('c'), move_to(21), spawned_below('a', 'd'), spawned('e', '{}', 'other') \g /dev/null
 update durable.tasks set params = '{"n": 1, "m": 2}' where task_id = id('e');
 
 select is(listed(filter::jsonb), found, format('list_tasks() finds by %s', what))

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from durable import (
+    AsyncTaskHandle,
     Durable,
     InvalidArgument,
     NotFound,
