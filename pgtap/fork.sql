@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(43);
+select plan(44);
 
 -- Checkpoints as a worker says them: name, position, after, and when.
 create function tap.called(nick text, name text, "position" integer, after integer, state text default 'done')
@@ -130,6 +130,10 @@ select is(kept('c', '{"before": "loop#1"}'), 'caught instead often', 'the first'
 select is(kept('c', '{"before": "loop#2"}'), 'caught instead often loop', 'or the second');
 select is(kept('c', '{"before": "$event:ev"}'), 'caught instead often loop loop#2', 'a fork before what is waited for');
 select throws_ok($$ select kept('c', '{"after": "$event:ev"}') $$, '22023', null, 'which is not over');
+
+select call_it('h', (durable.fork_task('q', id('c'), '{"before": "loop#2"}')).task_id), claimed('h') \g /dev/null
+select called('h', 'more', 5, 4) \g /dev/null
+select is(kept('h', '{"before": "more"}'), 'caught instead often loop', 'a fork counts what it has');
 
 -- a worker that does not say what overlaps
 
