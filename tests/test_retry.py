@@ -20,6 +20,7 @@ from durable import (
     NonRetryable,
     NotFound,
     Retry,
+    SpawnOptions,
     SyncTaskContext,
     Task,
     TaskContext,
@@ -404,15 +405,18 @@ async def test_tries_again_with_other_params(dsn: str) -> None:
     async with working(dsn, strict) as (app, worker):
         handle = await app.spawn(strict, Plan(failures=7), idempotency_key="k")
         await worker.drain()
-        for bad in ({"failures": "many"}, None, 7):
+        refused: list[Any] = [{"failures": "many"}, None, 7]
+        for bad in refused:
             with pytest.raises(ValidationError):
                 await app.retry(handle, params=bad)
         assert await handle.state() == "failed"
-        again = await app.retry(handle.task_id, params={"failures": 0})
+        again: AsyncTaskHandle[Any] = await app.retry(
+            handle.task_id, params={"failures": 0}
+        )
         assert again.attempt == 2
         await worker.drain()
         assert await handle.result(timeout=10) == 7  # the step is what it was
-        key = {"idempotency_key": "k"}
+        key: SpawnOptions = {"idempotency_key": "k"}
         assert not (await app.spawn("strict", {"failures": 0}, **key)).created
         with pytest.raises(Conflict):
             await app.spawn("strict", {"failures": 7}, **key)
@@ -424,7 +428,7 @@ async def test_starts_now_what_sleeps_until_its_next_attempt(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async with working(dsn, flaky) as (app, worker):
-        options = {"retry": Retry.fixed(3600), "max_attempts": 3}
+        options: SpawnOptions = {"retry": Retry.fixed(3600), "max_attempts": 3}
         handle = await app.spawn(flaky, Plan(failures=2), **options)
         for attempt in (2, 3):
             await worker.drain()
