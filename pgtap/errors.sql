@@ -45,7 +45,7 @@ from (values
   ('select durable.spawn(''q'', ''other'', ''{}'', ''{"idempotency_key": "k"}'')',
    'WFCON | idempotency key "k" belongs to task A with the name "job" | Use one key for one name and params.'),
   ('select durable.retry_task(''q'', id(''a''))',
-   'WFFIN | task A is completed | Only a failed or cancelled task can be tried again.'),
+   'WFFIN | task A is completed | Only a failed or cancelled task can be tried again, or one that sleeps until its next attempt.'),
   ('select durable.cancel_task(''other'', id(''a''))',
    'WFNFD | no task A in queue "other" | Check the queue and the id; finished tasks are deleted after the queue''s keep_tasks.'),
   ('select durable.sleep_until(''q'', id(''a''), 1, ''s'', now())',

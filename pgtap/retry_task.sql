@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(41);
+select plan(53);
 
 -- what can be tried again
 
@@ -36,7 +36,8 @@ from (values
   ('{"max_attempts": 3000000000}'),
   ('{"max_attempts": "2"}'),
   ('{"spawn_new": "yes"}'),
-  ('{"spawn_new": null}')
+  ('{"spawn_new": null}'),
+  ('{"param": 1}')
 ) as refused (options);
 select is(everything(), :'before', 'what retry_task() refuses leaves no trace');
 
@@ -97,6 +98,36 @@ select results_eq(
   'spawn_new copies name, params and options, but neither key nor parent');
 select is(history('new'), '', 'spawn_new starts without checkpoints');
 select is(states('old'), 'failed', 'spawn_new leaves the old task as it is');
+
+-- with other params
+
+select started('wrong', '{"max_attempts": 1, "idempotency_key": "w"}'), saved('wrong', 'kept'),
+  failed('wrong') \g /dev/null
+select durable.retry_task('q', id('wrong'), '{"params": {"right": 1}}') \g /dev/null
+select is((task('wrong')).params, '{"right": 1}', 'a task can be tried again with other params');
+select is(history('wrong'), 'kept done null', 'and has its checkpoints');
+select is((durable.spawn('q', 'job', '{"right": 1}', '{"idempotency_key": "w"}')).task_id, id('wrong'),
+  'its key stands for the new params from then on');
+select throws_ok($$ select durable.spawn('q', 'job', '{}', '{"idempotency_key": "w"}') $$, 'WFCON', null,
+  'and no longer for the old ones');
+select call_it('other', (durable.retry_task('q', id('old'), '{"spawn_new": true, "params": null}')).task_id)
+\g /dev/null
+select is((task('other')).params, 'null', 'so can a new task like it, also with null');
+select is((task('old')).params, '{}', 'which leaves the old one as it is');
+
+-- between two attempts
+
+select started('late', '{"retry": {"kind": "fixed", "base_seconds": 1000}}'), failed('late') \g /dev/null
+select is(states('late'), 'sleeping', 'a task sleeps until its next attempt');
+select throws_ok(format('select durable.retry_task(%L, %L, %L)', 'q', id('late'), options), code, null,
+  format('retry_task() refuses it with %s', options))
+from (values ('{"spawn_new": true}', 'WFFIN'), ('{"max_attempts": 1}', '22023')) as refused (options, code);
+select results_eq(
+  $$ select attempt, created from durable.retry_task('q', id('late'), '{"max_attempts": 2}') $$,
+  $$ values (2, false) $$, 'retry_task() starts the attempt that was due later');
+select results_eq(
+  $$ select state::text, available_at, max_attempts, attempt from durable.tasks where task_id = id('late') $$,
+  $$ values ('pending', at(500), 2, 2) $$, 'now, without counting it twice');
 
 -- descendants
 --

@@ -91,7 +91,7 @@ from (values
   ('lease runs out', '.         .         pending   .         .         .         .         .         .'),
   ('time runs out',  'cancelled cancelled cancelled cancelled cancelled cancelled .         .         .'),
   ('cancel',         'cancelled cancelled cancelled cancelled cancelled cancelled .         .         .'),
-  ('retry',          '.         .         .         .         .         .         .         pending   pending'),
+  ('retry',          '.         .         .         .         .         pending   .         pending   pending'),
   ('clean up',       '.         .         .         .         .         .         gone      gone      gone')
 ) as machine (action, padded)
 cross join lateral regexp_replace(padded, ' +', ' ', 'g') as outcomes

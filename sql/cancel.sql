@@ -18,10 +18,7 @@ declare
   _cancelled uuid[];
 begin
   perform durable._require_queue(_queue);
-  if octet_length(reason) > 1000 then
-    perform durable._refuse_argument(format('reason is %s bytes long', octet_length(reason)),
-      'Pass at most 1000 bytes of text.');
-  end if;
+  perform durable._check_reason(reason);
   select tasks.finished_at into _finished_at
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = cancel_task.task_id;
@@ -44,6 +41,20 @@ comment on function durable.cancel_task is
 'Cancels a task and all live tasks below it, at once: their workers'' next writes are
 refused with WFCAN. Returns false when it had finished already. Refuses an unknown
 queue WFQUE, an unknown task WFNFD and a reason of more than 1,000 bytes 22023.';
+
+
+create or replace function durable._check_reason(reason text)
+returns void
+language plpgsql
+immutable
+as $$
+begin
+  if octet_length(reason) > 1000 then
+    perform durable._refuse_argument(format('reason is %s bytes long', octet_length(reason)),
+      'Pass at most 1000 bytes of text.');
+  end if;
+end;
+$$;
 
 
 -- Locks the tree below a task that is about to be cancelled. A child's id is greater

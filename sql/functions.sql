@@ -23,6 +23,9 @@
 \ir spawn.sql
 \ir cancel.sql
 \ir retry_task.sql
+\ir fork.sql
+\ir filter.sql
+\ir many.sql
 \ir results.sql
 \ir events.sql
 \ir messages.sql
@@ -43,6 +46,7 @@
 -- For operators
 \ir stats.sql
 \ir views.sql
+\ir history.sql
 
 -- What an older version had, and the whole public surface of this one
 \ir leftovers.sql

@@ -48,6 +48,8 @@ begin
 
   grant execute on function
     durable.create_queue, durable.drop_queue, durable.retry_task, durable.queue_stats,
+    durable.fork_task, durable.list_tasks, durable.cancel_tasks, durable.retry_tasks,
+    durable.delete_tasks, durable.task_history, durable.export_history,
     durable.keep_house, durable.expire_leases, durable.expire_deadlines,
     durable.apply_notes, durable.cleanup, durable.prune_events
   to durable_operator;

@@ -1,4 +1,5 @@
--- Trying again what ended badly: in place, with its checkpoints, or as a new task.
+-- Trying again what ended badly: in place, with its checkpoints, or as a new task. What
+-- sleeps until its next attempt starts it now.
 
 create or replace function durable.retry_task(queue text, task_id uuid, options jsonb default '{}')
 returns durable.spawned_task
@@ -15,9 +16,10 @@ declare
   _queue text collate "C" := queue;
   _task durable.tasks;
   _max_attempts integer;
+  _params jsonb := durable._checked_size('params', options -> 'params');
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_keys('options', options, array['max_attempts', 'spawn_new']);
+  perform durable._check_keys('options', options, array['max_attempts', 'params', 'spawn_new']);
   _max_attempts := durable._max_attempts(options);
   if jsonb_typeof(options -> 'spawn_new') <> 'boolean' then
     perform durable._refuse_argument('spawn_new in options must be true or false',
@@ -30,12 +32,15 @@ begin
   for no key update;
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
+  elsif _task.state = 'sleeping' and _task.error is not null and not options @> '{"spawn_new": true}' then
+    return durable._skip_delay(_queue, _task, _max_attempts, _params);
   elsif _task.state not in ('failed', 'cancelled') then
     raise exception using errcode = 'WFFIN',
       message = format('task %s is %s', task_id, _task.state),
-      hint = 'Only a failed or cancelled task can be tried again.';
+      hint = 'Only a failed or cancelled task can be tried again, or one that sleeps until its next attempt.';
   end if;
   if coalesce((options ->> 'spawn_new')::boolean, false) then
+    _task.params := coalesce(_params, _task.params);
     return durable._spawn_like(_queue, _task, coalesce(_max_attempts, _task.max_attempts));
   end if;
   if _max_attempts <= _task.attempt then
@@ -43,6 +48,7 @@ begin
       format('max_attempts is %s, but attempt %s is over', _max_attempts, _task.attempt),
       format('Pass %s or more, or leave it out for one more attempt.', _task.attempt + 1));
   end if;
+  perform durable._change_params(_queue, task_id, _params);
   perform durable._revive(_queue, _task.task_id, _max_attempts);
   perform durable._revive_below(_queue, _task.task_id);
   perform durable._knock(_queue, 'work');
@@ -53,9 +59,54 @@ $$;
 comment on function durable.retry_task is
 'Gives a failed or cancelled task one more attempt, at once, with its checkpoints, and
 revives exactly the tasks below it that its own end had cancelled. options:
-max_attempts (the new limit; must leave room for an attempt), spawn_new (true: a new
-task with the same name, params and options instead, without checkpoints, key and
-parent). Refuses an unknown task WFNFD, any other state WFFIN, bad options 22023.';
+max_attempts (the new limit; must leave room for an attempt), params (from now on; its
+idempotency key stands for these then), spawn_new (true: a new task with the same name,
+params and options instead, without checkpoints, key and parent). A task that sleeps until
+its next attempt starts that now. Refuses an unknown task WFNFD, any other state WFFIN, bad
+options 22023.';
+
+
+-- The attempt that is due later is due now: the failure was counted when it happened.
+create or replace function durable._skip_delay(
+  queue text, task durable.tasks, max_attempts integer, params jsonb
+)
+returns durable.spawned_task
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _max_attempts integer := max_attempts;
+begin
+  if _max_attempts < task.attempt then
+    perform durable._refuse_argument(
+      format('max_attempts is %s, but attempt %s is next', _max_attempts, task.attempt),
+      format('Pass %s or more, or leave it out.', task.attempt));
+  end if;
+  perform durable._change_params(_queue, task.task_id, params);
+  update durable.tasks
+  set max_attempts = _max_attempts
+  where tasks.queue = _queue and tasks.task_id = task.task_id and _max_attempts is not null;
+  perform durable._wake(_queue, task.task_id);
+  return (task.task_id, durable._run_id(task.task_id, task.attempt), task.attempt, false);
+end;
+$$;
+
+
+-- Null: none were given. The caller holds the row.
+create or replace function durable._change_params(queue text, task_id uuid, params jsonb)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  update durable.tasks
+  set params = _change_params.params
+  where tasks.queue = _queue
+    and tasks.task_id = _change_params.task_id
+    and _change_params.params is not null;
+end;
+$$;
 
 
 -- The parent first, since its id is lower: it must not end badly, and look for live

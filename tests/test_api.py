@@ -27,6 +27,8 @@ CLIENT = {
     *["send", "send_with"],
     *["emit_event_with", "cancel", "retry", "get_result", "handle", "worker"],
     *["run_worker", "close", "queue"],
+    *["fork", "export_history"],
+    *["list_tasks", "cancel_many", "retry_many", "delete_many"],
 }
 CONTEXT = {
     *["task_id", "run_id", "attempt", "queue", "headers", "state"],

@@ -120,6 +120,39 @@ def test_tells_a_failure_and_tries_again(run: Run, work: Work) -> None:
     assert run("retry", "default", task_id) == "attempt 2"
 
 
+def test_lists_forks_and_tells_of_tasks(run: Run, work: Work) -> None:
+    assert run("tasks", "default") == ""
+    worker = work()
+    failed = run("spawn", "default", "fail", "--params", "7")
+    done = run("spawn", "default", "double", "--params", "3")
+    assert run("result", "default", done, "--timeout", "20") == "[6]"
+    run("result", "default", failed, "--timeout", "20", code=1)
+    head, *lines = run("tasks", "default").splitlines()
+    assert head.split() == ["task_id", "name", "state", "attempt", "spawned", "error"]
+    assert [line.split()[:4] for line in lines] == [
+        [done, "double", "completed", "1"],
+        [failed, "fail", "failed", "1"],
+    ]
+    assert lines[1].endswith("  ValueError: no")
+    one = run("tasks", "default", "--state", "failed", "--limit", "1", "--json")
+    assert [task["task_id"] for task in json.loads(one)] == [failed]
+    assert "no state" in run("tasks", "default", "--state", "fialed", code=1)
+    head, *lines = run("history", "default", failed).splitlines()
+    assert head.split() == ["at", "attempt", "what", "name", "worker", "detail"]
+    told = [line[25:].split()[:2] for line in lines]
+    assert told == [["spawned", "fail"], ["1", "started"], ["1", "failed"]]
+    assert lines[2].endswith("  ValueError: no way")
+    told = json.loads(run("history", "default", failed, "--json"))
+    assert told[2]["detail"]["error"]["type"] == "ValueError"
+    assert "no task" in run("history", "default", NOBODY, code=1)
+    fork = run("fork", "default", done, "--params", "4")
+    assert run("result", "default", fork, "--timeout", "20") == "[8]"
+    assert "no checkpoint" in run("fork", "default", done, "--before", "x", code=1)
+    assert run("retry", "default", failed, "--params", "8") == "attempt 2"
+    worker.terminate()
+    assert worker.wait() == 0
+
+
 def test_cancels_a_task_once(run: Run) -> None:
     task_id = run("spawn", "default", "double")
     assert "still pending" in run("result", "default", task_id, code=1)

@@ -50,7 +50,10 @@ WORKER = (
         *("send_from_task", "recv_message"),
     }
 )
-OPERATING = {"queue_stats", "retry_task", "drop_queue"}
+OPERATING = {
+    *("queue_stats", "retry_task", "drop_queue", "fork_task", "task_history"),
+    *("export_history", "list_tasks", "cancel_tasks", "retry_tasks", "delete_tasks"),
+}
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
 

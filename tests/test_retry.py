@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from durable import (
     AlreadyFinished,
     AsyncDurable,
     AsyncTaskHandle,
+    Conflict,
     InvalidArgument,
     NonRetryable,
+    NotFound,
     Retry,
+    SpawnOptions,
     SyncTaskContext,
     Task,
     TaskContext,
@@ -24,6 +28,7 @@ from durable import (
     task,
 )
 from tests.support.clock import Clock
+from tests.support.working import working
 
 CALLS: list[str] = []
 
@@ -387,3 +392,50 @@ async def test_retries_a_cancelled_task_by_hand(app: AsyncDurable) -> None:
         await app.retry(handle)
     await drain(app)
     assert await handle.result(0) == [1, 2, 3]
+
+
+async def test_tries_again_with_other_params(dsn: str) -> None:
+    @task(max_attempts=1)
+    async def strict(plan: Plan, ctx: TaskContext) -> int:
+        seen = await ctx.step("seen", lambda: plan.failures, as_type=int)
+        if plan.failures:
+            raise ValueError(plan.failures)
+        return seen
+
+    async with working(dsn, strict) as (app, worker):
+        handle = await app.spawn(strict, Plan(failures=7), idempotency_key="k")
+        await worker.drain()
+        refused: list[Any] = [{"failures": "many"}, None, 7]
+        for bad in refused:
+            with pytest.raises(ValidationError):
+                await app.retry(handle, params=bad)
+        assert await handle.state() == "failed"
+        again: AsyncTaskHandle[Any] = await app.retry(
+            handle.task_id, params={"failures": 0}
+        )
+        assert again.attempt == 2
+        await worker.drain()
+        assert await handle.result(timeout=10) == 7  # the step is what it was
+        key: SpawnOptions = {"idempotency_key": "k"}
+        assert not (await app.spawn("strict", {"failures": 0}, **key)).created
+        with pytest.raises(Conflict):
+            await app.spawn("strict", {"failures": 7}, **key)
+        with pytest.raises(NotFound):
+            await app.retry(uuid4(), params={"failures": 0})
+
+
+async def test_starts_now_what_sleeps_until_its_next_attempt(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    async with working(dsn, flaky) as (app, worker):
+        options: SpawnOptions = {"retry": Retry.fixed(3600), "max_attempts": 3}
+        handle = await app.spawn(flaky, Plan(failures=2), **options)
+        for attempt in (2, 3):
+            await worker.drain()
+            assert await handle.state() == "sleeping"
+            assert (await app.retry(handle)).attempt == attempt
+        assert await handle.result(timeout=10) == 3
+        with pytest.raises(AlreadyFinished):
+            await app.retry(handle)
+    rows = db.execute("select attempt from durable.runs order by attempt").fetchall()
+    assert rows == [(1,), (2,)]

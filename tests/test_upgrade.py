@@ -30,6 +30,7 @@ SHIPPED = [
     ("0003_notes_by_task.sql",),
     ("0009_fingerprint_of_a_key.sql",),
     ("0004_messages.sql",),
+    ("0008_lists_and_histories.sql",),
 ]
 
 CUT = """
@@ -138,6 +139,8 @@ alter table durable.waits drop column topic,
   add constraint waits_are_for_one_thing
     check (num_nonnulls(event_name, task_ids) <= 1
       and (event_name is not null or task_ids is not null or deadline_at is not null));
+drop type durable.listed_task, durable.swept_tasks cascade;
+drop type durable.history_entry, durable._task_filter cascade;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

@@ -63,6 +63,7 @@ def _given(what: str, kind: str, queue: str, task_id: UUID) -> object:
         ("tasks", "jsonb"): '[{"task": "x"}]',
         ("children", "jsonb"): '[{"name": "child", "task": "x"}]',
         ("known", "uuid[]"): [],
+        ("filter", "jsonb"): '{"all": true}',
     }
     by_type: dict[str, object] = {
         "text": "x",

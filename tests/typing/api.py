@@ -20,6 +20,7 @@ from durable import (
     AsyncDurable,
     AsyncTaskHandle,
     Durable,
+    HistoryEntry,
     RecordedResponse,
     Retry,
     Sealed,
@@ -27,6 +28,7 @@ from durable import (
     Task,
     TaskContext,
     TaskHandle,
+    TaskInfo,
     current,
     task,
 )
@@ -216,3 +218,23 @@ def thing_of(handle: TaskHandle[object]) -> object:
 def ran_by_hand(order: Order, ctx: Any) -> str | Awaitable[str]:
     """A task is a class, so its run can be tested without a worker."""
     return ProcessOrder().run(order, ctx)
+
+
+async def again_and_elsewhere(
+    app: AsyncDurable,
+    sync_app: Durable,
+    handle: AsyncTaskHandle[str],
+    other: TaskHandle[int],
+) -> None:
+    """A fork gives what its origin gives."""
+    assert_type(await handle.fork(before="charge"), AsyncTaskHandle[str])
+    assert_type(await app.fork(handle, params=Order(id=7)), AsyncTaskHandle[str])
+    assert_type(other.fork(after="charge", max_attempts=3), TaskHandle[int])
+    assert_type(sync_app.retry(other, params={"id": 7}), TaskHandle[int])
+    assert_type(await handle.history(), list[HistoryEntry])
+    assert_type(await handle.export_history(), dict[str, Any])
+    assert_type(await app.list_tasks(states=["failed"], limit=3), list[TaskInfo])
+    assert_type(sync_app.cancel_many(name="weigh", reason="no"), int)
+    await handle.fork(befor="charge")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await app.list_tasks(states=["fialed"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    await app.delete_many(stats=["failed"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

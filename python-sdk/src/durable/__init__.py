@@ -18,11 +18,13 @@ from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
 from durable._async.handle import AsyncTaskHandle
 from durable._current import current
+from durable._listing import TaskFilter, TaskInfo
 from durable._results import QueueStats, TaskResult
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
 from durable._sync.handle import TaskHandle
+from durable._told import HistoryEntry
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
 from durable._worker.worker import Worker
@@ -63,6 +65,7 @@ __all__ = [
     "Durable",
     "DurableError",
     "Forbidden",
+    "HistoryEntry",
     "InvalidArgument",
     "LeaseLost",
     "NonRetryable",
@@ -84,7 +87,9 @@ __all__ = [
     "TaskContext",
     "TaskError",
     "TaskFailed",
+    "TaskFilter",
     "TaskHandle",
+    "TaskInfo",
     "TaskResult",
     "ThreadedWorker",
     "UnknownQueue",

@@ -104,6 +104,71 @@ def retry_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Stateme
     )
 
 
+def fork_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Statement:
+    return Statement(
+        "select task_id, run_id, attempt, created"
+        " from durable.fork_task(%s, %s, %s::text::jsonb)",
+        (queue, task_id, json.dumps(options)),
+    )
+
+
+def list_tasks(queue: str, wanted: str, quantity: int, after: UUID | None) -> Statement:
+    return Statement(
+        "select task_id, parent_task_id, name, state, attempt, worker, spawned_at,"
+        " started_at, least(available_at, %s::timestamptz), finished_at, error::text"
+        " from durable.list_tasks(%s, %s::text::jsonb, %s, %s)",
+        (LAST_MOMENT, queue, wanted, quantity, after),
+    )
+
+
+def cancel_tasks(
+    queue: str, wanted: str, quantity: int, after: UUID | None, reason: str | None
+) -> Statement:
+    return Statement(
+        "select tasks, busy, next"
+        " from durable.cancel_tasks(%s, %s::text::jsonb, %s, %s, %s)",
+        (queue, wanted, quantity, after, reason),
+    )
+
+
+def retry_tasks(
+    queue: str, wanted: str, quantity: int, after: UUID | None
+) -> Statement:
+    return Statement(
+        "select tasks, busy, next"
+        " from durable.retry_tasks(%s, %s::text::jsonb, %s, %s)",
+        (queue, wanted, quantity, after),
+    )
+
+
+def delete_tasks(
+    queue: str, wanted: str, quantity: int, after: UUID | None
+) -> Statement:
+    return Statement(
+        "select tasks, busy, next"
+        " from durable.delete_tasks(%s, %s::text::jsonb, %s, %s)",
+        (queue, wanted, quantity, after),
+    )
+
+
+def task_history(queue: str, task_id: UUID) -> Statement:
+    return Statement(
+        "select at, kind, name, attempt, worker, duration_ms, detail::text"
+        " from durable.task_history(%s, %s)",
+        (queue, task_id),
+    )
+
+
+def export_history(queue: str, task_id: UUID) -> Statement:
+    return Statement("select durable.export_history(%s, %s)::text", (queue, task_id))
+
+
+def get_task_name(queue: str, task_id: UUID) -> Statement:
+    return Statement(
+        "select name from durable.get_task_result(%s, %s)", (queue, task_id)
+    )
+
+
 def get_task_result(queue: str, task_id: UUID) -> Statement:
     return get_task_results(queue, [task_id])
 

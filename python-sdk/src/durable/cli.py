@@ -12,7 +12,8 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -167,11 +168,112 @@ def retry(
     *,
     dsn: Dsn,
     max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
+    params: Annotated[
+        Any, typer.Option(parser=_json, metavar="JSON", help="From now on.")
+    ] = None,
 ) -> None:
-    """Give a failed or cancelled task one more attempt, and print its number."""
+    """Give a failed or cancelled task one more attempt, and print its number.
+
+    What sleeps until its next attempt starts that now.
+    """
+    changed = {} if params is None else {"params": params}
     with _client(dsn, queue) as client:
-        handle: TaskHandle[Any] = client.retry(task_id, max_attempts=max_attempts)
+        handle: TaskHandle[Any] = client.retry(
+            task_id, max_attempts=max_attempts, **changed
+        )
     typer.echo(f"attempt {handle.attempt}")
+
+
+@app.command()
+def fork(
+    queue: Queue,
+    task_id: TaskId,
+    *,
+    dsn: Dsn,
+    before: Annotated[
+        str | None, typer.Option(help="The step it is to begin with.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="The step it is to begin behind.")
+    ] = None,
+    params: Annotated[
+        Any,
+        typer.Option(parser=_json, metavar="JSON", help="Others than its origin's."),
+    ] = None,
+) -> None:
+    """Spawn a task that begins where another one stood, and print its id."""
+    changed = {} if params is None else {"params": params}
+    with _client(dsn, queue) as client:
+        origin = client.handle(task_id)
+        typer.echo(origin.fork(before=before, after=after, **changed).task_id)
+
+
+@app.command()
+def tasks(
+    queue: Queue,
+    *,
+    dsn: Dsn,
+    state: Annotated[
+        list[str] | None, typer.Option(help="In this state; repeat it for more.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 20,
+    after: Annotated[
+        UUID | None, typer.Option(help="The last of the page before.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List tasks, the newest first."""
+    wanted: Any = {"states": state, "name": name}
+    wanted = {key: value for key, value in wanted.items() if value}
+    with _client(dsn, queue) as client:
+        found = client.list_tasks(limit=limit, after=after, **wanted)
+    if as_json:
+        typer.echo(_as_json(found))
+        return
+    lines = [["task_id", "name", "state", "attempt", "spawned", "error"]]
+    lines += [
+        [
+            str(task.task_id),
+            task.name,
+            task.state,
+            str(task.attempt),
+            _moment(task.spawned_at),
+            str(task.error or "").partition("\n")[0],
+        ]
+        for task in found
+    ]
+    typer.echo(_columns(lines))
+
+
+@app.command()
+def history(
+    queue: Queue,
+    task_id: TaskId,
+    *,
+    dsn: Dsn,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Tell what has happened to a task, in order; what goes on comes last."""
+    with _client(dsn, queue) as client:
+        entries = client.handle(task_id).history()
+    if as_json:
+        typer.echo(_as_json(entries))
+        return
+    lines = [["at", "attempt", "what", "name", "took", "worker", "detail"]]
+    lines += [
+        [
+            _moment(entry.at),
+            str(entry.attempt or ""),
+            entry.kind,
+            entry.name or "",
+            "" if entry.duration_ms is None else f"{entry.duration_ms} ms",
+            entry.worker or "",
+            entry.said,
+        ]
+        for entry in entries
+    ]
+    typer.echo(_columns(lines))
 
 
 @app.command()
@@ -210,8 +312,7 @@ def stats(
         names = [queue] if queue is not None else client.list_queues()
         found = [client.queue_stats(name) for name in names]
     if as_json:
-        rows = [dataclasses.asdict(row) for row in found]
-        typer.echo(json.dumps(rows, indent=2, default=str))
+        typer.echo(_as_json(found))
     else:
         typer.echo(_table(found))
 
@@ -263,6 +364,25 @@ def _table(rows: list[QueueStats]) -> str:
     return "\n".join(
         "  ".join([name.ljust(first), *map(str.rjust, counts, rest)])
         for name, *counts in lines
+    )
+
+
+def _as_json(rows: Iterable[Any]) -> str:
+    told = [dataclasses.asdict(row) for row in rows]
+    return json.dumps(told, indent=2, default=str)
+
+
+def _moment(at: datetime | None) -> str:
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+def _columns(lines: list[list[str]]) -> str:
+    """Return a table of text, without the columns in which nothing is said."""
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(map(str.ljust, line, widths)).rstrip()
+        for line in zip(*columns, strict=True)
     )
 
 

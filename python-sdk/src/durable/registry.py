@@ -130,6 +130,10 @@ class Registry:
         known = self.by_name.get(name)
         return None if known is None else known.source
 
+    def find(self, name: str) -> TaskDefinition[Any, Any] | None:
+        """Return what is known here of a task's name: registered, or once spawned."""
+        return self.by_name.get(name) or self._spawned.get(name)
+
     def is_news(self, name: str) -> bool:
         """Whether a name that is not registered here is new, where others are."""
         if not self.by_name or name in self._foreign:

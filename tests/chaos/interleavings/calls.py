@@ -116,6 +116,41 @@ def retry(task: Held, **options: Any) -> Call:
     )
 
 
+def fork(task: Held, **options: Any) -> Call:
+    return Call(
+        " ".join(["fork", task.nick, *options]),
+        "select attempt, created"
+        " from durable.fork_task(%(queue)s, %(task_id)s, %(options)s)",
+        {"task_id": task.task_id, "options": json.dumps(options)},
+    )
+
+
+def _many(function: str, tasks: tuple[Held, ...]) -> Call:
+    wanted = {"task_ids": [str(task.task_id) for task in tasks]}
+    return Call(
+        " ".join([function, *(task.nick for task in tasks)]),
+        f"select tasks from durable.{function}(%(queue)s, %(wanted)s)",
+        {"wanted": json.dumps(wanted if tasks else {"all": True})},
+        tries=True,
+        divisible=True,
+    )
+
+
+def cancel_many(*tasks: Held) -> Call:
+    """Cancel these, or all."""
+    return _many("cancel_tasks", tasks)
+
+
+def retry_many(*tasks: Held) -> Call:
+    """Try these again, or all."""
+    return _many("retry_tasks", tasks)
+
+
+def delete_many(*tasks: Held) -> Call:
+    """Delete these, or all that have finished."""
+    return _many("delete_tasks", tasks)
+
+
 # What workers do.
 
 

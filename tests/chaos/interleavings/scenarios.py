@@ -535,6 +535,37 @@ def messages_that_were_left_and_go_with_their_task(stage: Stage) -> list[Call]:
     ]
 
 
+def many_at_once(stage: Stage) -> list[Call]:
+    held = stage.held("held", idempotency_key="k")
+    stage.done(do.save(held, name="before"))
+    below = stage.held("below", held)
+    failed = stage.held("failed", max_attempts=1)
+    taken = stage.spawn("taken", failed)
+    stage.done(do.fail(failed))
+    later = stage.held("later")
+    stage.done(do.fail(later, retryable=True))
+    return [
+        do.cancel_many(held, later),
+        do.cancel_many(),
+        do.retry_many(failed, later),
+        do.retry_many(),
+        do.delete_many(failed, taken),
+        do.delete_many(),
+        do.fork(held),
+        do.fork(failed, idempotency_key="f"),
+        do.retry(failed),
+        do.retry(later),
+        do.cancel(held),
+        do.save(held),
+        do.complete(held),
+        do.complete(below),
+        do.spawn_children(held, "child"),
+        do.spawn("more", parent=failed),
+        do.suspend(held, waits=[do.join(below, failed)]),
+        do.claim(),
+    ]
+
+
 SCENARIOS: Final[list[Scenario]] = [
     a_running_task_that_may_be_lost,
     a_lost_lease_without_attempts_left,
@@ -552,4 +583,5 @@ SCENARIOS: Final[list[Scenario]] = [
     a_queue_on_its_way_out,
     messages_and_those_who_wait_for_them,
     messages_that_were_left_and_go_with_their_task,
+    many_at_once,
 ]

@@ -236,9 +236,12 @@ class Model:
         self, task_id: Id, most: int | None, ids: Iterator[Id], *, spawn_new: bool
     ) -> Json:
         """One more attempt at once, for it and for exactly those below it that its own
-        end had cancelled; or a new task like it, without key, parent and deadline.
+        end had cancelled; or a new task like it, without key, parent and deadline. What
+        sleeps until its next attempt starts that now.
         """
         task = self._known(task_id)
+        if task.state == "sleeping" and task.error is not None and not spawn_new:
+            return self._skip_delay(task_id, task, most)
         if task.state not in {"failed", "cancelled"}:
             raise Refused("WFFIN")
         if spawn_new:
@@ -255,6 +258,13 @@ class Model:
             child = self.tasks[below]
             if child.state == "cancelled" and child.error.get("by") == task_id:
                 self._revive(child, None)
+        return (task_id, task.attempt, False)
+
+    def _skip_delay(self, task_id: Id, task: Task, most: int | None) -> Json:
+        if most is not None and most < task.attempt:
+            raise Refused("22023")
+        task.state, task.available_at = "pending", self.now
+        task.max_attempts = most or task.max_attempts
         return (task_id, task.attempt, False)
 
     def _revive(self, task: Task, most: int | None) -> None:

@@ -914,6 +914,65 @@ LOOKS: Final = [
     ),
 ]
 
+LIFECYCLE: Final = [
+    Mutant(
+        "keeps in a fork what ran beside its step",
+        "fork.sql",
+        "        else (earlier.saved).after < point.after and earlier.rank < point.after",
+        "        else (earlier.saved).after < point.after",
+        "pgtap/fork.sql",
+    ),
+    Mutant(
+        "keeps in a fork what its step has led to",
+        "fork.sql",
+        "        else (earlier.saved).after < point.after and earlier.rank < point.after",
+        "        else earlier.rank < point.after",
+        "pgtap/fork.sql",
+    ),
+    Mutant(
+        "runs a failure again that the origin of a fork had caught",
+        "fork.sql",
+        "          then (earlier.saved).position < point.position and (earlier.saved).after <= point.after",
+        "          then (earlier.saved).position < point.position and (earlier.saved).after < point.after",
+        "pgtap/fork.sql",
+    ),
+    Mutant(
+        "takes the checkpoints of a fork as its origin counted them",
+        "fork.sql",
+        "      least(saved.after, rank() over (order by saved.after) - 1),",
+        "      saved.after,",
+        "pgtap/fork.sql",
+    ),
+    Mutant(
+        "lets the first claim of a fork forget what it begins with",
+        "fork.sql",
+        "  set claim = 2",
+        "  set claim = 0",
+        "pgtap/fork.sql",
+    ),
+    Mutant(
+        "revives with many what nobody's end had cancelled",
+        "many.sql",
+        "    and tasks.error ->> 'by' = any (roots::text[])\n",
+        "",
+        "pgtap/many.sql",
+    ),
+    Mutant(
+        "changes every task where no filter is said",
+        "filter.sql",
+        "  elsif filter = '{}' and not of_all then",
+        "  elsif filter = '{}' and not of_all and of_all then",
+        "pgtap/many.sql",
+    ),
+    Mutant(
+        "counts the next attempt twice when its delay is skipped",
+        "retry_task.sql",
+        "  perform durable._wake(_queue, task.task_id);",
+        "  perform durable._revive(_queue, task.task_id);",
+        "pgtap/retry_task.sql",
+    ),
+]
+
 MUTANTS: Final = [
     *FENCE,
     *CLAIMS,
@@ -925,4 +984,5 @@ MUTANTS: Final = [
     *RETENTION,
     *LOOKS,
     *MAIL,
+    *LIFECYCLE,
 ]

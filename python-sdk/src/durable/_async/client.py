@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from durable._async.many import Many
 from durable._async.operating import Operating
 from durable._async.queues import Queues
 from durable._async.sending import Sending
@@ -18,7 +19,7 @@ from durable.registry import AnyTask
 __all__ = ["AsyncDurable"]
 
 
-class AsyncDurable(Queues, Spawning, Sending, Operating):
+class AsyncDurable(Queues, Spawning, Sending, Operating, Many):
     """An application: where its tasks are kept, and what they are.
 
         async with AsyncDurable("postgresql://localhost/shop", tasks=[Order]) as app:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 from uuid import UUID
 
 from durable import _sql
+from durable._async import forking
 from durable._messages import message
+from durable._requests import OMITTED
 from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._time import seconds
+from durable._told import HistoryEntry, history_entry
 from durable._values import Codec
+from durable.options import SpawnOptions
 
 if TYPE_CHECKING:
     from durable._async.connected import Connected
@@ -89,6 +94,40 @@ class AsyncTaskHandle(Generic[R_co]):
         sent = message(self, self.queue, topic, payload, dedup_key=dedup_key)
         ((is_new,),) = await self._app.fetch(_sql.send_message(sent))
         return bool(is_new)
+
+    async def history(self) -> list[HistoryEntry]:
+        """Return what has happened to the task, in order; what goes on comes last.
+
+        It is derived from what is kept: the moments at which it was claimed again or
+        woken are not. Raises NotFound.
+        """
+        statement = _sql.task_history(self.queue, self.task_id)
+        return [history_entry(row) for row in await self._app.fetch(statement)]
+
+    async def export_history(self) -> dict[str, Any]:
+        """Return the task and its checkpoints as plain JSON, for a replay elsewhere.
+
+        The keys are version (1), queue, task_id, name, params, headers, attempt, and
+        checkpoints: a list of name, position, after, state, value and attempt, in order
+        of position. Raises NotFound.
+        """
+        statement = _sql.export_history(self.queue, self.task_id)
+        ((text,),) = await self._app.fetch(statement)
+        exported: dict[str, Any] = json.loads(text)
+        return exported
+
+    async def fork(
+        self,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        position: int | None = None,
+        params: Any = OMITTED,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[R_co]:
+        """Spawn a task that begins where this one stood: the client's `fork`."""
+        place = forking.Place(before, after, position)
+        return await forking.fork(self._app, self, place, params, options)
 
     async def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)

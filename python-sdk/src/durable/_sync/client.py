@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from durable._sync.many import Many
 from durable._sync.operating import Operating
 from durable._sync.queues import Queues
 from durable._sync.sending import Sending
@@ -16,7 +17,7 @@ from durable.registry import AnyTask
 __all__ = ["Durable"]
 
 
-class Durable(Queues, Spawning, Sending, Operating):
+class Durable(Queues, Spawning, Sending, Operating, Many):
     """An application: where its tasks are kept, and what they are.
 
         with Durable("postgresql://localhost/shop", tasks=[Order]) as app:

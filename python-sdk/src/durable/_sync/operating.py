@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
 from durable import _sql
-from durable._requests import (
-    check_reason,
-)
+from durable._requests import OMITTED, check_reason
 from durable._results import TaskResult
+from durable._sync import forking
 from durable._sync.connected import Connected
 from durable._sync.handle import TaskHandle
+from durable.options import SpawnOptions
 
 __all__ = ["Operating"]
 
@@ -45,18 +45,23 @@ class Operating(Connected):
         *,
         queue: str | None = None,
         max_attempts: int | None = None,
+        params: Any = OMITTED,
         spawn_new: bool = False,
     ) -> TaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
-        Tasks below it that its end had cancelled are revived with it. `spawn_new` makes
-        a new task of the same name and params instead. Raises NotFound, and
-        AlreadyFinished for a task in any other state.
+        Tasks below it that its end had cancelled are revived with it. A task that
+        sleeps until its next attempt starts that now. `params` are its params from now
+        on, validated if the task is registered here; its idempotency key stands for
+        these then. `spawn_new` makes a new task of the same name and params instead.
+        Raises NotFound, and AlreadyFinished for a task in any other state.
         """
         found = self._found(task, queue)
         options: dict[str, Any] = {"spawn_new": spawn_new}
         if max_attempts is not None:
             options["max_attempts"] = max_attempts
+        if params is not OMITTED:
+            options["params"] = forking.params_for(self, found, params)
         statement = _sql.retry_task(found.queue, found.task_id, options)
         ((task_id, run_id, attempt, created),) = self.fetch(statement)
         return TaskHandle(
@@ -68,6 +73,36 @@ class Operating(Connected):
             attempt=attempt,
             created=created,
         )
+
+    def fork(
+        self,
+        task: TaskHandle[R] | UUID | str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        position: int | None = None,
+        params: Any = OMITTED,
+        **options: Unpack[SpawnOptions],
+    ) -> TaskHandle[R]:
+        """Spawn a task that begins where another one stood, whatever became of it.
+
+        It has the other's name, params and options, unless others are given, and copies
+        of its checkpoints: all there are; those that were complete when the call of
+        checkpoint `before` was made, or the one at `position`; or those saved up to
+        checkpoint `after`. Its children are the other's. `queue` is also where an id
+        is looked up, and a handle's fork may go to another. Raises NotFound,
+        InvalidArgument for a place there is not, naming those there are, and what
+        `spawn` raises.
+        """
+        found = self._found(task, options.get("queue"))
+        place = forking.Place(before, after, position)
+        return forking.fork(self, found, place, params, options)
+
+    def export_history(
+        self, task: TaskHandle[Any] | UUID | str, *, queue: str | None = None
+    ) -> dict[str, Any]:
+        """Return a task's `export_history`. Raises NotFound."""
+        return self._found(task, queue).export_history()
 
     def get_result(
         self, task: TaskHandle[R] | UUID | str, *, queue: str | None = None

@@ -1,0 +1,57 @@
+"""What has happened to a task, as values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+__all__ = ["HistoryEntry", "history_entry"]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """Something that happened to a task, or, without `at`, is still going on.
+
+    `kind` is spawned, copied (what a fork began with), started; step, step_failed,
+    try_failed; slept, event, joined, timed_out; child_spawned, event_emitted, recorded
+    (whatever else is saved); attempt_failed, lease_lost, attempt_cancelled; completed,
+    failed, cancelled; or running, waiting, retrying. `name` is the task's or the
+    checkpoint's, `worker` who ran the attempt, `duration_ms` how long a step took.
+    `detail` has what else is known: `error` (type, message), `until`, `event`,
+    `task_ids`, `task_id` of a child; `parent_task_id`, `idempotency_key`,
+    `forked_from`; `saved_at` of what was copied.
+    """
+
+    at: datetime | None
+    kind: str
+    name: str | None = None
+    attempt: int | None = None
+    worker: str | None = None
+    duration_ms: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """What else is known of it, in one line."""
+        return ", ".join(_said(key, value) for key, value in self.detail.items())
+
+
+def history_entry(row: tuple[Any, ...]) -> HistoryEntry:
+    """Return a row of `durable.task_history` as a value."""
+    at, kind, name, attempt, worker, duration_ms, detail = row
+    known = json.loads(detail or "{}")
+    return HistoryEntry(at, kind, name, attempt, worker, duration_ms, known)
+
+
+def _said(key: str, value: Any) -> str:
+    match value:
+        case {"type": kind, "message": message}:
+            line = " ".join(str(message).split())
+            return f"{kind}: {line}" if line else str(kind)
+        case {"task_id": task_id}:
+            return f"{key} {task_id}"
+        case str():
+            return f"{key} {value}"
+    return f"{key} {json.dumps(value)}"
