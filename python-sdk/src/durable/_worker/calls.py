@@ -95,6 +95,8 @@ class Calls:
         self._position = 0
         self._waits = run.waits
         self._headers: Mapping[str, Any] | None = None
+        if run.past is not None:
+            run.past.begin()
 
     # -- what is known ------------------------------------------------------------
 
@@ -102,6 +104,13 @@ class Calls:
     def run_id(self) -> UUID:
         """The id of this attempt."""
         return self.claimed.run_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; code that asks may go by it."""
+        if self._run.past is not None:
+            self._run.past.attempt_counts()
+        return self.claimed.attempt
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -139,6 +148,33 @@ class Calls:
 
     def take(self, kind: str, name: str, branch: Branch | None) -> Call:
         """Take the name of a call that is being made; Suspended once it is over."""
+        return self._make(self._key(kind, name, branch), branch)
+
+    def take_patch(self, name: str, branch: Branch | None) -> Call | None:
+        """Take the name of a patch; None if the task went past it without one."""
+        key = self._key("patch", name, branch)
+        past = self._run.past
+        if past is not None and past.to_come and not past.knows(key):
+            return None
+        return self._make(key, branch)
+
+    def accept_patch(self, name: str, branch: Branch | None) -> None:
+        """Meet a patch if it is recorded."""
+        key = self._key("patch", name, branch)
+        if self._run.past is not None and self._run.past.knows(key):
+            self._make(key, branch)
+
+    def _make(self, key: str, branch: Branch | None) -> Call:
+        run, history = self._run, self._history
+        position = self._position + 1
+        if run.past is not None:
+            own = branch is run.root
+            position = run.past.meet(key, position, branch, own=own)
+        self._position = position
+        after = len(history.saved) - history.aside
+        return Call(key, position, after, time.monotonic())
+
+    def _key(self, kind: str, name: str, branch: Branch | None) -> str:
         run = self._run
         run.refuse_unless_open()
         if inside_a_step.get():
@@ -155,8 +191,7 @@ class Calls:
         # a character has at most four bytes
         if len(key) > LONGEST_KEY // 4 and len(key.encode()) > LONGEST_KEY:
             raise InvalidArgument(f"a name of over {LONGEST_KEY} bytes: {key[:40]!r}…")
-        self._position += 1
-        return Call(key, self._position, len(self._history.saved), time.monotonic())
+        return key
 
     def branch(self) -> Branch | None:
         """Return the asyncio task that makes a call; none on a thread with no loop."""

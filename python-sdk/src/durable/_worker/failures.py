@@ -23,6 +23,7 @@ from durable.errors import NonRetryable, StepFailed, TaskError
 __all__ = [
     "error_json",
     "is_final",
+    "leaves",
     "mark_recorded",
     "restore",
     "said",
@@ -82,7 +83,7 @@ def is_final(error: BaseException, no_retry: tuple[type[Exception], ...]) -> boo
     return any(
         isinstance(leaf, (NonRetryable, Unsavable, *no_retry))
         or getattr(leaf, _RECORDED, False)
-        for leaf in _leaves(error)
+        for leaf in leaves(error)
     )
 
 
@@ -94,10 +95,11 @@ def said(error: BaseException) -> str:
         return f"<no message: str() raised {type(failure).__name__}>"
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception; of a group, what is in it."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error
 

@@ -18,8 +18,9 @@ from durable._worker.waits import Resolved
 if TYPE_CHECKING:
     from durable._worker.run import Claimed
 
-__all__ = ["Call", "History"]
+__all__ = ["INTERNAL", "Call", "History"]
 
+INTERNAL: Final = ("$try:", "$retry:")  # checkpoints that are not calls of their own
 _quoted: Final = json.JSONEncoder().encode
 
 
@@ -41,12 +42,17 @@ class _Failure(NamedTuple):
 
 
 class History:
-    """The checkpoints of one task by key, and the writes that add to them."""
+    """The checkpoints of one task by key, and the writes that add to them.
 
-    __slots__ = ("_claimed", "_failures", "_holder", "saved")
+    `aside` counts those that stand for no complete call of this run: it has not asked
+    for them yet, or they are internal. A failure that is kept counts as complete.
+    """
+
+    __slots__ = ("_claimed", "_failures", "_holder", "aside", "saved")
 
     def __init__(self, claimed: Claimed, saved: dict[str, Resolved]) -> None:
         self.saved = saved
+        self.aside = len(saved)
         self._claimed = claimed
         self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
         self._failures: list[_Failure] = []
@@ -54,12 +60,15 @@ class History:
     def remember(self, key: str, saved: Resolved) -> Resolved:
         """Add a checkpoint that is committed."""
         self.saved[key] = saved
+        if key[0] == "$" and key.startswith(INTERNAL):
+            self.aside += 1
         return saved
 
     def keep_failure(self, call: Call, position: int, error: Exception) -> None:
         """Keep a step's failure until a call after that position is saved."""
         text = self.checkpoint(call, "failed", step_error_json(error))
         self._failures.append(_Failure(position, text, error))
+        self.aside -= 1
 
     def value(self, call: Call, value: str) -> Write:
         """Return what saves the value of a call, with the failures caught before it."""
