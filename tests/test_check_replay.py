@@ -21,16 +21,16 @@ IN_LINE: list[Place] = [("a", 1, 0), ("b", 2, 1), ("c", 3, 2)]
 
 @task(name="t")
 async def three(number: int, ctx: Context) -> int:
-    first = await ctx.step("a", never, as_type=int)
+    first = await ctx.step("a", never)
     await ctx.step("b", never)
-    return first + await ctx.step("c", never, as_type=int)
+    return first + await ctx.step("c", never)
 
 
 @task(name="t")
 def three_sync(number: int, ctx: Sync) -> int:
-    first = ctx.step("a", never, as_type=int)
+    first = ctx.step("a", never)
     ctx.step("b", never)
-    return first + ctx.step("c", never, as_type=int)
+    return first + ctx.step("c", never)
 
 
 @task(name="t")
@@ -47,7 +47,7 @@ async def branches(number: int, ctx: Context) -> None:
     await ctx.step("end", never)
 
 
-async def never() -> None:
+def never() -> int:
     raise AssertionError("a step was done")
 
 
@@ -157,9 +157,9 @@ def test_refuses_what_is_no_history_of_the_task(given: Any, message: str) -> Non
 def test_says_that_params_or_values_can_no_longer_be_read() -> None:
     with pytest.raises(pydantic.ValidationError):
         check_replay(three, history(params="three"))
+    unreadable = history(("a", 1, 0))
+    unreadable["checkpoints"][0]["value"] = "one"
     with pytest.raises(pydantic.ValidationError) as caught:
-        unreadable = history(("a", 1, 0))
-        unreadable["checkpoints"][0]["value"] = "one"
         check_replay(three, unreadable)
     assert caught.value.__notes__ == ["It was read from the history."]
 
