@@ -110,17 +110,13 @@ OLD = ["a", "b", "c", GO]
 
 
 @COLOURS
-async def test_warns_of_what_has_changed(
-    dsn: str, db: psycopg.Connection, warnings: Any, colour: Any
-) -> None:
+async def test_warns_of_what_has_changed(dsn: str, warnings: Any, colour: Any) -> None:
     old = {change: colour(*OLD) for change in CHANGES}
     new = {change: colour(*names) for change, (names, _) in CHANGES.items()}
     found = await deployed(dsn, old, new)
     assert {one.state for one in found.values()} == {"completed"}
     by_task = {
-        change: [
-            warned for task_id, *warned in warnings() if task_id == str(one.task_id)
-        ]
+        change: [warned[1:] for warned in warnings() if warned[0] == str(one.task_id)]
         for change, one in found.items()
     }
     assert by_task == {

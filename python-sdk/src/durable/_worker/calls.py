@@ -107,8 +107,8 @@ class Calls:
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is; code that asks may go by it."""
-        if self._run.past is not None:
+        """Which attempt this is; code that asks, but for a step's, may go by it."""
+        if self._run.past is not None and not inside_a_step.get():
             self._run.past.attempt_counts()
         return self.claimed.attempt
 
