@@ -165,11 +165,11 @@ class Calls:
             self._make(key, branch)
 
     def _make(self, key: str, branch: Branch | None) -> Call:
-        run, history = self._run, self._history
+        history, past = self._history, self._run.past
         position = self._position + 1
-        if run.past is not None:
-            own = branch is run.root
-            position = run.past.meet(key, position, branch, own=own)
+        if past is not None:
+            own = branch is self._run.root
+            position = past.meet(key, position, branch, own=own)
         self._position = position
         after = len(history.saved) - history.aside
         return Call(key, position, after, time.monotonic())
