@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from durable import Durable, NonDeterminism
+from durable import Durable, NonDeterminism, TaskFailed
 from durable.testing import check_replay
 from tests.support.changing import exported
 from tests.support.programs import calls_of, play, programs, renamed, swaps, without
 
 REFUSALS = """
-select error ->> 'message' from durable.runs
+select error ->> 'message'
+from (select error from durable.runs union all select error from durable.tasks) as ended
 where error ->> 'traceback' like '%NonDeterminism%'
 """
 SOME = 3  # changes of each program
@@ -37,8 +39,9 @@ def played(dsn: str, several: list[Any], *, waits: bool) -> list[Any]:
     params = [{"program": one, "dsn": dsn, "waits": waits} for one in several]
     with Durable(dsn, tasks=[play]) as app, app.worker() as worker:
         handles = app.spawn_many(play, params)
-        if not waits:
-            assert {one.result(timeout=60) for one in handles} == {"done"}
+        for one in [] if waits else handles:
+            with contextlib.suppress(TaskFailed):  # a branch went on beside a failure
+                one.result(timeout=60)
         worker.drain()
     return handles
 

@@ -23,6 +23,7 @@ from durable.errors import NonRetryable, StepFailed, TaskError
 __all__ = [
     "error_json",
     "is_final",
+    "is_recorded",
     "leaves",
     "mark_recorded",
     "restore",
@@ -85,6 +86,11 @@ def is_final(error: BaseException, no_retry: tuple[type[Exception], ...]) -> boo
         or getattr(leaf, _RECORDED, False)
         for leaf in leaves(error)
     )
+
+
+def is_recorded(error: BaseException) -> bool:
+    """Whether an exception came from a checkpoint; of a group, whether a leaf did."""
+    return any(getattr(leaf, _RECORDED, False) for leaf in leaves(error))
 
 
 def said(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, ValidationError
 from durable._application import Application
 from durable._worker.calls import Calls
 from durable._worker.code import begun
-from durable._worker.failures import leaves
+from durable._worker.failures import is_recorded, leaves
 from durable._worker.history import Call
 from durable._worker.outcomes import joined, read
 from durable._worker.replay import Past
@@ -146,7 +146,9 @@ class _Rehearsal(Run):
     async def _conclude(self, value: Any, error: BaseException | None) -> None:
         del value
         self._error = error
-        self.past.verdict(None, self.root)
+        # a recorded failure may cut off branches that went on when it was new
+        if error is None or not is_recorded(error):
+            self.past.verdict(None, self.root)
 
     def judge(self) -> None:
         """Raise what is wrong, if anything is."""
