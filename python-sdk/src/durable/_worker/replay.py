@@ -144,7 +144,7 @@ class Past:
 
         It is refused if recorded calls are to come that it would have met by now.
         """
-        if self.to_come and not self._attempt_counts and self._has_no_room():
+        if self.to_come and not self._may_differ() and self._has_no_room():
             with contextlib.suppress(NonDeterminism):
                 self._accuse(key)
 
@@ -176,7 +176,7 @@ class Past:
 
     def _is_certain(self, branch: Branch | None) -> bool:
         """Whether what this branch, the task's own, does tells all that is going on."""
-        if self._attempt_counts or any(one.cancelled() for one in self._branches):
+        if self._may_differ():
             return False
         if branch is None:  # a synchronous task makes one call at a time
             return True
@@ -184,6 +184,10 @@ class Past:
             others = asyncio.all_tasks(branch.get_loop()) - {branch}
             self._beside = next(filter(self._is_mine, others), None)
         return self._beside is None
+
+    def _may_differ(self) -> bool:
+        """Whether unchanged code may go another way than it went before."""
+        return self._attempt_counts or any(one.cancelled() for one in self._branches)
 
     def _is_mine(self, task: Branch) -> bool:
         return any(context.get(_past) is self for context in _contexts(task))
