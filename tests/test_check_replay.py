@@ -199,3 +199,17 @@ def test_is_not_got_past_by_code_that_swallows_it() -> None:
 
     with pytest.raises(NonDeterminism):
         check_replay(swallow, history(("a", 1, 0)))
+
+
+@pytest.mark.parametrize("places", [[("b", 2, 0)], [("b", 2, 0), ("c", 3, 1)]])
+def test_fits_code_whose_call_was_made_and_not_saved(places: Any) -> None:
+    """Its worker died, or it was cancelled: there is room for it."""
+
+    @task(name="t")
+    async def both(number: int, ctx: Context) -> None:
+        await asyncio.gather(
+            ctx.step("a", never), ctx.step("b", never), return_exceptions=True
+        )
+        await ctx.step("c", never)
+
+    check_replay(both, history(*places))
