@@ -38,6 +38,7 @@ CONTEXT = {
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
     *["send", "recv"],
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
+    *["patched", "deprecate_patch"],
 }
 
 

@@ -92,10 +92,11 @@ async def errand(label: str, ctx: Context) -> str:
     return "brought"
 
 
-@task(max_attempts=None, retry=Retry.fixed(0))
+@task(max_attempts=None, retry=Retry.fixed(0), replay_check="strict")
 async def journey(label: str, ctx: Context) -> list[Any]:
     reach(f"{label}: begins")
     await do(label, "one", ctx)
+    first = await ctx.patched("scenic")
     with contextlib.suppress(Refused):
         await ctx.step("refused", note_and_refuse, label, ctx)
     await ctx.step("two", note_sync, label, "two", ctx.task_id, ctx.attempt)
@@ -113,7 +114,7 @@ async def journey(label: str, ctx: Context) -> list[Any]:
     reach(f"{label}: has received")
     brought = await ctx.join(child)
     reach(f"{label}: has joined")
-    first = await ctx.emit_event(f"arrived:{ctx.task_id}", brought)
+    first &= await ctx.emit_event(f"arrived:{ctx.task_id}", brought)
     await asyncio.gather(*at_once(label, ctx))
     reach(saved(label, "three"))
     await ctx.heartbeat()
@@ -122,7 +123,7 @@ async def journey(label: str, ctx: Context) -> list[Any]:
     return [heard, brought, first]
 
 
-@task(max_attempts=None, retry=Retry.fixed(0))
+@task(max_attempts=None, retry=Retry.fixed(0), replay_check="strict")
 def journey_sync(label: str, ctx: SyncTaskContext[Any]) -> str:
     reach(f"{label}: begins")
     for name in ("one", "two"):

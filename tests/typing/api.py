@@ -80,15 +80,19 @@ class NotifyCustomer(Task[Slip, None]):
         ctx.transaction("debit", debit_sync, "three")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(ctx.http.post("ask", "https://x", json=1), RecordedResponse)
         ctx.sleep_for("cool-off", 1)
+        assert_type(ctx.patched("new way"), bool)
         ctx.step("weigh", weigh, "no order", "kg")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType]
 
 
 class ProcessOrder(Task[Order, str]):
     max_attempts = 5
     no_retry = (ValueError,)
+    replay_check = "strict"
 
     async def run(self, order: Order, ctx: TaskContext[Shop]) -> str:
         assert_type(ctx.state, Shop)
+        assert_type(await ctx.patched("new way"), bool)
+        ctx.deprecate_patch("old way")
         assert_type(await ctx.step("charge", charge, order), str)
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)

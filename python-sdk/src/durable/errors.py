@@ -7,6 +7,7 @@
       TaskFailed             the outcome of a task: result(), join()
       TaskCancelled          the outcome of a task, or what the database says of it
       StepFailed             a recorded failure whose own class cannot be restored
+      NonDeterminism         a task's code no longer makes the calls of its history
     NonRetryable             raised by you: the task fails now
     Suspended                an asyncio.CancelledError: not for you to catch or raise
 
@@ -30,6 +31,7 @@ __all__ = [
     "Forbidden",
     "InvalidArgument",
     "LeaseLost",
+    "NonDeterminism",
     "NonRetryable",
     "NotFound",
     "ResponseTooLarge",
@@ -157,6 +159,30 @@ class TaskFailed(_Recorded):
 
 class StepFailed(_Recorded):
     """A step failed earlier, and its exception's class cannot be restored here."""
+
+
+class NonDeterminism(DurableError):
+    """A task's code no longer makes the calls that its history holds, in their order.
+
+    `expected` is the recorded call that it does not make, as its checkpoint is named;
+    `found` what it makes instead, None if it ends; `position` which call of the task it
+    was, from 1. Raised for tasks with `replay_check = "strict"`: the attempt fails, and
+    is made again as any other.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        expected: str = "",
+        found: str | None = None,
+        position: int = 0,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.expected = expected
+        self.found = found
+        self.position = position
 
 
 class TaskCancelled(DurableError, code="WFCAN"):

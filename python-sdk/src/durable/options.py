@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from durable._json import JSON, Unsavable
 from durable._names import LONG, check_key, check_queue_name
@@ -17,11 +17,13 @@ from durable.retry import Retry
 __all__ = [
     "JSON",
     "Isolation",
+    "ReplayCheck",
     "SpawnOptions",
     "StepOptions",
     "TaskOptions",
     "checked_max_attempts",
     "checked_no_retry",
+    "checked_replay_check",
     "nearest",
     "spawn_options_json",
     "unknown_option",
@@ -30,6 +32,9 @@ __all__ = [
 
 Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 """What a transaction sees of others, as Postgres names it."""
+
+ReplayCheck: TypeAlias = Literal["warn", "strict", "off"]
+"""What is done if a task's code does not make the calls that its history holds."""
 
 
 class StepOptions(TypedDict, total=False):
@@ -136,6 +141,15 @@ def checked_no_retry(classes: object) -> tuple[type[Exception], ...]:
             hint="For instance no_retry = (ValueError,).",
         )
     return classes
+
+
+def checked_replay_check(value: object) -> None:
+    """Refuse what is no `ReplayCheck`: InvalidArgument."""
+    if value not in get_args(ReplayCheck):
+        raise InvalidArgument(
+            f"replay_check is {value!r}",
+            hint=f"Choose one of {', '.join(get_args(ReplayCheck))}.",
+        )
 
 
 def checked_max_attempts(value: object) -> int | None:

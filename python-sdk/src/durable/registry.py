@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 from durable._annotations import generic_arguments, parameter_type, return_type
 from durable._values import Codec, codec
 from durable.errors import InvalidArgument
-from durable.options import nearest
+from durable.options import ReplayCheck, nearest
 from durable.task import Task, options_of
 
 __all__ = ["AnyTask", "Registry", "TaskDefinition", "define"]
@@ -36,6 +36,7 @@ class TaskDefinition(Generic[P, R]):
     result_codec: Codec[R]
     options: Mapping[str, Any]
     no_retry: tuple[type[Exception], ...]
+    replay_check: ReplayCheck
     is_async: bool
     source: type[Task[P, R]] | Task[P, R] = field(repr=False)
 
@@ -73,6 +74,7 @@ def define(task: AnyTask) -> TaskDefinition[Any, Any]:
         result_codec=codec(result),
         options=options_of(task),
         no_retry=task.no_retry,
+        replay_check=task.replay_check,
         is_async=inspect.iscoroutinefunction(cls.run),
         source=task,
     )

@@ -24,7 +24,13 @@ from typing import (
 from durable._json import JSON
 from durable._names import check_task_name, default_task_name
 from durable.errors import InvalidArgument
-from durable.options import TaskOptions, checked_no_retry, spawn_options_json
+from durable.options import (
+    ReplayCheck,
+    TaskOptions,
+    checked_no_retry,
+    checked_replay_check,
+    spawn_options_json,
+)
 from durable.retry import Retry
 
 if TYPE_CHECKING:
@@ -74,6 +80,10 @@ class Task(ABC, Generic[P, R]):
     no_retry: ClassVar[tuple[type[Exception], ...]] = ()
     """Exceptions after which another attempt is pointless: they fail the task."""
 
+    replay_check: ClassVar[ReplayCheck] = "warn"
+    """What is done if its code no longer makes the calls that a task's history holds:
+    "warn" logs it once; "strict" fails the attempt with NonDeterminism; or "off"."""
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         _refuse_typos(cls)
@@ -103,6 +113,7 @@ def options_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> dict[str, Any]:
         _refuse_none_as_headers(given)
         check_task_name(source.name)
         checked_no_retry(source.no_retry)
+        checked_replay_check(source.replay_check)
         return spawn_options_json({}, given)
     except InvalidArgument as error:
         raise InvalidArgument(
@@ -120,6 +131,7 @@ class TaskArguments(TaskOptions, total=False):
 
     name: str
     no_retry: tuple[type[Exception], ...]
+    replay_check: ReplayCheck
 
 
 class Decorator(Protocol):

@@ -17,6 +17,7 @@ import typing_extensions
 from durable._async.family import Family
 from durable._async.http import Requests
 from durable._async.mail import Mail
+from durable._async.patching import Patching
 from durable._async.steps import OpenStep, Steps
 from durable._async.waiting import Waiting
 from durable._ids import uuid7
@@ -31,14 +32,16 @@ __all__ = ["OpenStep", "TaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class TaskContext(Steps, Waiting, Family, Mail, Generic[State_co]):
+class TaskContext(Steps, Waiting, Family, Mail, Patching, Generic[State_co]):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.
     """
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.task_id}, attempt {self.attempt}>"
+        claimed = self._run.claimed
+        name = type(self).__name__
+        return f"<{name} of {claimed.task_id}, attempt {claimed.attempt}>"
 
     @property
     def task_id(self) -> UUID:
@@ -52,8 +55,12 @@ class TaskContext(Steps, Waiting, Family, Mail, Generic[State_co]):
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return self._run.claimed.attempt
+        """Which attempt this is, from 1.
+
+        Code that asks may go another way in each; so the order of its calls is not
+        checked in later attempts.
+        """
+        return self._run.attempt
 
     @property
     def parent_task_id(self) -> UUID | None:

@@ -20,6 +20,7 @@ from durable._names import check_event_name, check_step_name
 from durable._sync.family import Family
 from durable._sync.http import Requests
 from durable._sync.mail import Mail
+from durable._sync.patching import Patching
 from durable._sync.steps import OpenStep, Steps
 from durable._sync.waiting import Waiting
 from durable._values import PLAIN, codec
@@ -32,14 +33,16 @@ __all__ = ["OpenStep", "SyncTaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class SyncTaskContext(Steps, Waiting, Family, Mail, Generic[State_co]):
+class SyncTaskContext(Steps, Waiting, Family, Mail, Patching, Generic[State_co]):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.
     """
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.task_id}, attempt {self.attempt}>"
+        claimed = self._run.claimed
+        name = type(self).__name__
+        return f"<{name} of {claimed.task_id}, attempt {claimed.attempt}>"
 
     @property
     def task_id(self) -> UUID:
@@ -53,8 +56,12 @@ class SyncTaskContext(Steps, Waiting, Family, Mail, Generic[State_co]):
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return self._run.claimed.attempt
+        """Which attempt this is, from 1.
+
+        Code that asks may go another way in each; so the order of its calls is not
+        checked in later attempts.
+        """
+        return self._run.attempt
 
     @property
     def parent_task_id(self) -> UUID | None:

@@ -54,6 +54,11 @@ class BlockingRun:
         return self._run.run_id
 
     @property
+    def attempt(self) -> int:
+        """Which attempt this is; code that asks may go by it."""
+        return self._run.attempt
+
+    @property
     def headers(self) -> Mapping[str, Any]:
         """What was spawned with the task beside its params."""
         return self._run.headers
@@ -90,11 +95,24 @@ class BlockingRun:
 
     def take(self, kind: str, name: str, branch: None) -> Call:
         """Take the name of a call that is being made."""
+        self._refuse_other_threads()
+        return self._run.take(kind, name, branch)
+
+    def take_patch(self, name: str, branch: None) -> Call | None:
+        """Take the name of a patch; None if the task went past it without one."""
+        self._refuse_other_threads()
+        return self._run.take_patch(name, branch)
+
+    def accept_patch(self, name: str, branch: None) -> None:
+        """Meet a patch if it is recorded."""
+        self._refuse_other_threads()
+        self._run.accept_patch(name, branch)
+
+    def _refuse_other_threads(self) -> None:
         here = threading.get_ident()
         self._thread = self._thread or here
         if here != self._thread:
             raise RuntimeError("the context is used on another thread than its own")
-        return self._run.take(kind, name, branch)
 
     def step(
         self,

@@ -91,6 +91,8 @@ class Calls(Baggage):
         self._names = Names()
         self._position = 0
         self._waits = run.waits
+        if run.past is not None:
+            run.past.begin()
 
     # -- what is known ------------------------------------------------------------
 
@@ -98,6 +100,13 @@ class Calls(Baggage):
     def run_id(self) -> UUID:
         """The id of this attempt."""
         return self.claimed.run_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; code that asks, but for a step's, may go by it."""
+        if self._run.past is not None and not inside_a_step.get():
+            self._run.past.attempt_counts()
+        return self.claimed.attempt
 
     @property
     def state(self) -> Any:
@@ -133,6 +142,33 @@ class Calls(Baggage):
 
     def take(self, kind: str, name: str, branch: Branch | None) -> Call:
         """Take the name of a call that is being made; Suspended once it is over."""
+        return self._make(self._key(kind, name, branch), branch)
+
+    def take_patch(self, name: str, branch: Branch | None) -> Call | None:
+        """Take the name of a patch; None if the task went past it without one."""
+        key = self._key("patch", name, branch)
+        past = self._run.past
+        if past is not None and past.to_come and not past.knows(key):
+            return None
+        return self._make(key, branch)
+
+    def accept_patch(self, name: str, branch: Branch | None) -> None:
+        """Meet a patch if it is recorded."""
+        key = self._key("patch", name, branch)
+        if self._run.past is not None and self._run.past.knows(key):
+            self._make(key, branch)
+
+    def _make(self, key: str, branch: Branch | None) -> Call:
+        history, past = self._history, self._run.past
+        position = self._position + 1
+        if past is not None:
+            own = branch is self._run.root
+            position = past.meet(key, position, branch, own=own)
+        self._position = position
+        after = len(history.saved) - history.aside
+        return Call(key, position, after, time.monotonic())
+
+    def _key(self, kind: str, name: str, branch: Branch | None) -> str:
         run = self._run
         run.refuse_unless_open()
         if inside_a_step.get():
@@ -149,8 +185,7 @@ class Calls(Baggage):
         # a character has at most four bytes
         if len(key) > LONGEST_KEY // 4 and len(key.encode()) > LONGEST_KEY:
             raise InvalidArgument(f"a name of over {LONGEST_KEY} bytes: {key[:40]!r}…")
-        self._position += 1
-        return Call(key, self._position, len(self._history.saved), time.monotonic())
+        return key
 
     def branch(self) -> Branch | None:
         """Return the asyncio task that makes a call; none on a thread with no loop."""

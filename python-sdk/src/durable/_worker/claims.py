@@ -168,6 +168,6 @@ async def load_checkpoints(
     loaded: defaultdict[Any, dict[str, Resolved]] = defaultdict(dict)
     for queue, tasks in by_queue.items():
         rows = await link.fetch(_sql.load_checkpoints(queue, json.dumps(tasks)))
-        for task_id, key, _, _, state, value in rows:
-            loaded[task_id][key] = Resolved(state, value)
+        for task_id, key, position, after, state, value in rows:
+            loaded[task_id][key] = Resolved(state, value, position, after)
     return loaded

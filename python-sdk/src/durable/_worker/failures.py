@@ -24,6 +24,8 @@ from durable.errors import NonRetryable, StepFailed, TaskError
 __all__ = [
     "error_json",
     "is_final",
+    "is_recorded",
+    "leaves",
     "mark_recorded",
     "restore",
     "said",
@@ -83,8 +85,13 @@ def is_final(error: BaseException, no_retry: tuple[type[Exception], ...]) -> boo
     return any(
         isinstance(leaf, (NonRetryable, Unsavable, *no_retry))
         or getattr(leaf, _RECORDED, False)
-        for leaf in _leaves(error)
+        for leaf in leaves(error)
     )
+
+
+def is_recorded(error: BaseException) -> bool:
+    """Whether an exception came from a checkpoint; of a group, whether a leaf did."""
+    return any(getattr(leaf, _RECORDED, False) for leaf in leaves(error))
 
 
 def said(error: BaseException) -> str:
@@ -95,10 +102,11 @@ def said(error: BaseException) -> str:
         return f"<no message: str() raised {type(failure).__name__}>"
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception; of a group, what is in it."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error
 

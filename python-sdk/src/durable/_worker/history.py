@@ -19,8 +19,9 @@ from durable._worker.waits import Resolved
 if TYPE_CHECKING:
     from durable._worker.run import Claimed
 
-__all__ = ["Call", "History"]
+__all__ = ["INTERNAL", "Call", "History"]
 
+INTERNAL: Final = ("$try:", "$retry:")  # checkpoints that are not calls of their own
 _quoted: Final = json.JSONEncoder().encode
 
 
@@ -42,9 +43,13 @@ class _Failure(NamedTuple):
 
 
 class History:
-    """The checkpoints of one task by key, and the writes that add to them."""
+    """The checkpoints of one task by key, and the writes that add to them.
 
-    __slots__ = ("_claimed", "_failures", "_holder", "_vault", "saved")
+    `aside` counts those that stand for no complete call of this run: it has not asked
+    for them yet, or they are internal. A failure that is kept counts as complete.
+    """
+
+    __slots__ = ("_claimed", "_failures", "_holder", "_vault", "aside", "saved")
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class History:
     ) -> None:
         self.saved = saved
         self._vault = vault
+        self.aside = len(saved)
         self._claimed = claimed
         self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
         self._failures: list[_Failure] = []
@@ -66,7 +72,7 @@ class History:
         """Return checkpoints as the task saved them. Raises UnreadablePayload."""
         opened = self._vault.opened
         sealed = {
-            key: Resolved(saved.state, text)
+            key: saved._replace(value=text)
             for key, saved in loaded.items()
             if (text := opened(saved.value)) is not saved.value
         }
@@ -75,12 +81,15 @@ class History:
     def remember(self, key: str, saved: Resolved) -> Resolved:
         """Add a checkpoint that is committed."""
         self.saved[key] = saved
+        if key[0] == "$" and key.startswith(INTERNAL):
+            self.aside += 1
         return saved
 
     def keep_failure(self, call: Call, position: int, error: Exception) -> None:
         """Keep a step's failure until a call after that position is saved."""
         text = self.checkpoint(call, "failed", step_error_json(error))
         self._failures.append(_Failure(position, text, error))
+        self.aside -= 1
 
     def value(self, call: Call, value: str) -> Write:
         """Return what saves the value of a call, with the failures caught before it."""

@@ -26,6 +26,7 @@ import psycopg
 from durable._json import Unsavable
 from durable._worker.failures import error_json, is_final, mark_recorded, said
 from durable._worker.history import History
+from durable._worker.replay import Past
 from durable._worker.saving import Write
 from durable._worker.waits import Branch, Resolved, Waits
 from durable.errors import LeaseLost, Suspended, TaskCancelled, UnreadablePayload
@@ -92,6 +93,7 @@ class Run:
         "left",
         "loop",
         "over",
+        "past",
         "resting",
         "services",
         "task",
@@ -120,6 +122,9 @@ class Run:
         self.resting = 0  # reasons for which its lease is not to be extended just now
         self.unreadable: UnreadablePayload | None = None  # why it is put aside
         self.history = History(claimed, checkpoints, services.application.vault)
+        self.past: Past | None = None  # a first claim has none
+        if checkpoints:
+            self.past = Past(self.history, claimed, definition.replay_check)
         self.waits = Waits(services.loop)
         self.task: asyncio.Task[None] | None = None  # in which it is executed
         self._code_runs = False
@@ -250,6 +255,8 @@ class Run:
             if error is not None:
                 self._log_failure(error)
             return
+        if self.past is not None:
+            error = self.past.verdict(error, self.root)
         if error is None:
             try:
                 await self._complete(value)
@@ -304,9 +311,14 @@ class Run:
     # -- what the claim allows -----------------------------------------------------
 
     def refuse_unless_open(self) -> None:
-        """Raise Suspended if the run has left, RuntimeError if its code has ended."""
+        """Raise Suspended if the run has left, RuntimeError if its code has ended.
+
+        Raises NonDeterminism, once more, if the run was refused for that.
+        """
         if self.left is not None:
             raise self.left
+        if self.past is not None and self.past.refused is not None:
+            raise self.past.refused
         if self.over or self.completed:
             raise RuntimeError("the context is used after its run has ended")
 

@@ -31,10 +31,15 @@ _POLL_AGAIN: Final = 0.02
 
 
 class Resolved(NamedTuple):
-    """A checkpoint: how a step or a wait has ended, and its value as JSON."""
+    """A checkpoint: how a step or a wait has ended, and its value as JSON.
+
+    One that was loaded has its place, too: see `durable._worker.replay`.
+    """
 
     state: str
     value: str
+    position: int = 0
+    after: int = 0
 
 
 @dataclass(slots=True)

@@ -21,12 +21,9 @@ from psycopg import AsyncConnection
 
 from durable import _sql
 from durable._application import Application
-from durable._async.context import TaskContext
-from durable._current import make_current
-from durable._sync.context import SyncTaskContext
-from durable._worker.blocking import BlockingRun
 from durable._worker.calls import Calls
 from durable._worker.claims import Claims, load_checkpoints
+from durable._worker.code import begun
 from durable._worker.doors import Doors
 from durable._worker.failures import mark_recorded
 from durable._worker.held import Held
@@ -334,14 +331,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - models and constructors are the user's
             await run.fail(mark_recorded(error))
             return
-        if definition.is_async:
-            context = TaskContext(Calls(run))
-            make_current(context)
-            await run.execute(lambda: body(params, context))
-        else:
-            blocking = SyncTaskContext(BlockingRun(Calls(run)))
-            make_current(blocking)
-            await run.execute(lambda: run.services.threads.run(body, params, blocking))
+        await run.execute(lambda: begun(run, Calls(run), body, params))
 
     def _run_ended(self, run: Run) -> None:
         claimed = run.claimed
