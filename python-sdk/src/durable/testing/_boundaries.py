@@ -45,6 +45,7 @@ END: Final = "$end"
 _NAMED: Final = re.compile(r"(before|during|sent|after|in):")
 _PHASES: Final = {"before": "during", "sent": "sent", "after": "after"}
 _SILENT: Final = ("poll_waits", "load_checkpoints", "extend_leases", "hold_task")
+_COMMITS: Final = ("commit", "exit")  # the latter is psycopg's, of `transaction()`
 _NO_EFFECT: Final = ("connect", "begin", "select", "hold_task", "save_checkpoints")
 
 Name = tuple[str, str]  # a task's, and one of its calls'
@@ -134,7 +135,7 @@ class Boundaries:
             if names:  # it is saved once the transaction is committed
                 self._committing[connection] = names[0]
             return self._phases(names, "during")
-        if function == "commit" and connection in self._committing:
+        if function in _COMMITS and connection in self._committing:
             return self._phases([self._committing.pop(connection)], "sent", "after")
         name = _current.get()
         if inside_a_step.get() and name is not None:
@@ -154,9 +155,12 @@ class Boundaries:
         if function in _NO_EFFECT:
             return None
         call = f"{function}#{next(self._within[name, function])}"
+        sent = False  # a commit of nothing is not
 
         def passes(phase: str) -> None:
-            if phase in {"sent", "after"}:
+            nonlocal sent
+            sent = sent or phase == "sent"
+            if sent and phase in {"sent", "after"}:
                 _failpoints.reach(f"in:{name[0]}:{name[1]}:{call}:{phase}")
 
         return passes

@@ -383,7 +383,10 @@ def _ending(life: Life, compare: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def _listed(life: Life) -> str:
-    return ", ".join(f"{step} {times}×" for step, times in life.ran.items())  # noqa: RUF001 - a sign
+    return ", ".join(
+        f"{step} {times} times" if times > 1 else step
+        for step, times in life.ran.items()
+    )
 
 
 async def _called(function: Callable[..., Any], *args: Any) -> Any:

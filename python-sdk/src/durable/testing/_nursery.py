@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,10 +24,8 @@ def zygote_for(homes: Sequence[Home], path: Sequence[str], cwd: Path) -> Zygote:
     """Return a zygote that has imported these modules, from this path."""
     known = (tuple(homes), tuple(path), cwd)
     if known not in _zygotes or not _zygotes[known].is_alive():
-        made = tempfile.TemporaryDirectory(
-            prefix="durable-", ignore_cleanup_errors=True
-        )
-        directory = Path(_exits.enter_context(made))
+        directory = Path(tempfile.mkdtemp(prefix="durable-"))
+        _exits.callback(shutil.rmtree, directory, ignore_errors=True)
         homes = [Home("durable.testing._living", None), *homes]
         started = zygote(directory, homes, path=path, cwd=cwd)
         _zygotes[known] = _exits.enter_context(started)

@@ -68,10 +68,14 @@ def _started() -> AbstractContextManager[Server]:
         return _local(Postgres.start(binaries=binaries, settings=_SETTINGS))
     except LaunchFailed as error:
         no_binaries = str(error).partition(";")[0]
-    if importlib.util.find_spec("testcontainers") is None:
+    if not _is_installed("testcontainers"):
         no_container = "testcontainers is not installed"
         raise NoServer(_NONE.format(no_binaries=no_binaries, no_container=no_container))
     return _container(no_binaries)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 @contextlib.contextmanager
