@@ -86,7 +86,7 @@ def project(
 
 
 def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return project.runpytest_subprocess("-W", "error", *options, timeout=60)
+    return project.runpytest_subprocess("-W", "error", *options, timeout=100)
 
 
 def test_serves_every_kind_of_test(project: pytest.Pytester) -> None:

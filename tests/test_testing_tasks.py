@@ -14,6 +14,7 @@ from durable import (
     TaskContext,
     TaskFailed,
     task,
+    testing,
 )
 from durable.errors import InvalidArgument
 from durable.testing import (
@@ -158,6 +159,17 @@ def test_does_all_that_for_synchronous_tests(durable_sync_app: Apps) -> None:
         assert (ran.task, ran.state) == ("ship", "completed")
         assert [step.name for step in sync.steps_of(handle)] == ["pack"]
         sync.assert_spawned(app, ship, 8, times=1)
+
+
+def test_has_all_it_lists_and_says_what_it_is() -> None:
+    assert testing.__all__ == sorted(testing.__all__)
+    for name in testing.__all__:
+        thing = getattr(testing, name)
+        assert thing.__doc__, name
+        assert thing.__doc__.partition("\n\n")[0].rstrip().endswith((".", ":")), name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = testing.nothing
+    assert set(sync.__all__) <= set(testing.__all__)
 
 
 async def test_makes_the_like_of_an_application(durable_app: Apps) -> None:
