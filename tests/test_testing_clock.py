@@ -12,8 +12,7 @@ import pytest
 
 from durable import AsyncDurable, Retry, SyncTaskContext, TaskContext, task
 from durable.errors import InvalidArgument
-from durable.testing import Clock, Ran
-from durable.testing._applications import AppFactory
+from durable.testing import AppFactory, Clock, Ran
 from durable.testing.sync import Clock as SyncClock
 from tests.support.wait import aeventually
 
@@ -172,7 +171,7 @@ async def test_waits_for_a_worker_of_the_tests_own(
     durable_app: Apps, durable_clock: Clock
 ) -> None:
     """However far the clock jumps, it takes no lease from somebody who works."""
-    attempts = []
+    attempts: list[int] = []
 
     async def began() -> bool:
         return bool(attempts)

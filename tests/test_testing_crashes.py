@@ -12,8 +12,14 @@ import pytest
 
 from durable import AsyncDurable, SyncTaskContext, TaskContext, task
 from durable.errors import InvalidArgument
-from durable.testing import CrashUnsafe, Life, crash_at, crash_everywhere, sync
-from durable.testing._applications import AppFactory
+from durable.testing import (
+    AppFactory,
+    CrashUnsafe,
+    Life,
+    crash_at,
+    crash_everywhere,
+    sync,
+)
 
 Apps = AppFactory[Any]
 

@@ -18,6 +18,7 @@ from durable import (
 )
 from durable.errors import InvalidArgument
 from durable.testing import (
+    AppFactory,
     assert_spawned,
     run_inline,
     run_until_idle,
@@ -25,7 +26,6 @@ from durable.testing import (
     steps_of,
     sync,
 )
-from durable.testing._applications import AppFactory
 
 MONTH = timedelta(days=30)
 Apps = AppFactory[Any]
@@ -181,4 +181,4 @@ async def test_makes_the_like_of_an_application(durable_app: Apps) -> None:
         assert len(await run_until_idle(app)) == 2
     assert isinstance(durable_app(Durable("host=nowhere")), AsyncDurable)
     with pytest.raises(InvalidArgument, match="is no application"):
-        durable_app([ship])
+        durable_app([ship])  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from durable.testing._applications import AppFactory
     from durable.testing._asserting import (
         Spawned,
         Step,
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from durable.testing._crashing import crash_at, crash_everywhere
     from durable.testing._databases import TestDatabases
     from durable.testing._driving import Ran, run_until_idle
-    from durable.testing._inline import run_inline
+    from durable.testing._inline import Stuck, run_inline
     from durable.testing._reports import CrashReport, CrashUnsafe, Life
     from durable.testing._servers import NoServer, Server, serve
 
 __all__ = [
+    "AppFactory",
     "Clock",
     "CrashReport",
     "CrashUnsafe",
@@ -42,6 +44,7 @@ __all__ = [
     "Server",
     "Spawned",
     "Step",
+    "Stuck",
     "TestDatabases",
     "assert_spawned",
     "crash_at",
@@ -54,12 +57,13 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "_applications": ["AppFactory"],
     "_asserting": ["Spawned", "Step", "assert_spawned", "spawned", "steps_of"],
     "_clock": ["Clock"],
     "_crashing": ["crash_at", "crash_everywhere"],
     "_databases": ["TestDatabases"],
     "_driving": ["Ran", "run_until_idle"],
-    "_inline": ["run_inline"],
+    "_inline": ["Stuck", "run_inline"],
     "_reports": ["CrashReport", "CrashUnsafe", "Life"],
     "_servers": ["NoServer", "Server", "serve"],
 }
