@@ -13,7 +13,7 @@ MINUTES ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/test_container.py
 SURVIVED := python-sdk/docs/survival.md
 ONCE := async_to_sync cli demo docs embedded errors examples names options processes \
-	readme task_classes typing values
+	readme task_classes testing_plugin typing values
 SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
 SYNC := $(wildcard python-sdk/tools/async_to_sync.py)
 

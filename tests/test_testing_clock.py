@@ -172,6 +172,7 @@ async def test_waits_for_a_worker_of_the_tests_own(
 ) -> None:
     """However far the clock jumps, it takes no lease from somebody who works."""
     attempts: list[int] = []
+    may_end = asyncio.Event()
 
     async def began() -> bool:
         return bool(attempts)
@@ -180,7 +181,7 @@ async def test_waits_for_a_worker_of_the_tests_own(
     async def slow(params: None, ctx: TaskContext) -> int:
         async def work() -> int:
             attempts.append(ctx.attempt)
-            await asyncio.sleep(0.1)
+            await may_end.wait()
             return ctx.attempt
 
         return await ctx.step("work", work)
@@ -189,7 +190,12 @@ async def test_waits_for_a_worker_of_the_tests_own(
         handle = await app.spawn(slow)
         draining = asyncio.create_task(worker.drain())
         await aeventually(began)
-        await durable_clock.advance(30 * DAY)
+        start = durable_clock.now()
+        advancing = asyncio.create_task(durable_clock.advance(30 * DAY))
+        await asyncio.wait({advancing}, timeout=0.5)
+        assert durable_clock.now() - start < timedelta(seconds=20)  # a lease is 30
+        may_end.set()
+        await advancing
         await draining
         assert await handle.result(timeout=1) == 1
     assert attempts == [1]
