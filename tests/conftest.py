@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from durable.embedded import Postgres
+from durable.testing import Server as ServerForUsers
 from tests.support.clock import Clock
 from tests.support.databases import Databases, install
 from tests.support.processes import Processes
@@ -72,6 +73,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def server(pytestconfig: pytest.Config) -> Server:
     """The server all tests share."""
     return pytestconfig.stash[SERVER]
+
+
+@pytest.fixture(scope="session")
+def durable_server(server: Server) -> ServerForUsers:
+    """Where the fixtures for users have their databases: on the same one."""
+    return ServerForUsers(server.dsn, server.why)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ from durable import (
     UnknownQueue,
     task,
 )
-from tests.support.dsn import with_dbname
+from durable.testing._dsn import with_dbname
 from tests.support.wait import aeventually, eventually
 
 NOBODY = UUID("01a1fb65-86b6-7000-9188-49b6bfbacafb")

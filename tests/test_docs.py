@@ -13,6 +13,8 @@ from tests.support.markdown import blocks
 from tests.support.processes import ROOT
 
 SDK = ROOT / "python-sdk"
+TESTS = ["-m", "pytest", "-o", "asyncio_default_fixture_loop_scope=function"]
+DATABASES = ["DURABLE_DATABASE_URL", "DURABLE_TEST_DATABASE_URL"]
 PROGRAMS = [page for page in SDK.glob("docs/*.md") if blocks(page, "python")]
 
 
@@ -28,11 +30,12 @@ def test_shows_a_program_that_runs(page: Path, dsn: str, tmp_path: Path) -> None
     program = tmp_path / f"{page.stem}.py"
     program.write_text("\n\n".join(blocks(page, "python")))
     run = subprocess.run(
-        [sys.executable, str(program)],
+        [sys.executable, *(TESTS if page.stem == "testing" else []), str(program)],
         check=False,
-        env=os.environ | {"DURABLE_DATABASE_URL": dsn},
+        cwd=tmp_path,
+        env=os.environ | dict.fromkeys(DATABASES, dsn),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0, run.stderr + run.stdout

@@ -26,9 +26,9 @@ import psycopg
 from psycopg import sql
 
 from durable.embedded import Postgres
+from durable.testing._dsn import with_dbname
 from tests.bench.contenders import Contender
 from tests.bench.proc import Usage, family_cpu
-from tests.support.dsn import with_dbname
 from tests.support.processes import ROOT, Process
 from tests.support.wait import eventually
 

@@ -20,7 +20,7 @@ import pytest
 
 from durable import Durable, TaskHandle, _schema
 from durable.embedded import Postgres
-from tests.support.dsn import with_dbname
+from durable.testing._dsn import with_dbname
 from tests.support.processes import Process, Processes
 from tests.support.rolling import EFFECTS, OLD, RELEASES, errand, trip
 from tests.support.schema import bodies, described

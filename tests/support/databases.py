@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from durable import _schema
-from tests.support.dsn import with_dbname
+from durable.testing._dsn import with_dbname
 
 __all__ = ["Databases", "install"]
 

@@ -34,6 +34,7 @@ from durable import (
 )
 from durable.encryption import AESGCMCodec
 from durable.options import JSON
+from durable.testing import crash_everywhere, run_inline, spawned, sync
 
 
 class Order(BaseModel):
@@ -209,6 +210,18 @@ def synchronous(app: Durable) -> None:
     assert_type(app.send(handle.task_id, "slips", queue="shop"), bool)
 
     thing_of(handle)
+
+
+async def tested(app: AsyncDurable) -> None:
+    assert_type(await run_inline(app, ProcessOrder, Order(id=7)), str)
+    assert_type(spawned(app, ProcessOrder)[0].params, Order)
+    report = await crash_everywhere(app, ProcessOrder, Order(id=7), effects=len)
+    assert_type(report.undisturbed.point, str | None)
+
+
+def tested_synchronously(app: Durable) -> None:
+    assert_type(sync.run_inline(app, ProcessOrder, Order(id=7)), str)
+    assert_type(sync.run_until_idle(app)[0].state, str)
 
 
 async def anything_of(handle: AsyncTaskHandle[object]) -> object:

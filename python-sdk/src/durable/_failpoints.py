@@ -22,13 +22,13 @@ import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Generator
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Final, TypeAlias
 
 from psycopg import AsyncConnection, Connection, Error
 from psycopg.waiting import Wait
 
-__all__ = ["VARIABLE", "arm", "reach"]
+__all__ = ["VARIABLE", "Follow", "arm", "follow", "reach"]
 
 VARIABLE: Final = "DURABLE_FAILPOINT"
 
@@ -39,11 +39,16 @@ _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 # What runs until a connection has said what it had to say, and has heard the answer.
 Conversation = Generator[Any, Any, Any]
 
+# Given a connection, what is called on it and with what, returns who is to be told of
+# each phase of that call; None if nobody is.
+Follow: TypeAlias = Callable[[Any, str, Sequence[Any]], Callable[[str], None] | None]
+
 
 class _Failpoints:
     """What to do at which boundary, and how many calls there have been."""
 
     def __init__(self, orders: str) -> None:
+        self.follow: Follow = lambda *_: None
         self._record: int | None = None
         self._signals: dict[str, signal.Signals] = {}
         self._calls: defaultdict[str, Any] = defaultdict(lambda: itertools.count(1))
@@ -57,9 +62,23 @@ class _Failpoints:
             else:
                 raise ValueError(f"{VARIABLE} does not know {order!r}")
 
-    def begin(self, function: str) -> str:
-        """Return the name of a call that begins."""
-        return f"{function}#{next(self._calls[function])}"
+    def begin(
+        self, connection: Any, function: str, args: Sequence[Any]
+    ) -> Callable[[str], None]:
+        """Return what is to be told of each phase of a call that begins."""
+        call = f"{function}#{next(self._calls[function])}"
+        also = self.follow(connection, function, args)
+
+        def passes(phase: str) -> None:
+            self.reach(f"{call}:{phase}")
+            if also is not None:
+                also(phase)
+
+        return passes
+
+    def kill_at(self, points: Iterable[str]) -> None:
+        """Die at these, too."""
+        self._signals |= dict.fromkeys(points, signal.SIGKILL)
 
     def reach(self, point: str) -> None:
         """Do what is to be done here. A kill ends it: no code runs after this."""
@@ -83,6 +102,17 @@ def arm(orders: str) -> None:
         _watch_connecting(kind, _armed)
 
 
+def follow(by: Follow, kill_at: Iterable[str] = ()) -> None:
+    """Let somebody know of all calls, who may `reach` boundaries of better names.
+
+    The failpoints must be armed. It dies at these boundaries, whatever their names.
+    """
+    if _armed is None:
+        raise RuntimeError("the failpoints of this process are not armed")
+    _armed.follow = by
+    _armed.kill_at(kill_at)
+
+
 def reach(point: str) -> None:
     """Pass a boundary of the caller's own, that goes by this name."""
     if _armed is not None:
@@ -94,7 +124,8 @@ def _watch_statements(kind: Any, points: _Failpoints) -> None:
     wait: Callable[..., Any] = kind.wait
 
     def watched(self: Any, said: Conversation, *args: Any, **kwargs: Any) -> Any:
-        return wait(self, _watched(said, _function(said), points), *args, **kwargs)
+        call = points.begin(self, *_said(said))
+        return wait(self, _watched(said, call), *args, **kwargs)
 
     kind.wait = watched
 
@@ -103,17 +134,17 @@ def _watch_connecting(kind: Any, points: _Failpoints) -> None:
     connect = kind._connect_gen.__func__  # noqa: SLF001 - there is no other place
 
     def watched(cls: Any, *args: Any, **kwargs: Any) -> Conversation:
-        return _watched(connect(cls, *args, **kwargs), "connect", points, most=1)
+        call = points.begin(None, "connect", ())
+        return _watched(connect(cls, *args, **kwargs), call, most=1)
 
     kind._connect_gen = classmethod(watched)  # noqa: SLF001 - as above
 
 
 def _watched(
-    said: Conversation, function: str, points: _Failpoints, most: int | None = None
+    said: Conversation, passes: Callable[[str], None], most: int | None = None
 ) -> Conversation:
     """Pass on what psycopg waits for: to read only means that all was sent."""
-    call = points.begin(function)
-    points.reach(f"{call}:before")
+    passes("before")
     times, ready = 0, True  # not ready is asked again
     try:
         wanted = next(said)
@@ -121,27 +152,33 @@ def _watched(
             waits_for = wanted[1] if isinstance(wanted, tuple) else wanted
             if waits_for == Wait.R and ready and times != most:
                 times += 1
-                points.reach(f"{call}:sent{times if times > 1 else ''}")
+                passes(f"sent{times if times > 1 else ''}")
             answer = yield wanted
             ready = bool(answer)
             wanted = said.send(answer)
     except StopIteration as end:
-        points.reach(f"{call}:after")
+        passes("after")
         return end.value
     except Error:
-        points.reach(f"{call}:after")
+        passes("after")
         raise
 
 
-def _function(said: Conversation) -> str:
-    """Return which function of the engine is called, else what the statement does."""
+def _said(said: Conversation) -> tuple[str, Sequence[Any]]:
+    """Return which function of the engine is called, and with what.
+
+    Of any other statement, what it does.
+    """
     given = getattr(getattr(said, "gi_frame", None), "f_locals", {})
     if "gen" in given:  # somebody of ours passes on what is said
-        return _function(given["gen"])
+        return _said(given["gen"])
     query = given.get("query", given.get("command"))
     text = query.decode() if isinstance(query, bytes) else str(query or "")
+    args = given.get("params")
+    args = args if isinstance(args, list | tuple) else ()
     if found := _ENGINE.search(text):
-        return found[1]
+        return found[1], args
     if word := _WORD.search(text):
-        return word[0].lower()
-    return str(getattr(said, "__name__", "")).strip("_").removesuffix("_gen")
+        return word[0].lower(), args
+    name = str(getattr(said, "__name__", ""))
+    return name.strip("_").removesuffix("_gen"), args

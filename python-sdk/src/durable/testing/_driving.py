@@ -1,0 +1,195 @@
+"""Running what can run, until nothing can: what a test's clock and runners share.
+
+A driver is a worker of the test's own for each application, in the test's own loop. It
+has settled when a whole round has ended no run, here or elsewhere: then nothing is
+claimable by tasks that are known, and nothing runs but what a process holds that is
+gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias
+from uuid import UUID
+
+import psycopg
+
+from durable import _sql
+from durable._async.client import AsyncDurable
+from durable._sync.client import Durable
+from durable._worker.options import WorkerOptions, worker_of
+
+__all__ = ["PATIENCE", "App", "Driver", "Ran", "run_until_idle"]
+
+App: TypeAlias = AsyncDurable | Durable
+
+PATIENCE: Final = 30.0  # seconds
+_PAUSE: Final = 0.005
+_POLL: Final = 60.0  # it is told when to look
+_QUEUES: Final = "select * from durable.list_queues()"
+_STANDINGS: Final = """
+select queue, task_id, name, attempt, state::text, claim
+from durable.tasks order by task_id
+"""
+_HELD: Final = """
+select name, task_id, worker from durable.tasks where lease_expires_at is not null
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a task did at a moment: where it stands since.
+
+    `at` is when it was due; `task` its name; `state` sleeping if it waits or is to be
+    tried again, else its end, which may be that of a deadline.
+    """
+
+    at: datetime
+    task: str
+    state: str
+    attempt: int
+    queue: str
+    task_id: UUID
+
+
+class Driver:
+    """Workers for these applications, on all queues of their database."""
+
+    def __init__(
+        self,
+        apps: Iterable[App],
+        session: psycopg.Connection[Any],
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._applications = [app.application for app in apps]
+        self.session = session
+        self._patience = patience
+        self._exits = contextlib.AsyncExitStack()
+        self._seen: dict[UUID, tuple[Any, ...]] = {}
+
+    async def __aenter__(self) -> Self:
+        found = self.session.execute(_QUEUES).fetchall()
+        self.queues = [name for (name,) in found]
+        try:
+            self._workers = [
+                await self._exits.enter_async_context(
+                    worker_of(application, self._options())
+                )
+                for application in self._applications
+            ]
+        except BaseException:
+            await self._exits.aclose()
+            raise
+        self._seen = {row[1]: row for row in self._standings()}
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._exits.__aexit__(exc_type, exc, traceback)
+
+    async def settle(self, at: datetime) -> list[Ran]:
+        """Run until nothing can; return what became of whom, oldest task first.
+
+        Raises TimeoutError after `patience` seconds, which names what still runs.
+        """
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._until_settled()
+        except TimeoutError:
+            running = ", ".join(
+                f"{name} {task_id}" for name, task_id in self._running()
+            )
+            raise TimeoutError(
+                f"not idle after {self._patience:g} s; still running: {running or '-'}"
+            ) from None
+        return self._news(at)
+
+    def _options(self) -> WorkerOptions:
+        return {
+            "queues": self.queues,
+            "listen": False,
+            "poll": _POLL,
+            "shutdown_timeout": 0,
+        }
+
+    async def _until_settled(self) -> None:
+        while True:
+            self._keep_house()
+            ended = [await worker.drain() for worker in self._workers]
+            if not any(ended):
+                if not self._running():
+                    return
+                await asyncio.sleep(_PAUSE)  # others have them
+
+    def _keep_house(self) -> None:
+        """Do all that time has brought; somebody else may be at it."""
+        for queue in self.queues:
+            statement = _sql.keep_house(queue)
+            text = statement.text.encode()
+            end = time.monotonic() + self._patience
+            while time.monotonic() < end:
+                ((*urgent, _, _),) = self.session.execute(text, statement.args)
+                if None not in urgent and not any(urgent):
+                    break
+
+    def _running(self) -> list[tuple[str, UUID]]:
+        held = self.session.execute(_HELD).fetchall()
+        return [(name, task_id) for name, task_id, worker in held if is_alive(worker)]
+
+    def _standings(self) -> list[tuple[Any, ...]]:
+        return self.session.execute(_STANDINGS).fetchall()
+
+    def _news(self, at: datetime) -> list[Ran]:
+        rows = self._standings()
+        news = [row for row in rows if row != self._seen.get(row[1], _never_ran(row))]
+        self._seen = {row[1]: row for row in rows}
+        return [
+            Ran(at, name, state, attempt, queue, task_id)
+            for queue, task_id, name, attempt, state, _ in news
+        ]
+
+
+def _never_ran(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return how a task stands that was only spawned."""
+    return (*row[:3], 1, "pending", 0)
+
+
+def is_alive(worker: str) -> bool:
+    """Whether a worker's process may still be there; one that is unreadable is gone."""
+    host, _, pid = worker.rpartition(":")[0].rpartition(":")
+    if not pid.isdecimal():
+        return False
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+async def run_until_idle(*apps: App, patience: float = PATIENCE) -> list[Ran]:
+    """Run tasks here, in the test's own loop, until nothing can run without time.
+
+    Who sleeps goes on sleeping. Returns what became of the tasks, oldest first. Raises
+    TimeoutError after `patience` seconds, which names what still runs.
+    """
+    database = apps[0].application.conninfo
+    with psycopg.connect(database, autocommit=True) as session:
+        async with Driver(apps, session, patience=patience) as driver:
+            return await driver.settle(datetime.now(UTC))

@@ -1,0 +1,46 @@
+"""What a process does that may be killed: it brings one task to its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from durable._async.client import AsyncDurable
+from durable.testing._boundaries import Boundaries
+from durable.testing._clock import EngineClock
+from durable.testing._driving import Driver
+from durable.testing._inline import bring_to_an_end
+from durable.testing._references import Reference, resolved
+
+__all__ = ["LIVE", "live"]
+
+LIVE: Final = f"{__name__}:live"
+
+
+async def live(
+    *,
+    database: str,
+    environment: Mapping[str, str],
+    app_queue: str,
+    tasks: Sequence[Sequence[Any]],
+    lifespan: Sequence[Any] | None,
+    queue: str,
+    task_id: str,
+    events: Mapping[str, Any],
+    patience: float,
+    kill_at: Sequence[str],
+) -> None:
+    """Be the worker of one life; at these boundaries it ends."""
+    os.environ.update(environment)
+    app = AsyncDurable(
+        database,
+        queue=app_queue,
+        tasks=[resolved(Reference(*task)) for task in tasks],
+        lifespan=None if lifespan is None else resolved(Reference(*lifespan)),
+    )
+    Boundaries().watch(kill_at)
+    with EngineClock(app) as clock:
+        async with Driver([app], clock.session, patience=patience) as driver:
+            await bring_to_an_end(clock, driver, queue, UUID(task_id), dict(events))
