@@ -48,7 +48,8 @@ begin
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), _origin.name,
     coalesce(options -> 'params', _origin.params), durable._fork_options(_origin, options), null);
   if (_new.options).idempotency_key is not null then
-    _new.existing_id := durable._reserve_key(_to, (_new.options).idempotency_key, _new.task_id);
+    _new.existing_id := durable._take_key(
+      _to, (_new.options).idempotency_key, _new.task_id, (_new.options).fingerprint[1]);
     if _new.existing_id is not null then
       return durable._same_task(_to, _new);
     end if;
