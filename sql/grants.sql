@@ -43,13 +43,15 @@ begin
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
     durable.emit_from_task, durable.keep_house, durable.expire_leases,
-    durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events
+    durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events,
+    durable.announce_version
   to durable_worker;
 
   grant execute on function
     durable.create_queue, durable.drop_queue, durable.retry_task, durable.queue_stats,
     durable.keep_house, durable.expire_leases, durable.expire_deadlines,
-    durable.apply_notes, durable.cleanup, durable.prune_events
+    durable.apply_notes, durable.cleanup, durable.prune_events,
+    durable.list_versions, durable.promote_version, durable.set_version
   to durable_operator;
 
   grant select on durable.attempts, durable.waiting, durable.workers, durable.task_list, durable.history

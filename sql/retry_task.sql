@@ -13,12 +13,15 @@ set jit = off
 as $$
 declare
   _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
   _task durable.tasks;
   _max_attempts integer;
+  _deadline timestamptz;
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_keys('options', options, array['max_attempts', 'spawn_new']);
+  perform durable._check_keys('options', options, array['max_attempts', 'spawn_new', 'deadline']);
   _max_attempts := durable._max_attempts(options);
+  _deadline := durable._checked_moment('options', options, 'deadline');
   if jsonb_typeof(options -> 'spawn_new') <> 'boolean' then
     perform durable._refuse_argument('spawn_new in options must be true or false',
       'Pass true for a new task without the old one''s checkpoints.');
@@ -35,7 +38,15 @@ begin
       message = format('task %s is %s', task_id, _task.state),
       hint = 'Only a failed or cancelled task can be tried again.';
   end if;
+  if not options ? 'deadline' then
+    _deadline := _task.complete_by;
+  end if;
+  if _deadline <= _now then
+    perform durable._refuse_argument('the deadline of task ' || task_id || ' has passed',
+      'Pass {"deadline": ...}: a later moment, or null for none.');
+  end if;
   if coalesce((options ->> 'spawn_new')::boolean, false) then
+    _task.complete_by := _deadline;
     return durable._spawn_like(_queue, _task, coalesce(_max_attempts, _task.max_attempts));
   end if;
   if _max_attempts <= _task.attempt then
@@ -43,8 +54,8 @@ begin
       format('max_attempts is %s, but attempt %s is over', _max_attempts, _task.attempt),
       format('Pass %s or more, or leave it out for one more attempt.', _task.attempt + 1));
   end if;
-  perform durable._revive(_queue, _task.task_id, _max_attempts);
-  perform durable._revive_below(_queue, _task.task_id);
+  perform durable._revive(_queue, _task, _deadline, _max_attempts);
+  perform durable._revive_below(_queue, _task, _deadline);
   perform durable._knock(_queue, 'work');
   return (task_id, durable._run_id(task_id, _task.attempt + 1), _task.attempt + 1, false);
 end;
@@ -53,9 +64,11 @@ $$;
 comment on function durable.retry_task is
 'Gives a failed or cancelled task one more attempt, at once, with its checkpoints, and
 revives exactly the tasks below it that its own end had cancelled. options:
-max_attempts (the new limit; must leave room for an attempt), spawn_new (true: a new
-task with the same name, params and options instead, without checkpoints, key and
-parent). Refuses an unknown task WFNFD, any other state WFFIN, bad options 22023.';
+max_attempts (the new limit; must leave room for an attempt), deadline (a new one, or
+null for none, also for those below that had inherited the old one), spawn_new (true: a
+new task with the same name, params and options instead, without checkpoints, key and
+parent). Refuses an unknown task WFNFD, any other state WFFIN, bad options and a deadline
+that has passed 22023.';
 
 
 -- The parent first, since its id is lower: it must not end badly, and look for live
@@ -82,7 +95,9 @@ $$;
 -- The caller holds the row. The attempt that is over goes to runs, and max_duration
 -- counts from the next start. A wait is left when its task was ended by a snapshot that
 -- did not show it; the next attempt's waits are not to take over its deadline.
-create or replace function durable._revive(queue text, task_id uuid, max_attempts integer default null)
+create or replace function durable._revive(
+  queue text, task durable.tasks, deadline timestamptz, max_attempts integer default null
+)
 returns void
 language plpgsql
 as $$
@@ -91,12 +106,10 @@ declare
   _now timestamptz := durable._now();
 begin
   insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at, error)
-  select tasks.queue, tasks.task_id, tasks.attempt,
-    case when tasks.state = 'failed' then 'failed' else 'cancelled' end::durable.run_outcome,
-    tasks.worker, tasks.finished_at, tasks.error
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _revive.task_id;
-  delete from durable.waits where waits.queue = _queue and waits.task_id = _revive.task_id;
+  values (_queue, task.task_id, task.attempt,
+    case when task.state = 'failed' then 'failed' else 'cancelled' end::durable.run_outcome,
+    task.worker, task.finished_at, task.error);
+  delete from durable.waits where waits.queue = _queue and waits.task_id = task.task_id;
   update durable.tasks
   set
     max_attempts = coalesce(_revive.max_attempts,
@@ -104,38 +117,43 @@ begin
     attempt = tasks.attempt + 1,
     state = 'pending',
     available_at = _now,
+    deadline_at = deadline,
     started_at = null,
     finished_at = null,
-    error = null
-  where tasks.queue = _queue and tasks.task_id = _revive.task_id;
+    error = null,
+    complete_by = deadline
+  where tasks.queue = _queue and tasks.task_id = task.task_id;
 end;
 $$;
 
 
--- Exactly those that this task's end cancelled. A child that cannot be had is being
+-- Exactly those that this task's end cancelled, with the new deadline where they had
+-- inherited the old one. A child that cannot be had is being
 -- looked at by nobody else who could end it: waiting for it is safe, since ids ascend.
-create or replace function durable._revive_below(queue text, root uuid)
+create or replace function durable._revive_below(queue text, root durable.tasks, deadline timestamptz)
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
   _id uuid;
+  _below durable.tasks;
 begin
   for _id in
-    select tree.task_id from durable._tree(_queue, root) as tree
-    where tree.task_id <> root
+    select tree.task_id from durable._tree(_queue, root.task_id) as tree
+    where tree.task_id <> root.task_id
     order by tree.task_id
   loop
-    perform
+    select * into _below
     from durable.tasks
     where tasks.queue = _queue
       and tasks.task_id = _id
       and tasks.state = 'cancelled'
-      and tasks.error ->> 'by' = root::text
+      and tasks.error ->> 'by' = root.task_id::text
     for no key update;
     if found then
-      perform durable._revive(_queue, _id);
+      perform durable._revive(_queue, _below,
+        case when _below.complete_by = root.complete_by then deadline else _below.complete_by end);
     end if;
   end loop;
 end;
@@ -151,7 +169,8 @@ declare
   _new durable._new_task;
 begin
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params,
-    (max_attempts, task.retry, task.headers, null, null, task.max_duration, null)::durable._spawn_options,
+    (max_attempts, task.retry, task.headers, null, null, task.max_duration, null, task.complete_by,
+      null)::durable._spawn_options,
     null);
   perform durable._insert_tasks(queue, array[_new], _now);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);

@@ -117,6 +117,23 @@ comment on type durable.house_kept is
 'How many leases and deadlines expired, notes were applied, and finished tasks and
 old events were deleted.';
 
+create type durable.version_statistics as (
+  queue           text,
+  version         text,
+  latest          boolean,
+  alive           boolean,
+  first_seen_at   timestamptz,
+  last_seen_at    timestamptz,
+  live            bigint,
+  running         bigint,
+  ready           bigint,
+  oldest_ready_at timestamptz
+);
+
+comment on type durable.version_statistics is
+'A version in a queue: whether new tasks go to it, whether workers of it were seen of
+late, and the live tasks that are its own, with those of them claimable now.';
+
 -- Private shapes.
 
 create type durable._spawn_options as (
@@ -126,7 +143,9 @@ create type durable._spawn_options as (
   idempotency_key text,
   max_delay       double precision,
   max_duration    double precision,
-  parent_task_id  uuid
+  parent_task_id  uuid,
+  deadline        timestamptz,
+  version         text
 );
 
 create type durable._new_task as (

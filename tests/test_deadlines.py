@@ -121,7 +121,7 @@ async def test_counts_waiting_and_all_attempts_towards_the_duration(
         clock.advance(timedelta(minutes=25))
     assert await drain(app) == 1
     # attempt 4 would start after 75 minutes: no use in waiting for that
-    assert await why(handle) == "no time left for attempt 4"
+    assert await why(handle) == "no time left for attempt 4 within max_duration"
     rows = db.execute("select outcome from durable.attempts order by attempt")
     assert [outcome for (outcome,) in rows] == ["failed", "failed", "cancelled"]
 

@@ -45,10 +45,13 @@ WORKER = (
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
-        *("spawn_children", "emit_from_task"),
+        *("spawn_children", "emit_from_task", "announce_version"),
     }
 )
-OPERATING = {"queue_stats", "retry_task", "drop_queue"}
+OPERATING = {
+    *("queue_stats", "retry_task", "drop_queue"),
+    *("list_versions", "promote_version", "set_version"),
+}
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
 
@@ -79,6 +82,7 @@ select md5(string_agg(line, '' order by line)) from (
   union all select idempotency_keys::text from durable.idempotency_keys
   union all select notes::text from durable.notes
   union all select queues::text from durable.queues
+  union all select versions::text from durable.versions
   union all select migrations::text from durable.migrations
 ) as lines (line)
 """

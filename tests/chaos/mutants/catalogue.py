@@ -109,7 +109,7 @@ FENCE: Final = [
     Mutant(
         "takes a lost lease for the repetition of a failure",
         "attempts.sql",
-        "        and tasks.error ->> 'type' is distinct from '$LeaseExpired'\n",
+        "        and coalesce(tasks.error ->> 'type', '') not in ('$LeaseExpired', '$CrashLoop')\n",
         "",
         "pgtap/fence.sql",
     ),
@@ -201,23 +201,23 @@ CLAIMS: Final = [
         "starts max_duration anew at each claim",
         "claims.sql",
         "      deadline_at = case when tasks.started_at is null\n"
-        "        then to_timestamp(_epoch + tasks.max_duration) else tasks.deadline_at end,\n",
+        "        then least(to_timestamp(_epoch + tasks.max_duration), tasks.complete_by)\n"
+        "        else tasks.deadline_at end,\n",
         "      deadline_at = to_timestamp(_epoch + tasks.max_duration),\n",
         "pgtap/claims.sql",
     ),
     Mutant(
         "lets max_delay end a task that has started",
         "claims.sql",
-        "then to_timestamp(_epoch + tasks.max_duration) else tasks.deadline_at end,\n",
-        "then coalesce(to_timestamp(_epoch + tasks.max_duration), tasks.deadline_at)\n"
-        "        else tasks.deadline_at end,\n",
+        "then least(to_timestamp(_epoch + tasks.max_duration), tasks.complete_by)\n",
+        "then coalesce(to_timestamp(_epoch + tasks.max_duration), tasks.deadline_at)\n",
         "pgtap/recovery.sql",
     ),
     Mutant(
         "keeps the error of the attempt before",
         "claims.sql",
-        "      started_at = coalesce(tasks.started_at, at),\n      error = null\n",
-        "      started_at = coalesce(tasks.started_at, at)\n",
+        "      error = null,\n      version = coalesce",
+        "      version = coalesce",
         "pgtap/attempts.sql",
     ),
     Mutant(
@@ -640,7 +640,7 @@ FAMILIES: Final = [
     Mutant(
         "revives no children",
         "retry_task.sql",
-        "  perform durable._revive_below(_queue, _task.task_id);\n",
+        "  perform durable._revive_below(_queue, _task, _deadline);\n",
         "",
         "pgtap/retry_task.sql",
     ),
@@ -738,8 +738,8 @@ KEYS: Final = [
     Mutant(
         "forgets the deadline of a spawned task",
         "spawn.sql",
-        "    at + make_interval(secs => (task.options).max_delay)\n",
-        "    null::timestamptz\n",
+        "    least(at + make_interval(secs => (task.options).max_delay), latest.moment), latest",
+        "    null::timestamptz, latest",
         "pgtap/spawn_many.sql",
     ),
 ]
