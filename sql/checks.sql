@@ -180,6 +180,7 @@ begin
     return null;
   elsif jsonb_typeof(given -> key) = 'string' and _moment ~
     '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d(:?\d\d)?)$'
+    and _moment::timestamptz < '9999-12-30 00:00:00+00' -- in any time zone a year of four digits
   then
     return _moment::timestamptz;
   end if;

@@ -420,6 +420,7 @@ begin
     where task_ids is null
       and tasks.queue = _queue
       and tasks.version = _from
+      and _from is distinct from _version
       and tasks.finished_at is null
     order by tasks.task_id
     limit quantity

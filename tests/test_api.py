@@ -26,9 +26,11 @@ CLIENT = {
     *["register", "spawn", "spawn_many", "spawn_with", "emit_event"],
     *["emit_event_with", "cancel", "retry", "get_result", "handle", "worker"],
     *["run_worker", "close", "queue"],
+    *["list_versions", "promote_version", "set_version"],
 }
 CONTEXT = {
     *["task_id", "run_id", "attempt", "queue", "headers", "state"],
+    *["deadline", "version"],
     *["parent_task_id", "scope", "step", "transaction", "begin_step"],
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],

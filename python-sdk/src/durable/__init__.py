@@ -17,7 +17,7 @@ import os as _os
 from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
 from durable._async.handle import AsyncTaskHandle
-from durable._results import QueueStats, TaskResult
+from durable._results import QueueStats, TaskResult, VersionStats
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
@@ -77,6 +77,7 @@ __all__ = [
     "TaskResult",
     "ThreadedWorker",
     "UnknownQueue",
+    "VersionStats",
     "Worker",
     "WorkerOptions",
     "run_worker",

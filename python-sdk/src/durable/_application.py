@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from durable._names import check_queue_name
+from durable._names import check_queue_name, check_version
 from durable.registry import AnyTask, Registry
 
 __all__ = ["Application", "Lifespan"]
+
+VERSION_VARIABLE: Final = "DURABLE_APP_VERSION"
 
 Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -25,9 +28,16 @@ class Application:
         lifespan: Lifespan | None,
         *,
         prepare: bool,
+        version: str | None = None,
     ) -> None:
         self.conninfo = conninfo
         self.queue = check_queue_name(queue)
         self.registry = Registry(tasks)
         self.lifespan = lifespan
         self.prepare = prepare
+        found = version if version is not None else os.environ.get(VERSION_VARIABLE)
+        self.version = None if found is None else check_version(found)
+
+    def stamped(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options of a spawn, with the application's version if it has one."""
+        return options if self.version is None else {"version": self.version, **options}

@@ -13,7 +13,15 @@ from durable._worker.failures import task_error
 from durable._worker.outcomes import outcome_error
 from durable.errors import NotFound, TaskError
 
-__all__ = ["FINAL", "QueueStats", "TaskResult", "not_found", "output", "task_result"]
+__all__ = [
+    "FINAL",
+    "QueueStats",
+    "TaskResult",
+    "VersionStats",
+    "not_found",
+    "output",
+    "task_result",
+]
 
 R = TypeVar("R")
 
@@ -59,6 +67,33 @@ class QueueStats:
     oldest_ready_at: datetime | None
     next_due_at: datetime | None
     ready_by_name: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStats:
+    """A version of the application in a queue, and the live tasks that are its own.
+
+    `latest`: unstamped tasks of a gated queue go to it. `alive`: a worker of it was
+    seen within the last minute. `running` and `ready`, which are claimable now, are
+    among the `live`; the oldest of the ready since `oldest_ready_at`. A version that no
+    worker has ever announced was seen at None.
+    """
+
+    queue: str
+    version: str
+    latest: bool
+    alive: bool
+    first_seen_at: datetime | None
+    last_seen_at: datetime | None
+    live: int
+    running: int
+    ready: int
+    oldest_ready_at: datetime | None
+
+    @property
+    def stranded(self) -> bool:
+        """Whether tasks wait for it, and nobody runs it."""
+        return self.live > 0 and not self.alive
 
 
 def task_result(row: tuple[Any, ...], how: Codec[R]) -> TaskResult[R]:

@@ -151,8 +151,8 @@ CLAIMS: Final = [
     Mutant(
         "claims what is not due",
         "claims.sql",
-        "      and tasks.name = _name\n      and tasks.available_at <= at\n",
-        "      and tasks.name = _name\n      and tasks.available_at is not null\n",
+        "      and tasks.name = _name\n      and tasks.version is null\n      and tasks.available_at <= at\n",
+        "      and tasks.name = _name\n      and tasks.version is null\n      and tasks.available_at is not null\n",
         "pgtap/claims.sql",
     ),
     Mutant(
@@ -275,8 +275,8 @@ ATTEMPTS: Final = [
     Mutant(
         "retries what is not retryable",
         "attempts.sql",
-        "  if not (retryable and durable._may_retry",
-        "  if not (durable._may_retry",
+        "  elsif not (retryable and durable._may_retry",
+        "  elsif not (durable._may_retry",
         "pgtap/attempts.sql",
     ),
     Mutant(
@@ -633,7 +633,7 @@ FAMILIES: Final = [
     Mutant(
         "revives children that were cancelled by somebody else",
         "retry_task.sql",
-        "      and tasks.error ->> 'by' = root::text\n",
+        "      and tasks.error ->> 'by' = root.task_id::text\n",
         "",
         "pgtap/retry_task.sql",
     ),

@@ -43,11 +43,17 @@ class Connected:
         lifespan: Lifespan | None = None,
         prepare: bool = True,
         listen: bool = True,
+        version: str | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
         self.application = Application(
-            self._database.conninfo, queue, tasks, lifespan, prepare=prepare
+            self._database.conninfo,
+            queue,
+            tasks,
+            lifespan,
+            prepare=prepare,
+            version=version,
         )
 
     def __repr__(self) -> str:
@@ -119,7 +125,11 @@ class Connected:
     ) -> SpawnRequest[Any]:
         application = self.application
         return spawn_request(
-            application.registry, application.queue, task, params, options
+            application.registry,
+            application.queue,
+            task,
+            params,
+            application.stamped(options),
         )
 
     def _named(self, queue: str | None) -> str:

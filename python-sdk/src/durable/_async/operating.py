@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -9,9 +10,11 @@ from durable import _sql
 from durable._async.connected import Connected
 from durable._async.handle import AsyncTaskHandle
 from durable._requests import (
+    OMITTED,
     check_reason,
 )
 from durable._results import TaskResult
+from durable._time import moment_text
 
 __all__ = ["Operating"]
 
@@ -45,17 +48,22 @@ class Operating(Connected):
         queue: str | None = None,
         max_attempts: int | None = None,
         spawn_new: bool = False,
+        deadline: datetime | None = OMITTED,
     ) -> AsyncTaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
         Tasks below it that its end had cancelled are revived with it. `spawn_new` makes
-        a new task of the same name and params instead. Raises NotFound, and
-        AlreadyFinished for a task in any other state.
+        a new task of the same name and params instead. `deadline` is a new one, or None
+        for none; left out it stays, and one that has passed is refused with
+        InvalidArgument. Raises NotFound, and AlreadyFinished for a task in any other
+        state.
         """
         found = self._found(task, queue)
         options: dict[str, Any] = {"spawn_new": spawn_new}
         if max_attempts is not None:
             options["max_attempts"] = max_attempts
+        if deadline is not OMITTED:
+            options["deadline"] = moment_text(deadline, "deadline")
         statement = _sql.retry_task(found.queue, found.task_id, options)
         ((task_id, run_id, attempt, created),) = await self.fetch(statement)
         return AsyncTaskHandle(

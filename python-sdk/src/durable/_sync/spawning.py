@@ -86,7 +86,11 @@ class Spawning(Connected):
         """
         application = self.application
         requests = spawn_requests(
-            application.registry, application.queue, tasks, params, options
+            application.registry,
+            application.queue,
+            tasks,
+            params,
+            application.stamped(options),
         )
         if not requests:
             return []
