@@ -127,8 +127,8 @@ end;
 $$;
 
 
--- Exactly those that this task's end cancelled, with the new deadline where they had
--- inherited the old one. A child that cannot be had is being
+-- Exactly those that this task's end cancelled, or its deadline, which they had inherited:
+-- they get the new one. A child that cannot be had is being
 -- looked at by nobody else who could end it: waiting for it is safe, since ids ascend.
 create or replace function durable._revive_below(queue text, root durable.tasks, deadline timestamptz)
 returns void
@@ -138,6 +138,7 @@ declare
   _queue text collate "C" := queue;
   _id uuid;
   _below durable.tasks;
+  _ends text[] := array[root.task_id::text];
 begin
   for _id in
     select tree.task_id from durable._tree(_queue, root.task_id) as tree
@@ -149,9 +150,13 @@ begin
     where tasks.queue = _queue
       and tasks.task_id = _id
       and tasks.state = 'cancelled'
-      and tasks.error ->> 'by' = root.task_id::text
+      and (tasks.error ->> 'by' = any (_ends)
+        or tasks.error ->> 'type' = '$DeadlineExceeded' and tasks.complete_by = root.complete_by)
     for no key update;
     if found then
+      if not _below.error ? 'by' then
+        _ends := _ends || _id::text; -- so what this one's end cancelled comes back too
+      end if;
       perform durable._revive(_queue, _below,
         case when _below.complete_by = root.complete_by then deadline else _below.complete_by end);
     end if;

@@ -14,7 +14,7 @@ as $$
 begin
   if jsonb_typeof(version) not in ('string', 'null') then
     perform durable._refuse_argument('version must be a string', 'Pass 1 to 100 bytes of text.');
-  elsif version = 'null' then
+  elsif version is null or version = 'null' then
     return null;
   end if;
   return durable._checked_name('version', version #>> '{}', 100);

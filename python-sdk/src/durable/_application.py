@@ -39,5 +39,5 @@ class Application:
         self.version = None if found is None else check_version(found)
 
     def stamped(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the options of a spawn, with the application's version if it has one."""
+        """Return the options of a spawn, with the version, if there is one."""
         return options if self.version is None else {"version": self.version, **options}

@@ -63,7 +63,7 @@ def _role(name: object) -> str:
 
 
 def _versions(value: object) -> str | None:
-    if value not in {None, "pin", "gate"}:
+    if value not in (None, "pin", "gate"):
         raise InvalidArgument(f'versions must be "pin", "gate" or None, not {value!r}')
     return None if value is None else str(value)
 

@@ -221,7 +221,7 @@ class Leases:
                     )
 
     def _announce(self, version: str) -> None:
-        """Say which version works here; log those that tasks wait for and nobody runs."""
+        """Say which version works here; log what tasks wait for and nobody runs."""
         for queue in self._queues:
             for (other,) in self._fetch(_sql.announce_version(queue, version)):
                 if (queue, other) not in self._stranded:
