@@ -72,6 +72,9 @@ union all
 select 'key', task_id::text, (to_jsonb(idempotency_keys) - 'queue')::text
 from durable.idempotency_keys where queue = %(queue)s
 union all
+select 'version', 'version ' || version, (to_jsonb(versions) - 'queue')::text
+from durable.versions where queue = %(queue)s
+union all
 select 'queue', 'queue', (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """
