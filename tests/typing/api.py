@@ -9,7 +9,7 @@ that is not needed, so a mistake that they stop seeing fails the check.
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from psycopg import AsyncConnection, Connection
@@ -24,6 +24,7 @@ from durable import (
     Task,
     TaskContext,
     TaskHandle,
+    VersionStats,
     task,
 )
 
@@ -80,6 +81,8 @@ class ProcessOrder(Task[Order, str]):
 
     async def run(self, order: Order, ctx: TaskContext[Shop]) -> str:
         assert_type(ctx.state, Shop)
+        assert_type(ctx.deadline, datetime | None)
+        assert_type(ctx.version, str | None)
         assert_type(await ctx.step("charge", charge, order), str)
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
@@ -149,6 +152,10 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await (await app.spawn(Greet, "you")).result(), str)
     assert_type(await app.spawn("process-order", {"id": 7}), AsyncTaskHandle[Any])
     assert_type(await app.emit_event("packed:7", Slip(carrier="Post")), bool)
+    assert_type(await app.list_versions(), list[VersionStats])
+    assert_type(await app.set_version(None, from_version="2026.10"), int)
+    await app.create_queue(versions="pin", max_lost_leases=None)
+    await app.create_queue(versions="both")  # type: ignore[arg-type]
 
     await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, max_delay=60)
     await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
