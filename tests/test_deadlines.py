@@ -308,7 +308,7 @@ select durable.spawn_many('default', jsonb_build_array(
     db.execute(many, [root.task_id])
     found = db.execute(
         "select complete_by, deadline_at from durable.tasks where name <> 'sleeper'"
-        " order by task_id"
+        " order by complete_by nulls first"
     ).fetchall()
     sooner = deadline - timedelta(minutes=30)
     assert found == [(one, one) for one in (None, sooner, deadline, deadline)]
