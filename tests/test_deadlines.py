@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -407,3 +408,32 @@ def test_reads_a_moment_the_same_under_every_setting(db: psycopg.Connection) -> 
     )
     moment = datetime(2030, 2, 3, 4, 5, 6, tzinfo=UTC)
     assert rows.fetchall() == [(moment.timestamp(),)] * 2
+
+
+async def test_revives_all_that_one_deadline_has_ended(
+    dsn: str, app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    """Also what was cancelled because the child's deadline was noticed first."""
+    root = await app.spawn("x", deadline=clock.now() + HOUR)
+    below = root.task_id
+    for deadline in (None, clock.now() + 2 * HOUR):
+        options = {"parent_task_id": str(below)}
+        if deadline is not None:
+            options["deadline"] = deadline.isoformat()
+        spawned = db.execute(
+            "select task_id from durable.spawn('default', 'x', '{}', %s)",
+            [json.dumps(options)],
+        ).fetchone()
+        assert spawned is not None
+        below = spawned[0]
+    clock.advance(HOUR)
+    with psycopg.connect(dsn) as other:
+        hold = "select from durable.tasks where task_id = %s for no key update"
+        other.execute(hold, [root.task_id])
+        other.execute(hold, [below])
+        expire(db)
+    db.execute("select durable.apply_notes('default')")
+    expire(db)
+    await app.retry(root, deadline=None)
+    rows = db.execute("select state::text, complete_by from durable.tasks").fetchall()
+    assert rows == [("pending", None)] * 3
