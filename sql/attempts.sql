@@ -323,7 +323,7 @@ begin
     and tasks.claim = _has_ended.claim + 1
     and (ending = 1 and tasks.state = 'completed'
       or ending = 2 and (tasks.state = 'failed' or tasks.error is not null and tasks.finished_at is null)
-        and tasks.error ->> 'type' is distinct from '$LeaseExpired'
+        and coalesce(tasks.error ->> 'type', '') not in ('$LeaseExpired', '$CrashLoop')
       or ending = 2 and tasks.state = 'cancelled' and tasks.error ->> 'type' = '$DeadlineExceeded'
         and tasks.error ? 'cause' and tasks.error -> 'cause' ->> 'type' is distinct from '$LeaseExpired');
   return found;
@@ -353,7 +353,13 @@ begin
   select * into _task
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _end_attempt.task_id;
-  if not (retryable and durable._may_retry(_task.retry, _task.attempt, _task.max_attempts)) then
+  if outcome = 'lease_lost' and durable._is_crash_loop(_task) then
+    perform durable._end_badly(_queue, task_id, 'failed', jsonb_build_object(
+      'type', '$CrashLoop',
+      'message', format('attempt %s: its worker is gone time after time, and nothing is saved', _task.attempt),
+      'cause', error));
+    return;
+  elsif not (retryable and durable._may_retry(_task.retry, _task.attempt, _task.max_attempts)) then
     perform durable._end_badly(_queue, task_id, 'failed', error);
     return;
   end if;
@@ -362,7 +368,9 @@ begin
   if _next_at >= _task.deadline_at then
     perform durable._end_badly(_queue, task_id, 'cancelled', jsonb_build_object(
       'type', '$DeadlineExceeded',
-      'message', format('no time left for attempt %s', _task.attempt + 1),
+      'message', format('no time left for attempt %s %s', _task.attempt + 1,
+        case when _task.complete_by <= _task.deadline_at then 'before its deadline'
+          else 'within max_duration' end),
       'cause', error));
     return;
   end if;

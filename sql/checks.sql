@@ -143,14 +143,54 @@ returns integer
 language plpgsql
 immutable
 as $$
-declare
-  _max_attempts double precision := durable._number('options', options, 'max_attempts', 1);
 begin
-  if _max_attempts <> floor(_max_attempts) or _max_attempts > 2147483647 then
-    perform durable._refuse_argument('max_attempts in options is ' || _max_attempts,
+  return durable._checked_count('options', options, 'max_attempts');
+end;
+$$;
+
+
+-- How often something may happen; null: any number of times.
+create or replace function durable._checked_count(what text, given jsonb, key text)
+returns integer
+language plpgsql
+immutable
+as $$
+declare
+  _count double precision := durable._number(what, given, key, 1);
+begin
+  if _count <> floor(_count) or _count > 2147483647 then
+    perform durable._refuse_argument(format('%s in %s is %s', key, what, _count),
       'Pass a whole number from 1, or null for no limit.');
   end if;
-  return _max_attempts;
+  return _count;
+end;
+$$;
+
+
+-- A moment says which time zone it is in, so that what it means depends on no setting.
+create or replace function durable._checked_moment(what text, given jsonb, key text)
+returns timestamptz
+language plpgsql
+immutable
+as $$
+declare
+  _moment text := given ->> key;
+begin
+  if _moment is null then
+    return null;
+  elsif jsonb_typeof(given -> key) = 'string' and _moment ~
+    '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d(:?\d\d)?)$'
+    and _moment::timestamptz < '9999-12-30 00:00:00+00' -- in any time zone a year of four digits
+  then
+    return _moment::timestamptz;
+  end if;
+  perform durable._refuse_argument(format('%s in %s is %s', key, what, left(_moment, 40)),
+    'Pass a moment with its time zone, such as "2030-12-31T23:59:59Z".');
+  return null;
+exception when datetime_field_overflow or invalid_datetime_format or invalid_time_zone_displacement_value then
+  perform durable._refuse_argument(format('%s in %s is %s', key, what, left(_moment, 40)),
+    'Pass a moment that there is, such as "2030-12-31T23:59:59Z".');
+  return null;
 end;
 $$;
 
@@ -169,7 +209,7 @@ begin
   end if;
   perform durable._check_keys('options', options, array[
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'max_delay', 'max_duration',
-    'parent_task_id', 'identity', 'fingerprint'
+    'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint'
   ]);
   _options.max_attempts := case when options ? 'max_attempts'
     then durable._max_attempts(options) else 5 end;
@@ -199,6 +239,12 @@ begin
       'Pass the task_id of a live task of this queue.');
   end if;
   _options.parent_task_id := (options ->> 'parent_task_id')::uuid;
+  if options ? 'deadline' then
+    _options.deadline := durable._checked_moment('options', options, 'deadline');
+  end if;
+  if options ? 'version' then
+    _options.version := durable._checked_version(options -> 'version');
+  end if;
   return _options;
 end;
 $$;

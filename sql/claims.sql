@@ -11,7 +11,8 @@ create or replace function durable.claim_tasks(
   quantity integer default 1,
   lease double precision default 30,
   after_at timestamptz[] default null,
-  after_ids uuid[] default null
+  after_ids uuid[] default null,
+  version text default null
 )
 returns setof durable.claimed_task
 language plpgsql
@@ -26,13 +27,19 @@ as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
+  _policy text := durable._version_policy(_queue);
   _names text[] := coalesce(names, durable._waiting_names(_queue));
   _head record;
   _claimed integer;
   _left integer := quantity;
 begin
-  perform durable._require_queue(_queue);
   perform durable._check_claim(worker, quantity, lease);
+  if _policy is not null then
+    return query
+      select * from durable._claim_for_version(_queue, _policy, version, names, worker, quantity,
+        _now, lease, after_at, after_ids);
+    return;
+  end if;
   for _head in
     select known.name collate "C" as name, known.after_at, known.after_id
     from unnest(_names, after_at, after_ids) as known (name, after_at, after_id)
@@ -41,6 +48,7 @@ begin
       from durable.tasks
       where tasks.queue = _queue
         and tasks.name = known.name collate "C"
+        and tasks.version is null
         and tasks.available_at <= _now
         and (tasks.available_at, tasks.task_id) > (
           coalesce(known.after_at, '-infinity'),
@@ -53,7 +61,7 @@ begin
     return query
       select * from durable._claim(_queue, _head.name, worker, _left, _now, lease,
         coalesce(_head.after_at, '-infinity'),
-        coalesce(_head.after_id, '00000000-0000-0000-0000-000000000000'));
+        coalesce(_head.after_id, '00000000-0000-0000-0000-000000000000'), null);
     get diagnostics _claimed = row_count;
     _left := _left - _claimed;
     exit when _left = 0;
@@ -67,8 +75,9 @@ names it knows (null: any), the name whose task has waited longest first, and wi
 a name oldest first. Never waits for others. Call it last in its transaction and
 commit at once. after_at and after_ids, one pair per name, are where the worker''s
 last claim of that name ended: a hint that spares it dead rows; it must look from the
-beginning (null) now and then, since tasks may appear behind it. Refuses an unknown
-queue WFQUE and bad arguments 22023.';
+beginning (null) now and then, since tasks may appear behind it. version: of the
+application that the worker runs; it counts where the queue''s policy says so. Refuses
+an unknown queue WFQUE and bad arguments 22023.';
 
 
 create or replace function durable._check_claim(worker text, quantity integer, lease double precision)
@@ -90,7 +99,8 @@ end;
 $$;
 
 
--- Claims the oldest due tasks of a name: locks them where they lie, then takes them all.
+-- Claims the oldest due tasks of a name that are for no version: locks them where they
+-- lie, then takes them all, for one version from now on where one is given.
 create or replace function durable._claim(
   queue text,
   name text,
@@ -99,7 +109,8 @@ create or replace function durable._claim(
   at timestamptz,
   lease double precision,
   after_at timestamptz,
-  after_id uuid
+  after_id uuid,
+  version text
 )
 returns setof durable.claimed_task
 language plpgsql
@@ -116,6 +127,7 @@ begin
     from durable.tasks
     where tasks.queue = _queue
       and tasks.name = _name
+      and tasks.version is null
       and tasks.available_at <= at
       and (tasks.available_at, tasks.task_id) > (after_at, after_id)
     order by tasks.available_at, tasks.task_id
@@ -124,7 +136,7 @@ begin
   ) as due
   where (due.deadline_at > at) is not false; -- else expire_deadlines will cancel it
   if _places is not null then
-    return query select * from durable._take(_queue, _places, _waited_since, worker, at, lease);
+    return query select * from durable._take(_queue, _places, _waited_since, worker, at, lease, version);
   end if;
 end;
 $$;
@@ -138,7 +150,8 @@ create or replace function durable._take(
   waited_since timestamptz[],
   worker text,
   at timestamptz,
-  lease double precision
+  lease double precision,
+  version text
 )
 returns setof durable.claimed_task
 language plpgsql
@@ -159,9 +172,11 @@ begin
       available_at = null,
       lease_expires_at = _expires_at,
       deadline_at = case when tasks.started_at is null
-        then to_timestamp(_epoch + tasks.max_duration) else tasks.deadline_at end,
+        then least(to_timestamp(_epoch + tasks.max_duration), tasks.complete_by)
+        else tasks.deadline_at end,
       started_at = coalesce(tasks.started_at, at),
-      error = null
+      error = null,
+      version = coalesce(tasks.version, _take.version)
     from unnest(places, waited_since) as place (ctid, available_at)
     where tasks.queue = _queue and tasks.ctid = place.ctid
     returning
@@ -172,7 +187,8 @@ end;
 $$;
 
 
--- The names that something waits under, now or later: one step of the index a name.
+-- The names that something for no version waits under, now or later: one step of the
+-- index a name.
 create or replace function durable._waiting_names(queue text)
 returns text[]
 language plpgsql
@@ -185,7 +201,8 @@ begin
   loop
     select tasks.name into _name
     from durable.tasks
-    where tasks.queue = _queue and tasks.name > _name and tasks.available_at is not null
+    where tasks.queue = _queue and tasks.name > _name
+      and tasks.available_at is not null and tasks.version is null
     order by tasks.name
     limit 1;
     exit when not found;
@@ -196,7 +213,9 @@ end;
 $$;
 
 
-create or replace function durable.get_next_due(queue text, names text[] default null)
+create or replace function durable.get_next_due(
+  queue text, names text[] default null, version text default null
+)
 returns double precision
 language plpgsql
 security definer
@@ -207,9 +226,13 @@ set enable_bitmapscan = off
 set jit = off
 as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
+  _queue text collate "C" := queue;
+  _policy text := durable._version_policy(_queue, false);
   _names text[] := coalesce(names, durable._waiting_names(_queue));
 begin
+  if _policy is not null then
+    return durable._next_due_for_version(_queue, _policy, version, names);
+  end if;
   return (
     select greatest(extract(epoch from min(first.available_at) - durable._now()), 0)
     from unnest(_names) as known (name)
@@ -219,6 +242,7 @@ begin
       where tasks.queue = _queue
         and tasks.name = known.name collate "C"
         and tasks.available_at is not null
+        and tasks.version is null
       order by tasks.available_at
       limit 1
     ) as first
@@ -229,12 +253,13 @@ $$;
 
 comment on function durable.get_next_due is
 'Seconds until the next task of these names is due, 0 when one is; null when none ever
-will be by the clock. For a worker whose claim came back empty.';
+will be by the clock. version: as in claim_tasks, which alone may claim it. For a worker
+whose claim came back empty.';
 
 
 create or replace function durable.list_waiting_names(queue text)
 returns setof text
-language sql
+language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
@@ -242,7 +267,9 @@ set plan_cache_mode = force_generic_plan
 set enable_bitmapscan = off
 set jit = off
 as $$
-  select unnest(durable._waiting_names(durable._granted(queue)));
+begin
+  return query select unnest(durable._all_waiting_names(durable._granted(queue)));
+end;
 $$;
 
 comment on function durable.list_waiting_names is

@@ -32,6 +32,8 @@
 
 -- For workers: hold a task, save what it did, let it wait, let it go
 \ir claims.sql
+\ir versions.sql
+\ir fleet.sql
 \ir attempts.sql
 \ir checkpoints.sql
 \ir waits.sql

@@ -42,8 +42,9 @@ begin
     durable.load_checkpoints, durable.hold_task, durable.flush, durable.save_checkpoints,
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
-    durable.emit_from_task, durable.send_from_task, durable.recv_message, durable.keep_house, durable.expire_leases,
-    durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events
+    durable.emit_from_task, durable.send_from_task, durable.recv_message, durable.keep_house,
+    durable.expire_leases, durable.expire_deadlines, durable.apply_notes, durable.cleanup,
+    durable.prune_events, durable.announce_version
   to durable_worker;
 
   grant execute on function
@@ -51,7 +52,8 @@ begin
     durable.fork_task, durable.list_tasks, durable.cancel_tasks, durable.retry_tasks,
     durable.delete_tasks, durable.task_history, durable.export_history,
     durable.keep_house, durable.expire_leases, durable.expire_deadlines,
-    durable.apply_notes, durable.cleanup, durable.prune_events
+    durable.apply_notes, durable.cleanup, durable.prune_events,
+    durable.list_versions, durable.promote_version, durable.set_version
   to durable_operator;
 
   grant select on durable.attempts, durable.waiting, durable.workers, durable.task_list, durable.history

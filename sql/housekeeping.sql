@@ -15,6 +15,7 @@ declare
   _kept durable.house_kept;
 begin
   if pg_try_advisory_xact_lock(hashtext('durable.house'), hashtext(durable._granted(queue))) then
+    perform durable._forget_versions(queue, quantity);
     _kept := (
       durable.expire_leases(queue, quantity),
       durable.expire_deadlines(queue, quantity),

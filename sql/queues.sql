@@ -17,13 +17,19 @@ declare
   _keep_tasks double precision;
   _keep_events double precision;
   _roles text[];
+  _max_lost_leases integer;
+  _versions text;
   _created boolean;
 begin
   perform durable._checked_name('queue name', queue, 100);
-  perform durable._check_keys('policy', policy, array['keep_tasks', 'keep_events', 'roles']);
+  perform durable._check_keys('policy', policy, array[
+    'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions'
+  ]);
   _keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _keep_events := durable._number('policy', policy, 'keep_events', 0);
   _roles := durable._checked_roles(policy -> 'roles');
+  _max_lost_leases := durable._checked_count('policy', policy, 'max_lost_leases');
+  _versions := durable._checked_version_policy(policy -> 'versions');
 
   insert into durable.queues (queue, created_at, keep_tasks, keep_events)
   values (_queue, _now, 2592000, 2592000)
@@ -36,7 +42,10 @@ begin
   set
     keep_tasks = case when policy ? 'keep_tasks' then _keep_tasks else queues.keep_tasks end,
     keep_events = case when policy ? 'keep_events' then _keep_events else queues.keep_events end,
-    roles = case when policy ? 'roles' then _roles else queues.roles end
+    roles = case when policy ? 'roles' then _roles else queues.roles end,
+    max_lost_leases = case when policy ? 'max_lost_leases'
+      then _max_lost_leases else queues.max_lost_leases end,
+    versions = case when policy ? 'versions' then _versions else queues.versions end
   where queues.queue = _queue
     and policy <> '{}';
   return _created;
@@ -48,8 +57,11 @@ comment on function durable.create_queue is
 created. policy: keep_tasks and keep_events, the seconds for which finished tasks and
 events are kept (30 days each unless said; null keeps them for ever); roles, the names of
 those whose members may use it (null, as unless said: everybody who may call the
-functions), which counts from the next call on that sees it. Refuses an empty or longer than 100 bytes
-name, unknown keys and unknown roles (22023).';
+functions), which counts from the next call on that sees it; max_lost_leases, after how
+many in a row, without anything saved, a task has failed (100 unless said; null: any);
+versions, which workers may claim a task: pin, those of the version that started it;
+gate, those of the version that spawned it (null, as unless said: any). Refuses an empty
+or longer than 100 bytes name, unknown keys and unknown roles (22023).';
 
 
 -- The names of the roles, as the table has them.
@@ -132,6 +144,7 @@ begin
   delete from durable.idempotency_keys where idempotency_keys.queue = _queue;
   delete from durable.tasks where tasks.queue = _queue;
   delete from durable.events where events.queue = _queue;
+  delete from durable.versions where versions.queue = _queue;
 end;
 $$;
 

@@ -50,7 +50,9 @@ $$;
 
 comment on function durable.expire_leases is
 'Ends at most quantity attempts whose lease has run out, as $LeaseExpired: they count as
-attempts, and are retried at once if any is left. Returns how many.';
+attempts, and are retried at once if any is left. A task that has lost as many in a row
+as the queue''s max_lost_leases, and saved nothing meanwhile, has failed, as $CrashLoop.
+Returns how many.';
 
 
 create or replace function durable.expire_deadlines(queue text, quantity integer default 100)
@@ -67,11 +69,11 @@ as $$
 declare
   _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
-  _late record;
+  _late durable.tasks;
   _ended uuid[] := array[]::uuid[];
 begin
   for _late in
-    select tasks.task_id, tasks.started_at
+    select *
     from durable.tasks
     where tasks.queue = _queue and tasks.deadline_at <= _now
     order by tasks.deadline_at
@@ -80,9 +82,7 @@ begin
   loop
     begin
       if durable._cancel_one(_queue, _late.task_id, jsonb_build_object(
-        'type', '$DeadlineExceeded',
-        'message', case when _late.started_at is null then 'not started within max_delay'
-          else 'not finished within max_duration' end))
+        'type', '$DeadlineExceeded', 'message', durable._lateness(_late)))
       then
         _ended := _ended || _late.task_id;
       end if;
@@ -98,8 +98,55 @@ end;
 $$;
 
 comment on function durable.expire_deadlines is
-'Cancels at most quantity tasks whose max_delay or max_duration has passed, and what
-lives below them. Returns how many.';
+'Cancels at most quantity tasks whose max_delay, max_duration or deadline has passed, and
+what lives below them. Returns how many.';
+
+
+-- Which of its limits a task that is out of time has met.
+create or replace function durable._lateness(task durable.tasks)
+returns text
+language sql
+immutable
+as $$
+  select case
+    when task.complete_by <= task.deadline_at then 'not finished by its deadline'
+    when task.started_at is null then 'not started within max_delay'
+    else 'not finished within max_duration'
+  end;
+$$;
+
+
+-- Whether a task that loses its lease has done nothing but that lately: as many attempts
+-- in a row as its queue allows, none of which has saved anything, so that the next one
+-- would come to the same place. What retry_task has revived begins anew: the attempt
+-- before it is recorded as failed.
+create or replace function durable._is_crash_loop(task durable.tasks)
+returns boolean
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := task.queue;
+  _most integer;
+begin
+  select queues.max_lost_leases into _most from durable.queues where queues.queue = _queue;
+  if _most is null or task.attempt < _most then
+    return false;
+  end if;
+  return _most - 1 = (
+      select count(*)
+      from durable.runs
+      where runs.queue = _queue
+        and runs.task_id = task.task_id
+        and runs.attempt > task.attempt - _most
+        and runs.outcome = 'lease_lost')
+    and not exists (
+      select
+      from durable.checkpoints
+      where checkpoints.queue = _queue
+        and checkpoints.task_id = task.task_id
+        and checkpoints.attempt > task.attempt - _most);
+end;
+$$;
 
 
 -- Tasks that have just ended badly, in this transaction. If what follows from that

@@ -14,13 +14,17 @@ set jit = off
 as $$
 declare
   _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
   _task durable.tasks;
   _max_attempts integer;
   _params jsonb := durable._checked_size('params', options -> 'params');
+  _deadline timestamptz;
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_keys('options', options, array['max_attempts', 'params', 'spawn_new']);
+  perform durable._check_keys('options', options,
+    array['max_attempts', 'params', 'spawn_new', 'deadline']);
   _max_attempts := durable._max_attempts(options);
+  _deadline := durable._checked_moment('options', options, 'deadline');
   if jsonb_typeof(options -> 'spawn_new') <> 'boolean' then
     perform durable._refuse_argument('spawn_new in options must be true or false',
       'Pass true for a new task without the old one''s checkpoints.');
@@ -39,8 +43,16 @@ begin
       message = format('task %s is %s', task_id, _task.state),
       hint = 'Only a failed or cancelled task can be tried again, or one that sleeps until its next attempt.';
   end if;
+  if not options ? 'deadline' then
+    _deadline := _task.complete_by;
+  end if;
+  if _deadline <= _now then
+    perform durable._refuse_argument('the deadline of task ' || task_id || ' has passed',
+      'Pass {"deadline": ...}: a later moment, or null for none.');
+  end if;
   if coalesce((options ->> 'spawn_new')::boolean, false) then
     _task.params := coalesce(_params, _task.params);
+    _task.complete_by := _deadline;
     return durable._spawn_like(_queue, _task, coalesce(_max_attempts, _task.max_attempts));
   end if;
   if _max_attempts <= _task.attempt then
@@ -49,8 +61,8 @@ begin
       format('Pass %s or more, or leave it out for one more attempt.', _task.attempt + 1));
   end if;
   perform durable._change_params(_queue, task_id, _params);
-  perform durable._revive(_queue, _task.task_id, _max_attempts);
-  perform durable._revive_below(_queue, _task.task_id);
+  perform durable._revive(_queue, _task, _deadline, _max_attempts);
+  perform durable._revive_below(_queue, _task, _deadline);
   perform durable._knock(_queue, 'work');
   return (task_id, durable._run_id(task_id, _task.attempt + 1), _task.attempt + 1, false);
 end;
@@ -60,10 +72,11 @@ comment on function durable.retry_task is
 'Gives a failed or cancelled task one more attempt, at once, with its checkpoints, and
 revives exactly the tasks below it that its own end had cancelled. options:
 max_attempts (the new limit; must leave room for an attempt), params (from now on; its
-idempotency key stands for these then), spawn_new (true: a new task with the same name,
-params and options instead, without checkpoints, key and parent). A task that sleeps until
-its next attempt starts that now. Refuses an unknown task WFNFD, any other state WFFIN, bad
-options 22023.';
+idempotency key stands for these then), deadline (a new one, or null for none, also for
+those below that had inherited the old one), spawn_new (true: a new task with the same
+name, params and options instead, without checkpoints, key and parent). A task that sleeps
+until its next attempt starts that now. Refuses an unknown task WFNFD, any other state
+WFFIN, bad options and a deadline that has passed 22023.';
 
 
 -- The attempt that is due later is due now: the failure was counted when it happened.
@@ -133,7 +146,9 @@ $$;
 -- The caller holds the row. The attempt that is over goes to runs, and max_duration
 -- counts from the next start. A wait is left when its task was ended by a snapshot that
 -- did not show it; the next attempt's waits are not to take over its deadline.
-create or replace function durable._revive(queue text, task_id uuid, max_attempts integer default null)
+create or replace function durable._revive(
+  queue text, task durable.tasks, deadline timestamptz, max_attempts integer default null
+)
 returns void
 language plpgsql
 as $$
@@ -142,12 +157,10 @@ declare
   _now timestamptz := durable._now();
 begin
   insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at, error)
-  select tasks.queue, tasks.task_id, tasks.attempt,
-    case when tasks.state = 'failed' then 'failed' else 'cancelled' end::durable.run_outcome,
-    tasks.worker, tasks.finished_at, tasks.error
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _revive.task_id;
-  delete from durable.waits where waits.queue = _queue and waits.task_id = _revive.task_id;
+  values (_queue, task.task_id, task.attempt,
+    case when task.state = 'failed' then 'failed' else 'cancelled' end::durable.run_outcome,
+    task.worker, task.finished_at, task.error);
+  delete from durable.waits where waits.queue = _queue and waits.task_id = task.task_id;
   update durable.tasks
   set
     max_attempts = coalesce(_revive.max_attempts,
@@ -155,38 +168,48 @@ begin
     attempt = tasks.attempt + 1,
     state = 'pending',
     available_at = _now,
+    deadline_at = deadline,
     started_at = null,
     finished_at = null,
-    error = null
-  where tasks.queue = _queue and tasks.task_id = _revive.task_id;
+    error = null,
+    complete_by = deadline
+  where tasks.queue = _queue and tasks.task_id = task.task_id;
 end;
 $$;
 
 
--- Exactly those that this task's end cancelled. A child that cannot be had is being
+-- Exactly those that this task's end cancelled, or its deadline, which they had inherited:
+-- they get the new one. A child that cannot be had is being
 -- looked at by nobody else who could end it: waiting for it is safe, since ids ascend.
-create or replace function durable._revive_below(queue text, root uuid)
+create or replace function durable._revive_below(queue text, root durable.tasks, deadline timestamptz)
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
   _id uuid;
+  _below durable.tasks;
+  _ends text[] := array[root.task_id::text];
 begin
   for _id in
-    select tree.task_id from durable._tree(_queue, root) as tree
-    where tree.task_id <> root
+    select tree.task_id from durable._tree(_queue, root.task_id) as tree
+    where tree.task_id <> root.task_id
     order by tree.task_id
   loop
-    perform
+    select * into _below
     from durable.tasks
     where tasks.queue = _queue
       and tasks.task_id = _id
       and tasks.state = 'cancelled'
-      and tasks.error ->> 'by' = root::text
+      and (tasks.error ->> 'by' = any (_ends)
+        or tasks.error ->> 'type' = '$DeadlineExceeded' and tasks.complete_by = root.complete_by)
     for no key update;
     if found then
-      perform durable._revive(_queue, _id);
+      if not _below.error ? 'by' then
+        _ends := _ends || _id::text; -- so what this one's end cancelled comes back too
+      end if;
+      perform durable._revive(_queue, _below,
+        case when _below.complete_by = root.complete_by then deadline else _below.complete_by end);
     end if;
   end loop;
 end;
@@ -206,6 +229,7 @@ begin
   _options.retry := task.retry;
   _options.headers := task.headers;
   _options.max_duration := task.max_duration;
+  _options.deadline := task.complete_by;
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params, _options, null);
   perform durable._insert_tasks(queue, array[_new], _now);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);

@@ -34,16 +34,18 @@ begin
   if _options.parent_task_id is not null then
     perform durable._require_queue(_queue);
     perform durable._hold_parent(_queue, _options.parent_task_id);
+    _options.deadline := least(_options.deadline, durable._deadline_of(_queue, _options.parent_task_id));
   end if;
   loop
     insert into durable.tasks (
       task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-      idempotency_key, params, headers, retry, available_at, deadline_at
+      idempotency_key, params, headers, retry, available_at, deadline_at, complete_by, version
     )
     select
       _task_id, _options.parent_task_id, _now, _options.max_duration, _options.max_attempts, queues.queue,
       _name, _options.idempotency_key, _params, _options.headers, _options.retry, _now,
-      _now + make_interval(secs => _options.max_delay)
+      least(_now + make_interval(secs => _options.max_delay), _options.deadline), _options.deadline,
+      case when queues.versions = 'gate' then _options.version end
     from durable.queues
     where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
     exit when found;
@@ -60,8 +62,11 @@ limit), retry ({"kind": "none" | "fixed" | "exponential", "base_seconds", "facto
 "max_seconds", "jitter"}), headers (an object), identity (an object: who asks;
 kept among the headers), idempotency_key, fingerprint (with a key: what is compared
 instead of the params, a text, or several of which any may be the one kept), max_delay
-and max_duration (seconds until its first start, and from it), parent_task_id. Returns
-the task; created is false when the key was taken by the same name and params.
+and max_duration (seconds until its first start, and from it), parent_task_id, deadline
+(the moment by which it is to be finished, with a time zone; a child''s is never later
+than its parent''s), version (of the application that spawns it; it counts where the
+queue''s policy is gate). Returns the task; created is false when the key was taken by the
+same name and params.
 Refuses: bad arguments 22023, an unknown queue WFQUE, a key that belongs to another
 task WFCON, a parent that is unknown WFNFD or has finished WFFIN.';
 
@@ -250,21 +255,55 @@ end;
 $$;
 
 
+-- The moment by which a task, and so all below it, is to be finished.
+create or replace function durable._deadline_of(queue text, task_id uuid)
+returns timestamptz
+language plpgsql
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return (
+    select tasks.complete_by
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = _deadline_of.task_id
+  );
+end;
+$$;
+
+
+-- The caller holds the parents, so that their deadlines are what they are.
 create or replace function durable._insert_tasks(queue text, new durable._new_task[], at timestamptz)
 returns void
 language plpgsql
 as $$
+declare
+  _queue text collate "C" := queue;
 begin
   insert into durable.tasks (
     task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-    idempotency_key, params, headers, retry, available_at, deadline_at
+    idempotency_key, params, headers, retry, available_at, deadline_at, complete_by, version
   )
   select
     task.task_id, (task.options).parent_task_id, at, (task.options).max_duration,
-    (task.options).max_attempts, queue, task.name, (task.options).idempotency_key,
+    (task.options).max_attempts, _queue, task.name, (task.options).idempotency_key,
     coalesce(task.params, 'null'), (task.options).headers, (task.options).retry, at,
-    at + make_interval(secs => (task.options).max_delay)
+    least(at + make_interval(secs => (task.options).max_delay), latest.moment), latest.moment,
+    case when (task.options).version is not null and (
+      select queues.versions = 'gate' from durable.queues where queues.queue = _queue
+    ) then (task.options).version end
   from unnest(new) as task
+  left join lateral (
+    select tasks.complete_by
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = (task.options).parent_task_id
+    offset 0
+  ) as parent on true
+  cross join lateral (
+    select least((task.options).deadline, parent.complete_by) as moment
+  ) as latest
   where task.existing_id is null;
   perform durable._knock(queue, 'work');
 end;

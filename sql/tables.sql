@@ -4,7 +4,8 @@
 -- key, every statement names it, and it never changes, so a database can be split
 -- by queue. Nullable columns that are set exactly while a row belongs in an index
 -- (`available_at`, `lease_expires_at`, `deadline_at`) are that index's predicate:
--- finished rows cost a claim nothing.
+-- finished rows cost a claim nothing. A task that is for one `version` only is in an
+-- index of such: it costs the claims of others nothing.
 --
 -- THE LOCK ORDER. Nobody waits for other people's rows. A call waits only
 --   1. for event rows and idempotency keys, in name order, then for mailboxes, by task
@@ -69,8 +70,12 @@ create table durable.queues (
   tasks_cleaned_to uuid,
   events_pruned_to text collate "C",
   roles            text[] collate "C",
+  max_lost_leases  integer default 100,
+  versions         text collate "C",
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
-  constraint queues_keep_events_for_a_time check (keep_events >= 0)
+  constraint queues_keep_events_for_a_time check (keep_events >= 0),
+  constraint queues_have_room_for_a_lost_lease check (max_lost_leases > 0),
+  constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate'))
 );
 
 comment on table  durable.queues                  is 'The namespaces of tasks, how long each keeps what is over, and for whom it is.';
@@ -81,6 +86,8 @@ comment on column durable.queues.keep_events      is 'Seconds an event is kept; 
 comment on column durable.queues.tasks_cleaned_to is 'Where the last cleanup ended; the next goes on from there and wraps round.';
 comment on column durable.queues.events_pruned_to is 'Where the last pruning of events ended.';
 comment on column durable.queues.roles            is 'By name, the roles whose members may use it; null: everybody who may call the functions.';
+comment on column durable.queues.max_lost_leases  is 'How many leases in a row a task may lose without having saved anything; null: any.';
+comment on column durable.queues.versions         is 'Which workers may claim a task: null, any; pin, of the version that started it; gate, of the version that spawned it.';
 
 insert into durable.queues (queue, created_at, keep_tasks, keep_events)
 values ('default', clock_timestamp(), 2592000, 2592000);
@@ -119,6 +126,8 @@ create table durable.tasks (
   finished_at      timestamptz,
   result           jsonb,
   error            jsonb,
+  complete_by      timestamptz,
+  version          text collate "C",
   primary key (queue, task_id)
 ) with (fillfactor = 50);
 
@@ -141,13 +150,17 @@ comment on column durable.tasks.claim            is 'The fence: odd while held; 
 comment on column durable.tasks.state            is 'Where it stands.';
 comment on column durable.tasks.available_at     is 'From when on it may be claimed; null: not by the clock.';
 comment on column durable.tasks.lease_expires_at is 'Until then nobody else may take it; after it anybody may.';
-comment on column durable.tasks.deadline_at      is 'When it is cancelled if it has not started (max_delay), or not finished (max_duration).';
+comment on column durable.tasks.deadline_at      is 'When it is cancelled if it has not started (max_delay), or not finished (max_duration, complete_by).';
 comment on column durable.tasks.finished_at      is 'When it reached its final state.';
 comment on column durable.tasks.result           is 'What it returned; null stands for JSON null.';
 comment on column durable.tasks.error            is 'Why it failed or was cancelled, or why its last attempt did while it sleeps until the next: type, message, traceback.';
+comment on column durable.tasks.complete_by      is 'The moment by which it is to be finished, its own or an ancestor''s; null: none. deadline_at is never later.';
+comment on column durable.tasks.version          is 'The only version of the application whose workers may claim it; null: any that the queue''s policy lets.';
 
 create index tasks_claimable_idx on durable.tasks (queue, name, available_at, task_id)
-  where available_at is not null;
+  where available_at is not null and version is null;
+create index tasks_versioned_idx on durable.tasks (queue, name, version, available_at, task_id)
+  where available_at is not null and version is not null;
 create index tasks_leased_idx on durable.tasks (queue, lease_expires_at)
   where lease_expires_at is not null;
 create index tasks_deadline_idx on durable.tasks (queue, deadline_at)
@@ -156,6 +169,7 @@ create index tasks_children_idx on durable.tasks (queue, parent_task_id, task_id
   where parent_task_id is not null;
 
 comment on index durable.tasks_claimable_idx is 'Read by claim_tasks, name by name, oldest first.';
+comment on index durable.tasks_versioned_idx is 'Read by claim_tasks where versions count: whatever waits for others is in nobody''s way.';
 comment on index durable.tasks_leased_idx    is 'Read by expire_leases and release_unknown.';
 comment on index durable.tasks_deadline_idx  is 'Read by expire_deadlines.';
 comment on index durable.tasks_children_idx  is 'Read by every cascade, which goes below finished children too.';
@@ -348,3 +362,23 @@ comment on column durable.notes.kind       is 'What is to be done.';
 comment on column durable.notes.task_id    is 'To which task.';
 comment on column durable.notes.event_name is 'Or which event.';
 comment on index  durable.notes_task_idx is 'Cleanup asks whether a task that is over still has something to be done for it.';
+
+
+create table durable.versions (
+  queue         text collate "C" not null,
+  version       text collate "C" not null,
+  first_seen_at timestamptz      not null,
+  last_seen_at  timestamptz      not null,
+  promoted_at   timestamptz      not null,
+  primary key (queue, version)
+);
+
+create index versions_latest_idx on durable.versions (queue, promoted_at, version);
+
+comment on table  durable.versions               is 'The versions of the application that workers have announced in a queue.';
+comment on column durable.versions.queue         is 'The queue they work on.';
+comment on column durable.versions.version       is 'What they say they are, at most 100 bytes.';
+comment on column durable.versions.first_seen_at is 'When a worker first said so.';
+comment on column durable.versions.last_seen_at  is 'When one last did, to within 10 seconds.';
+comment on column durable.versions.promoted_at   is 'Since when it is, or was, the latest: the greatest of a queue is.';
+comment on index  durable.versions_latest_idx is 'Read by claims of a queue whose policy is gate: which version is the latest.';

@@ -156,6 +156,22 @@ create type durable.history_entry as (
 
 comment on type durable.history_entry is
 'Something that happened to a task; what has no moment is still going on.';
+create type durable.version_statistics as (
+  queue           text,
+  version         text,
+  latest          boolean,
+  alive           boolean,
+  first_seen_at   timestamptz,
+  last_seen_at    timestamptz,
+  live            bigint,
+  running         bigint,
+  ready           bigint,
+  oldest_ready_at timestamptz
+);
+
+comment on type durable.version_statistics is
+'A version in a queue: whether new tasks go to it, whether workers of it were seen of
+late, and the live tasks that are its own, with those of them claimable now.';
 
 -- Private shapes.
 
@@ -167,6 +183,8 @@ create type durable._spawn_options as (
   max_delay       double precision,
   max_duration    double precision,
   parent_task_id  uuid,
+  deadline        timestamptz,
+  version         text,
   fingerprint     text[]
 );
 

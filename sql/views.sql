@@ -54,7 +54,7 @@ select
   tasks.queue, tasks.task_id, tasks.parent_task_id, tasks.name, tasks.state::text as state,
   tasks.attempt, tasks.max_attempts, tasks.worker, tasks.params, tasks.headers, tasks.result,
   tasks.error, tasks.idempotency_key, tasks.spawned_at, tasks.available_at, tasks.started_at,
-  tasks.lease_expires_at, tasks.deadline_at, tasks.finished_at
+  tasks.lease_expires_at, tasks.deadline_at, tasks.finished_at, tasks.complete_by, tasks.version
 from durable.tasks;
 
 comment on view durable.task_list is

@@ -29,10 +29,12 @@ CLIENT = {
     *["run_worker", "close", "queue"],
     *["fork", "export_history"],
     *["list_tasks", "cancel_many", "retry_many", "delete_many"],
+    *["list_versions", "promote_version", "set_version"],
 }
 CONTEXT = {
     *["task_id", "run_id", "attempt", "queue", "headers", "state"],
     *["identity", "http"],
+    *["deadline", "version"],
     *["parent_task_id", "scope", "step", "transaction", "begin_step"],
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],

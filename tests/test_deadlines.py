@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ import pytest
 from durable import (
     AsyncDurable,
     AsyncTaskHandle,
+    InvalidArgument,
     Retry,
     TaskCancelled,
     TaskContext,
@@ -21,6 +23,9 @@ from tests.support.clock import Clock
 from tests.support.wait import aeventually
 
 HOUR = timedelta(hours=1)
+SPAWN_BY = """
+select durable.spawn('default', 'x', '{}', jsonb_build_object('deadline', %s::text))
+"""
 
 
 @task
@@ -44,6 +49,17 @@ async def parent(params: None, ctx: TaskContext) -> None:
     await ctx.join(await ctx.spawn("child", sleeper, 10 * HOUR.total_seconds()))
 
 
+@task
+async def ancestor(generations: int, ctx: TaskContext) -> list[str]:
+    """Say by when it, and all below it, are to be finished."""
+    assert ctx.deadline is not None
+    below: list[str] = []
+    if generations:
+        child = await ctx.spawn("child", ancestor, generations - 1)
+        below = await ctx.join(child)
+    return [ctx.deadline.isoformat(), *below]
+
+
 @task(max_delay=HOUR, max_duration=2 * HOUR)
 async def limited(params: None, ctx: TaskContext) -> None:
     await ctx.await_event("never")
@@ -51,7 +67,7 @@ async def limited(params: None, ctx: TaskContext) -> None:
 
 @pytest.fixture
 async def app(dsn: str) -> AsyncIterator[AsyncDurable]:
-    tasks: list[Any] = [quick, sleeper, failing, parent, limited]
+    tasks: list[Any] = [quick, sleeper, failing, parent, limited, ancestor]
     async with AsyncDurable(dsn, tasks=tasks) as app:
         yield app
 
@@ -121,7 +137,7 @@ async def test_counts_waiting_and_all_attempts_towards_the_duration(
         clock.advance(timedelta(minutes=25))
     assert await drain(app) == 1
     # attempt 4 would start after 75 minutes: no use in waiting for that
-    assert await why(handle) == "no time left for attempt 4"
+    assert await why(handle) == "no time left for attempt 4 within max_duration"
     rows = db.execute("select outcome from durable.attempts order by attempt")
     assert [outcome for (outcome,) in rows] == ["failed", "failed", "cancelled"]
 
@@ -210,3 +226,214 @@ async def test_expires_no_more_at_a_time_than_asked(
         (1,),
         (0,),
     ]
+
+
+async def test_cancels_what_is_not_finished_by_its_deadline(
+    app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    waiting = await app.spawn("unknown", deadline=clock.now() + HOUR)
+    asleep = await app.spawn(sleeper, 36_000, deadline=clock.now() + HOUR)
+    in_time = await app.spawn(quick, deadline=clock.now() + HOUR)
+    await drain(app)
+    clock.advance(HOUR - timedelta(seconds=1))
+    assert expire(db) == 0
+    clock.advance(1)
+    assert expire(db) == 2
+    assert await why(waiting) == await why(asleep) == "not finished by its deadline"
+    assert await in_time.result(0) == "done"
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds", "reason"),
+    [
+        (60, 60, "not finished within max_duration"),
+        (7200, 3600, "not finished by its deadline"),
+        (None, 3600, "not finished by its deadline"),
+    ],
+)
+async def test_says_which_limit_was_the_earliest(
+    app: AsyncDurable,
+    db: psycopg.Connection,
+    duration: float,
+    seconds: float,
+    reason: str,
+) -> None:
+    clock = Clock(db)
+    limits: Any = {"max_delay": 30, "max_duration": duration}
+    handle = await app.spawn(sleeper, 36_000, deadline=clock.now() + HOUR, **limits)
+    await drain(app)
+    clock.advance(seconds - 1)
+    assert expire(db) == 0
+    clock.advance(1)
+    assert expire(db) == 1
+    assert await why(handle) == reason
+
+
+async def test_does_not_try_again_beyond_the_deadline(
+    app: AsyncDurable, clock: Clock
+) -> None:
+    deadline = clock.now() + timedelta(minutes=20)
+    retry = Retry.fixed(timedelta(minutes=25))
+    handle = await app.spawn(failing, deadline=deadline, retry=retry)
+    await drain(app)
+    assert await why(handle) == "no time left for attempt 2 before its deadline"
+
+
+async def test_gives_its_deadline_to_all_below(app: AsyncDurable, clock: Clock) -> None:
+    deadline = clock.now() + HOUR
+    handle = await app.spawn(ancestor, 3, deadline=deadline)
+    while await drain(app):
+        pass
+    said = await handle.result(0)
+    assert [datetime.fromisoformat(one) for one in said] == [deadline] * 4
+
+
+async def test_never_gives_a_child_more_time_than_its_parent(
+    app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    deadline = clock.now() + HOUR
+    root = await app.spawn(sleeper, 1, deadline=deadline)
+    below = """
+select durable.spawn('default', 'x', '{}', jsonb_build_object(
+  'parent_task_id', %s::uuid, 'deadline', %s::text))
+"""
+    for minutes in (30, 90):
+        until = deadline - HOUR + timedelta(minutes=minutes)
+        db.execute(below, [root.task_id, until.isoformat()])
+    many = """
+select durable.spawn_many('default', jsonb_build_array(
+  jsonb_build_object(
+    'task', 'x', 'options', jsonb_build_object('parent_task_id', %s::uuid)),
+  jsonb_build_object('task', 'y')))
+"""
+    db.execute(many, [root.task_id])
+    found = db.execute(
+        "select complete_by, deadline_at from durable.tasks where name <> 'sleeper'"
+        " order by complete_by nulls first"
+    ).fetchall()
+    sooner = deadline - timedelta(minutes=30)
+    assert found == [(one, one) for one in (None, sooner, deadline, deadline)]
+
+
+async def test_does_not_bind_children_to_a_duration(
+    app: AsyncDurable, db: psycopg.Connection
+) -> None:
+    """Of a parent that completes its children go on, as ever."""
+    await app.spawn(parent, max_duration=HOUR)
+    await drain(app)
+    child = "select complete_by from durable.tasks where name = 'sleeper'"
+    assert db.execute(child).fetchall() == [(None,)]
+
+
+async def test_never_starts_what_is_spawned_too_late(
+    app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    handle = await app.spawn(quick, deadline=clock.now())
+    assert await drain(app) == 0
+    expire(db)
+    assert await why(handle) == "not finished by its deadline"
+
+
+async def test_asks_for_a_new_deadline_to_try_again(
+    app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    handle = await app.spawn(parent, deadline=clock.now() + HOUR)
+    await drain(app)
+    clock.advance(HOUR)
+    expire(db)
+    with pytest.raises(InvalidArgument, match=r"has passed(.|\n)*later moment"):
+        await app.retry(handle)
+    with pytest.raises(InvalidArgument, match="has passed"):
+        await app.retry(handle, spawn_new=True)
+    later = clock.now() + 20 * HOUR
+    await app.retry(handle, deadline=later)
+    limits = "select complete_by, deadline_at from durable.tasks"
+    assert db.execute(limits).fetchall() == [(later, later)] * 2
+    while await drain(app):
+        clock.advance(10 * HOUR)
+    assert await handle.state() == "completed"
+
+
+async def test_forgets_the_deadline_of_what_is_tried_again_without(
+    app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    handle = await app.spawn(sleeper, 7_200, deadline=clock.now() + HOUR)
+    await drain(app)
+    clock.advance(HOUR)
+    expire(db)
+    again = await app.retry(handle, deadline=None, spawn_new=True)
+    await app.retry(handle, deadline=None)
+    await drain(app)
+    clock.advance(2 * HOUR)
+    assert expire(db) == 0
+    await drain(app)
+    assert await handle.result(0) == await again.result(0) == "done"
+
+
+@pytest.mark.parametrize("wrong", [datetime(2030, 1, 1), 60, "2030-01-01T00:00:00Z"])
+async def test_takes_an_aware_datetime_for_a_deadline(
+    app: AsyncDurable, wrong: Any
+) -> None:
+    with pytest.raises(InvalidArgument, match="deadline must be a datetime with"):
+        await app.spawn(quick, deadline=wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2030-01-01", "2030-01-01T00:00:00", "tomorrow", "infinity", "now"),
+        *("2030-13-01T00:00:00Z", "2030-01-01T25:00:00Z", "9999-12-31T00:00:00Z"),
+        *("2030-01-01T00:00:00+99:00", "2030-01-01T00:00:00 UTC", ""),
+    ],
+)
+def test_takes_only_a_moment_that_says_its_time_zone(
+    db: psycopg.Connection, text: str
+) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="deadline in opt"):
+        db.execute(
+            SPAWN_BY,
+            [text],
+        )
+
+
+def test_reads_a_moment_the_same_under_every_setting(db: psycopg.Connection) -> None:
+    db.execute("set timezone = 'Asia/Tokyo'; set datestyle = 'SQL, DMY'")
+    for text in ("2030-02-03T04:05:06Z", "2030-02-03 05:05:06.000+01"):
+        db.execute(
+            SPAWN_BY,
+            [text],
+        )
+    rows = db.execute(
+        "select extract(epoch from complete_by)::bigint from durable.tasks"
+    )
+    moment = datetime(2030, 2, 3, 4, 5, 6, tzinfo=UTC)
+    assert rows.fetchall() == [(moment.timestamp(),)] * 2
+
+
+async def test_revives_all_that_one_deadline_has_ended(
+    dsn: str, app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    """Also what was cancelled because the child's deadline was noticed first."""
+    root = await app.spawn("x", deadline=clock.now() + HOUR)
+    below = root.task_id
+    for deadline in (None, clock.now() + 2 * HOUR):
+        options = {"parent_task_id": str(below)}
+        if deadline is not None:
+            options["deadline"] = deadline.isoformat()
+        spawned = db.execute(
+            "select task_id from durable.spawn('default', 'x', '{}', %s)",
+            [json.dumps(options)],
+        ).fetchone()
+        assert spawned is not None
+        below = spawned[0]
+    clock.advance(HOUR)
+    with psycopg.connect(dsn) as other:
+        hold = "select from durable.tasks where task_id = %s for no key update"
+        other.execute(hold, [root.task_id])
+        other.execute(hold, [below])
+        expire(db)
+    db.execute("select durable.apply_notes('default')")
+    expire(db)
+    await app.retry(root, deadline=None)
+    rows = db.execute("select state::text, complete_by from durable.tasks").fetchall()
+    assert rows == [("pending", None)] * 3

@@ -46,13 +46,14 @@ WORKER = (
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
-        *("spawn_children", "emit_from_task"),
+        *("spawn_children", "emit_from_task", "announce_version"),
         *("send_from_task", "recv_message"),
     }
 )
 OPERATING = {
     *("queue_stats", "retry_task", "drop_queue", "fork_task", "task_history"),
     *("export_history", "list_tasks", "cancel_tasks", "retry_tasks", "delete_tasks"),
+    *("list_versions", "promote_version", "set_version"),
 }
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
@@ -87,6 +88,7 @@ select md5(string_agg(line, '' order by line)) from (
   union all select messages::text from durable.messages
   union all select message_keys::text from durable.message_keys
   union all select queues::text from durable.queues
+  union all select versions::text from durable.versions
   union all select migrations::text from durable.migrations
 ) as lines (line)
 """

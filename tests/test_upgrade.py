@@ -31,6 +31,7 @@ SHIPPED = [
     ("0009_fingerprint_of_a_key.sql",),
     ("0004_messages.sql",),
     ("0008_lists_and_histories.sql",),
+    ("0007_deadlines_and_versions.sql",),
 ]
 
 CUT = """
@@ -141,6 +142,23 @@ alter table durable.waits drop column topic,
       and (event_name is not null or task_ids is not null or deadline_at is not null));
 drop type durable.listed_task, durable.swept_tasks cascade;
 drop type durable.history_entry, durable._task_filter cascade;
+alter table durable.queues drop column max_lost_leases, drop column versions;
+drop view durable.task_list;
+alter table durable.tasks drop column complete_by, drop column version;
+create index tasks_claimable_idx on durable.tasks (queue, name, available_at, task_id)
+where available_at is not null;
+drop table durable.versions;
+drop function durable.list_versions;
+drop type durable.version_statistics;
+alter type durable._spawn_options drop attribute deadline, drop attribute version;
+drop function durable.claim_tasks, durable.get_next_due;
+create function durable.claim_tasks(
+  queue text, worker text, names text[] default null, quantity integer default 1,
+  lease double precision default 30, after_at timestamptz[] default null,
+  after_ids uuid[] default null
+) returns setof durable.claimed_task language plpgsql as $$ begin end $$;
+create function durable.get_next_due(queue text, names text[] default null)
+returns double precision language plpgsql as $$ begin return 1; end $$;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

@@ -208,7 +208,9 @@ async def watch(ctx: Context) -> None:
 
 async def work(queue: str = "default", **options: Any) -> None:
     """Be a worker for these tasks, until a signal."""
-    application = AsyncDurable(queue=queue, tasks=TASKS, lifespan=ledger)
+    application = AsyncDurable(
+        queue=queue, tasks=TASKS, lifespan=ledger, version="mortal"
+    )
     await application.run_worker(**options)
 
 

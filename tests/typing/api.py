@@ -9,7 +9,7 @@ that is not needed, so a mistake that they stop seeing fails the check.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from durable import (
     TaskContext,
     TaskHandle,
     TaskInfo,
+    VersionStats,
     current,
     task,
 )
@@ -94,6 +95,8 @@ class ProcessOrder(Task[Order, str]):
         assert_type(ctx.state, Shop)
         assert_type(await ctx.patched("new way"), bool)
         ctx.deprecate_patch("old way")
+        assert_type(ctx.deadline, datetime | None)
+        assert_type(ctx.version, str | None)
         assert_type(await ctx.step("charge", charge, order), str)
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
@@ -191,6 +194,10 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.send(handle, "slips", Slip(carrier="Post")), bool)
     assert_type(await handle.send("slips", dedup_key="7"), bool)
     await app.send(7, "slips")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await app.list_versions(), list[VersionStats])
+    assert_type(await app.set_version(None, from_version="2026.10"), int)
+    await app.create_queue(versions="pin", max_lost_leases=None)
+    await app.create_queue(versions="both")  # type: ignore[arg-type]
 
     await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, max_delay=60)
     await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -19,7 +19,7 @@ from durable._async.context import OpenStep, TaskContext
 from durable._async.handle import AsyncTaskHandle
 from durable._current import current
 from durable._listing import TaskFilter, TaskInfo
-from durable._results import QueueStats, TaskResult
+from durable._results import QueueStats, TaskResult, VersionStats
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
@@ -96,6 +96,7 @@ __all__ = [
     "ThreadedWorker",
     "UnknownQueue",
     "UnreadablePayload",
+    "VersionStats",
     "Worker",
     "WorkerOptions",
     "current",

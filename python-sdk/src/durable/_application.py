@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from durable._names import check_queue_name
+from durable._names import check_queue_name, check_version
 from durable._vault import Vault
 from durable.codecs import PayloadCodec
 from durable.registry import AnyTask, Registry
 
 __all__ = ["Application", "Lifespan"]
+
+VERSION_VARIABLE: Final = "DURABLE_APP_VERSION"
 
 Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -28,6 +31,7 @@ class Application:
         *,
         prepare: bool,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
+        version: str | None = None,
     ) -> None:
         self.conninfo = conninfo
         self.queue = check_queue_name(queue)
@@ -35,6 +39,12 @@ class Application:
         self.lifespan = lifespan
         self.prepare = prepare
         self.vault = Vault(_listed(codec))
+        found = version if version is not None else os.environ.get(VERSION_VARIABLE)
+        self.version = None if found is None else check_version(found)
+
+    def stamped(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options of a spawn, with the version, if there is one."""
+        return options if self.version is None else {"version": self.version, **options}
 
 
 def _listed(

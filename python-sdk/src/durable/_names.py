@@ -22,6 +22,7 @@ __all__ = [
     "check_step_name",
     "check_task_name",
     "check_topic",
+    "check_version",
     "default_task_name",
 ]
 
@@ -46,6 +47,11 @@ def check_task_name(name: str) -> str:
 def check_event_name(name: str) -> str:
     """Return the name; InvalidArgument unless it is 1-255 bytes, and printable."""
     return _check(name, "an event's name", LONG)
+
+
+def check_version(version: str) -> str:
+    """Return the version; InvalidArgument unless it is 1-100 bytes, and printable."""
+    return _check(version, "a version", SHORT)
 
 
 def check_key(key: str) -> str:

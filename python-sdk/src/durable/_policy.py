@@ -1,14 +1,15 @@
-"""How long a queue keeps what is over, and for whom it is."""
+"""How long a queue keeps what is over, for whom it is, and what it bears with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from durable._time import seconds
 from durable._values import PLAIN
 from durable.errors import InvalidArgument
+from durable.options import checked_count
 
 __all__ = ["QueuePolicy", "checked"]
 
@@ -21,11 +22,18 @@ class QueuePolicy(TypedDict, total=False):
     keep_events: the same for events.
     roles: the names of the database roles whose members may use it, from the next call
         on; None: everybody who may call the functions.
+    max_lost_leases: how many leases in a row a task may lose, without having saved
+        anything, before it fails as a crash loop; None: any number. 100 unless said.
+    versions: whose workers may claim a task: "pin", those of the application's version
+        that started it; "gate", those of the version that spawned it; None, as unless
+        said: any.
     """
 
     keep_tasks: timedelta | float | None
     keep_events: timedelta | float | None
     roles: Sequence[str] | None
+    max_lost_leases: int | None
+    versions: Literal["pin", "gate"] | None
 
 
 def checked(policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,8 +62,16 @@ def _role(name: object) -> str:
     return name
 
 
+def _versions(value: object) -> str | None:
+    if value not in (None, "pin", "gate"):
+        raise InvalidArgument(f'versions must be "pin", "gate" or None, not {value!r}')
+    return None if value is None else str(value)
+
+
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "keep_tasks": lambda value: seconds(value, "keep_tasks"),
     "keep_events": lambda value: seconds(value, "keep_events"),
     "roles": _roles,
+    "max_lost_leases": lambda value: checked_count(value, "max_lost_leases"),
+    "versions": _versions,
 }

@@ -18,6 +18,7 @@ __all__ = [
     "FINAL",
     "QueueStats",
     "TaskResult",
+    "VersionStats",
     "not_found",
     "opened",
     "output",
@@ -68,6 +69,33 @@ class QueueStats:
     oldest_ready_at: datetime | None
     next_due_at: datetime | None
     ready_by_name: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStats:
+    """A version of the application in a queue, and the live tasks that are its own.
+
+    `latest`: unstamped tasks of a gated queue go to it. `alive`: a worker of it was
+    seen within the last minute. `running` and `ready`, which are claimable now, are
+    among the `live`; the oldest of the ready since `oldest_ready_at`. A version that no
+    worker has ever announced was seen at None.
+    """
+
+    queue: str
+    version: str
+    latest: bool
+    alive: bool
+    first_seen_at: datetime | None
+    last_seen_at: datetime | None
+    live: int
+    running: int
+    ready: int
+    oldest_ready_at: datetime | None
+
+    @property
+    def stranded(self) -> bool:
+        """Whether tasks wait for it, and nobody runs it."""
+        return self.live > 0 and not self.alive
 
 
 def opened(row: tuple[Any, ...], vault: Vault) -> tuple[Any, ...]:

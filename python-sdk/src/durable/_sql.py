@@ -196,19 +196,48 @@ def claim_tasks(  # noqa: PLR0917 - the function's own
     quantity: int,
     lease: float,
     after: tuple[Sequence[datetime | None], Sequence[UUID | None]] | None = None,
+    version: str | None = None,
 ) -> Statement:
     after_at, after_ids = after or (None, None)
     return Statement(
         f"select {CLAIMED} from durable.claim_tasks("  # noqa: S608 - a constant
-        "%s, %s, %s, %s, %s, %s::timestamptz[], %s::uuid[])",
-        (queue, worker, list(names), quantity, lease, after_at, after_ids),
+        "%s, %s, %s, %s, %s, %s::timestamptz[], %s::uuid[], %s)",
+        (queue, worker, list(names), quantity, lease, after_at, after_ids, version),
     )
 
 
-def before_rest(queue: str, names: Sequence[str]) -> Statement:
+def before_rest(queue: str, names: Sequence[str], version: str | None) -> Statement:
     return Statement(
-        "select durable.apply_notes(%s), durable.get_next_due(%s, %s)",
-        (queue, queue, list(names)),
+        "select durable.apply_notes(%s), durable.get_next_due(%s, %s, %s)",
+        (queue, queue, list(names), version),
+    )
+
+
+def announce_version(queue: str, version: str) -> Statement:
+    return Statement("select * from durable.announce_version(%s, %s)", (queue, version))
+
+
+def promote_version(queue: str, version: str) -> Statement:
+    return Statement("select durable.promote_version(%s, %s)", (queue, version))
+
+
+def set_version(
+    queue: str,
+    version: str | None,
+    task_ids: Sequence[UUID] | None,
+    from_version: str | None,
+) -> Statement:
+    return Statement(
+        "select durable.set_version(%s, %s, %s::uuid[], %s)",
+        (queue, version, task_ids, from_version),
+    )
+
+
+def list_versions(queue: str | None) -> Statement:
+    return Statement(
+        "select queue, version, latest, alive, first_seen_at, last_seen_at, live,"
+        " running, ready, oldest_ready_at from durable.list_versions(%s)",
+        (queue,),
     )
 
 

@@ -7,12 +7,12 @@ Both are settled before anything is sent to the database.
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from durable.errors import InvalidArgument
 
-__all__ = ["moment", "required_seconds", "seconds"]
+__all__ = ["moment", "moment_text", "required_seconds", "seconds"]
 
 LONGEST: Final = 1e10
 """The longest duration, in seconds: 317 years."""
@@ -54,6 +54,19 @@ def moment(value: datetime, what: str) -> datetime:
             hint="For instance datetime.now(timezone.utc).",
         )
     return value
+
+
+def moment_text(value: datetime | None, what: str) -> str | None:
+    """Return a moment as the options of SQL take it, and None for None.
+
+    Raises InvalidArgument as `moment` does.
+    """
+    if value is None:
+        return None
+    try:
+        return moment(value, what).astimezone(UTC).isoformat()
+    except OverflowError as error:
+        raise InvalidArgument(f"{what} is out of range: {value!r}") from error
 
 
 def _number(value: object, what: str) -> float:

@@ -318,6 +318,30 @@ def stats(
 
 
 @app.command()
+def versions(
+    queue: Annotated[str | None, typer.Argument(help="Only this queue.")] = None,
+    *,
+    dsn: Dsn,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List versions that work, or that tasks wait for; `!` marks what nobody runs."""
+    with _client(dsn) as client:
+        names = [queue] if queue is not None else client.list_queues()
+        found = [row for name in names for row in client.list_versions(name)]
+    if as_json:
+        rows = [dataclasses.asdict(row) for row in found]
+        typer.echo(json.dumps(rows, indent=2, default=str))
+        return
+    for row in found:
+        mark = "!" if row.stranded else "*" if row.latest else " "
+        seen = "never" if row.last_seen_at is None else f"{row.last_seen_at:%F %T}"
+        typer.echo(
+            f"{mark} {row.queue}  {row.version}  live {row.live}"
+            f"  ready {row.ready}  running {row.running}  last seen {seen}"
+        )
+
+
+@app.command()
 def errors() -> None:
     """Print the errors the database raises on purpose: SQLSTATE, name, meaning."""
     for code, cls in sorted(DurableError.by_code.items()):

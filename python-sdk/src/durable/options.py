@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from durable._json import JSON, Unsavable
-from durable._names import LONG, check_key, check_queue_name
-from durable._time import seconds
+from durable._names import LONG, check_key, check_queue_name, check_version
+from durable._time import moment_text, seconds
 from durable._values import PLAIN
 from durable.errors import InvalidArgument
 from durable.retry import Retry
@@ -21,6 +21,7 @@ __all__ = [
     "SpawnOptions",
     "StepOptions",
     "TaskOptions",
+    "checked_count",
     "checked_max_attempts",
     "checked_no_retry",
     "checked_replay_check",
@@ -86,10 +87,16 @@ class SpawnOptions(TaskOptions, total=False):
         gives the same task. None: no key.
     identity: who asks for the task, in JSON such as {"user": "ada", "roles": ["ops"]}:
         `ctx.identity`. Left out, a child has its parent's; None: nobody.
+    deadline: the moment, an aware datetime, by which it is to be finished; then it is
+        cancelled. A child's is never later than its parent's. None: none of its own.
+    version: whose workers are to run it where the queue's policy is "gate"; the
+        application's own unless said. None: the latest's.
     """
 
     idempotency_key: str | None
     identity: Mapping[str, JSON] | None
+    deadline: datetime | None
+    version: str | None
 
 
 def spawn_options_json(
@@ -154,14 +161,19 @@ def checked_replay_check(value: object) -> None:
 
 def checked_max_attempts(value: object) -> int | None:
     """Return how often something may be tried; InvalidArgument for no number."""
+    return checked_count(value, "max_attempts")
+
+
+def checked_count(value: object, what: str) -> int | None:
+    """Return how often something may happen; InvalidArgument for no number."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
         kind = type(value).__name__
-        raise InvalidArgument(f"max_attempts must be an int or None, not {kind}")
+        raise InvalidArgument(f"{what} must be an int or None, not {kind}")
     if not 1 <= value <= _INT4_MAX:
         raise InvalidArgument(
-            f"max_attempts must be from 1 to {_INT4_MAX}", hint="None means no limit."
+            f"{what} must be from 1 to {_INT4_MAX}", hint="None means no limit."
         )
     return value
 
@@ -214,6 +226,10 @@ def _queue(value: Any) -> str | None:
     return None if value is None else check_queue_name(value)
 
 
+def _version(value: Any) -> str | None:
+    return None if value is None else check_version(value)
+
+
 def _header_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONG:
         raise InvalidArgument(
@@ -236,4 +252,6 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_delay": lambda value: seconds(value, "max_delay"),
     "max_duration": lambda value: seconds(value, "max_duration"),
     "queue": _queue,
+    "deadline": lambda value: moment_text(value, "deadline"),
+    "version": _version,
 }

@@ -164,6 +164,25 @@ def claim(quantity: int = 100) -> Call:
     )
 
 
+def claim_as(version: str, quantity: int = 100) -> Call:
+    return Call(
+        f"claim as {version}",
+        "select task_id, claim from durable.claim_tasks("
+        "%(queue)s, 'taker', null, %(quantity)s, 60, version => %(version)s)",
+        {"quantity": quantity, "version": version},
+        tries=True,
+    )
+
+
+def announce(version: str) -> Call:
+    return Call(
+        f"announce {version}",
+        "select * from durable.announce_version(%(queue)s, %(version)s)",
+        {"version": version},
+        tries=True,
+    )
+
+
 def _about(verb: str, function: str, helds: tuple[Held, ...], **more: Any) -> Call:
     said = [held.said(**more) for held in helds]
     return Call(
@@ -351,6 +370,34 @@ def send_from(held: Held, to: Held, topic: str = "t", key: str | None = None) ->
 # What housekeeping and operators do.
 
 
+def promote(version: str) -> Call:
+    return Call(
+        f"promote {version}",
+        "select durable.promote_version(%(queue)s, %(version)s)",
+        {"version": version},
+    )
+
+
+def set_version(version: str, *tasks: Held) -> Call:
+    return Call(
+        " ".join(["set_version", version, *(task.nick for task in tasks)]),
+        "select durable.set_version(%(queue)s, %(version)s, %(task_ids)s)",
+        {"version": version, "task_ids": [task.task_id for task in tasks]},
+        divisible=len(tasks) > 1,
+    )
+
+
+def move_version(version: str, from_version: str) -> Call:
+    return Call(
+        f"set_version {version} from {from_version}",
+        "select durable.set_version("
+        "%(queue)s, %(version)s, from_version => %(from_version)s)",
+        {"version": version, "from_version": from_version},
+        tries=True,
+        divisible=True,
+    )
+
+
 def _house(function: str, *, tries: bool = True) -> Call:
     return Call(function, f"select * from durable.{function}(%(queue)s)", tries=tries)
 
@@ -367,3 +414,11 @@ create_queue: Final = Call(
     "select durable.create_queue(%(queue)s, %(policy)s)",
     {"policy": '{"keep_tasks": 60}'},
 )
+
+
+def versions(policy: str | None) -> Call:
+    return Call(
+        f"versions {policy}",
+        "select durable.create_queue(%(queue)s, %(policy)s)",
+        {"policy": json.dumps({"versions": policy})},
+    )

@@ -81,6 +81,9 @@ union all
 select 'message key', task_id::text, (to_jsonb(message_keys) - 'queue')::text
 from durable.message_keys where queue = %(queue)s
 union all
+select 'version', 'version ' || version, (to_jsonb(versions) - 'queue')::text
+from durable.versions where queue = %(queue)s
+union all
 select 'queue', 'queue', (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """

@@ -449,6 +449,34 @@ def two_tasks_in_one_batch(stage: Stage) -> list[Call]:
     ]
 
 
+def what_is_for_one_version(stage: Stage) -> list[Call]:
+    running = stage.held("running", max_attempts=None, lease=10)
+    stage.done(do.set_version("1", running))
+    stage.done(do.versions("gate"))
+    for version in ("2", "1"):  # so 1 is the latest
+        stage.done(do.announce(version))
+    mine, theirs = stage.spawn("mine", version="1"), stage.spawn("theirs", version="2")
+    stage.spawn("anybody's")
+    return [
+        do.claim(),
+        do.claim_as("1"),
+        do.claim_as("2"),
+        do.announce("2"),
+        do.announce("3"),
+        do.promote("2"),
+        do.set_version("2", mine, running),
+        do.set_version("1", theirs),
+        do.move_version("3", "1"),
+        do.versions(None),
+        do.release(running),
+        do.complete(running),
+        do.fail(running, retryable=True),
+        do.expire_leases,
+        do.keep_house,
+        do.cancel(mine),
+    ]
+
+
 def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
     held = stage.held("held", idempotency_key="k")
     sleeper = stage.held("sleeper", held)
@@ -580,6 +608,7 @@ SCENARIOS: Final[list[Scenario]] = [
     what_was_left_to_notes,
     keys_and_those_who_have_them,
     two_tasks_in_one_batch,
+    what_is_for_one_version,
     a_queue_on_its_way_out,
     messages_and_those_who_wait_for_them,
     messages_that_were_left_and_go_with_their_task,

@@ -664,7 +664,7 @@ class Model:
         least, most = (0, 0) if outcome == "lease_lost" else task.delay()
         soon, late = self.now + least, self.now + most
         if task.deadline is not None and soon >= task.deadline:
-            text = f"no time left for attempt {task.attempt + 1}"
+            text = f"no time left for attempt {task.attempt + 1} within max_duration"
             late_error = {"type": "$DeadlineExceeded", "message": text, "cause": error}
             self._end(task, "cancelled", late_error)
             return

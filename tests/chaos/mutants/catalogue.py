@@ -110,7 +110,7 @@ FENCE: Final = [
     Mutant(
         "takes a lost lease for the repetition of a failure",
         "attempts.sql",
-        "        and tasks.error ->> 'type' is distinct from '$LeaseExpired'\n",
+        "        and coalesce(tasks.error ->> 'type', '') not in ('$LeaseExpired', '$CrashLoop')\n",
         "",
         "pgtap/fence.sql",
     ),
@@ -152,8 +152,8 @@ CLAIMS: Final = [
     Mutant(
         "claims what is not due",
         "claims.sql",
-        "      and tasks.name = _name\n      and tasks.available_at <= at\n",
-        "      and tasks.name = _name\n      and tasks.available_at is not null\n",
+        "      and tasks.name = _name\n      and tasks.version is null\n      and tasks.available_at <= at\n",
+        "      and tasks.name = _name\n      and tasks.version is null\n      and tasks.available_at is not null\n",
         "pgtap/claims.sql",
     ),
     Mutant(
@@ -202,23 +202,23 @@ CLAIMS: Final = [
         "starts max_duration anew at each claim",
         "claims.sql",
         "      deadline_at = case when tasks.started_at is null\n"
-        "        then to_timestamp(_epoch + tasks.max_duration) else tasks.deadline_at end,\n",
+        "        then least(to_timestamp(_epoch + tasks.max_duration), tasks.complete_by)\n"
+        "        else tasks.deadline_at end,\n",
         "      deadline_at = to_timestamp(_epoch + tasks.max_duration),\n",
         "pgtap/claims.sql",
     ),
     Mutant(
         "lets max_delay end a task that has started",
         "claims.sql",
-        "then to_timestamp(_epoch + tasks.max_duration) else tasks.deadline_at end,\n",
-        "then coalesce(to_timestamp(_epoch + tasks.max_duration), tasks.deadline_at)\n"
-        "        else tasks.deadline_at end,\n",
+        "then least(to_timestamp(_epoch + tasks.max_duration), tasks.complete_by)\n",
+        "then coalesce(to_timestamp(_epoch + tasks.max_duration), tasks.deadline_at)\n",
         "pgtap/recovery.sql",
     ),
     Mutant(
         "keeps the error of the attempt before",
         "claims.sql",
-        "      started_at = coalesce(tasks.started_at, at),\n      error = null\n",
-        "      started_at = coalesce(tasks.started_at, at)\n",
+        "      error = null,\n      version = coalesce",
+        "      version = coalesce",
         "pgtap/attempts.sql",
     ),
     Mutant(
@@ -276,8 +276,8 @@ ATTEMPTS: Final = [
     Mutant(
         "retries what is not retryable",
         "attempts.sql",
-        "  if not (retryable and durable._may_retry",
-        "  if not (durable._may_retry",
+        "  elsif not (retryable and durable._may_retry",
+        "  elsif not (durable._may_retry",
         "pgtap/attempts.sql",
     ),
     Mutant(
@@ -634,14 +634,14 @@ FAMILIES: Final = [
     Mutant(
         "revives children that were cancelled by somebody else",
         "retry_task.sql",
-        "      and tasks.error ->> 'by' = root::text\n",
-        "",
+        "      and (tasks.error ->> 'by' = any (_ends)\n",
+        "      and (true\n",
         "pgtap/retry_task.sql",
     ),
     Mutant(
         "revives no children",
         "retry_task.sql",
-        "  perform durable._revive_below(_queue, _task.task_id);\n",
+        "  perform durable._revive_below(_queue, _task, _deadline);\n",
         "",
         "pgtap/retry_task.sql",
     ),
@@ -753,8 +753,8 @@ KEYS: Final = [
     Mutant(
         "forgets the deadline of a spawned task",
         "spawn.sql",
-        "    at + make_interval(secs => (task.options).max_delay)\n",
-        "    null::timestamptz\n",
+        "    least(at + make_interval(secs => (task.options).max_delay), latest.moment), latest",
+        "    null::timestamptz, latest",
         "pgtap/spawn_many.sql",
     ),
 ]

@@ -9,6 +9,7 @@ from durable._async.operating import Operating
 from durable._async.queues import Queues
 from durable._async.sending import Sending
 from durable._async.spawning import Spawning
+from durable._async.versions import Versions
 
 # sync: from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.hosting import until_signalled
@@ -19,7 +20,7 @@ from durable.registry import AnyTask
 __all__ = ["AsyncDurable"]
 
 
-class AsyncDurable(Queues, Spawning, Sending, Operating, Many):
+class AsyncDurable(Queues, Spawning, Sending, Operating, Many, Versions):
     """An application: where its tasks are kept, and what they are.
 
         async with AsyncDurable("postgresql://localhost/shop", tasks=[Order]) as app:
@@ -30,6 +31,8 @@ class AsyncDurable(Queues, Spawning, Sending, Operating, Many):
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
     as some poolers need; `listen=False` polls for results, where a session is not kept.
+    `version` is that of your code, else DURABLE_APP_VERSION says it, if anything does:
+    it counts in queues whose policy says so.
     Nothing is connected before the first call, and what was
     closed may be entered again.
     """

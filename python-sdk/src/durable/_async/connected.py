@@ -45,6 +45,7 @@ class Connected:
         prepare: bool = True,
         listen: bool = True,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
+        version: str | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
@@ -55,6 +56,7 @@ class Connected:
             lifespan,
             prepare=prepare,
             codec=codec,
+            version=version,
         )
 
     def __repr__(self) -> str:
@@ -126,7 +128,11 @@ class Connected:
     ) -> SpawnRequest[Any]:
         application = self.application
         request = spawn_request(
-            application.registry, application.queue, task, params, options
+            application.registry,
+            application.queue,
+            task,
+            params,
+            application.stamped(options),
         )
         return request.sealed(application.vault)
 

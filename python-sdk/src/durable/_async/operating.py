@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from durable._async.connected import Connected
 from durable._async.handle import AsyncTaskHandle
 from durable._requests import OMITTED, check_reason
 from durable._results import TaskResult
+from durable._time import moment_text
 from durable.options import SpawnOptions
 
 __all__ = ["Operating"]
@@ -46,14 +48,17 @@ class Operating(Connected):
         max_attempts: int | None = None,
         params: Any = OMITTED,
         spawn_new: bool = False,
+        deadline: datetime | None = OMITTED,
     ) -> AsyncTaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
         Tasks below it that its end had cancelled are revived with it. A task that
         sleeps until its next attempt starts that now. `params` are its params from now
         on, validated if the task is registered here; its idempotency key stands for
-        these then. `spawn_new` makes a new task of the same name and params instead.
-        Raises NotFound, and AlreadyFinished for a task in any other state.
+        these then. `deadline` is a new one, or None for none; left out it stays, and
+        one that has passed is refused with InvalidArgument. `spawn_new` makes a new
+        task of the same name and params instead. Raises NotFound, and AlreadyFinished
+        for a task in any other state.
         """
         found = self._found(task, queue)
         options: dict[str, Any] = {"spawn_new": spawn_new}
@@ -61,6 +66,8 @@ class Operating(Connected):
             options["max_attempts"] = max_attempts
         if params is not OMITTED:
             options["params"] = await forking.params_for(self, found, params)
+        if deadline is not OMITTED:
+            options["deadline"] = moment_text(deadline, "deadline")
         statement = _sql.retry_task(found.queue, found.task_id, options)
         ((task_id, run_id, attempt, created),) = await self.fetch(statement)
         return AsyncTaskHandle(

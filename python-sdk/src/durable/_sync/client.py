@@ -10,6 +10,7 @@ from durable._sync.operating import Operating
 from durable._sync.queues import Queues
 from durable._sync.sending import Sending
 from durable._sync.spawning import Spawning
+from durable._sync.versions import Versions
 from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.options import WorkerOptions, worker_of
 from durable.registry import AnyTask
@@ -17,7 +18,7 @@ from durable.registry import AnyTask
 __all__ = ["Durable"]
 
 
-class Durable(Queues, Spawning, Sending, Operating, Many):
+class Durable(Queues, Spawning, Sending, Operating, Many, Versions):
     """An application: where its tasks are kept, and what they are.
 
         with Durable("postgresql://localhost/shop", tasks=[Order]) as app:
@@ -28,6 +29,8 @@ class Durable(Queues, Spawning, Sending, Operating, Many):
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
     as some poolers need; `listen=False` polls for results, where a session is not kept.
+    `version` is that of your code, else DURABLE_APP_VERSION says it, if anything does:
+    it counts in queues whose policy says so.
     Nothing is connected before the first call, and what was
     closed may be entered again.
     """

@@ -46,6 +46,7 @@ class Connected:
         prepare: bool = True,
         listen: bool = True,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
+        version: str | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
@@ -56,6 +57,7 @@ class Connected:
             lifespan,
             prepare=prepare,
             codec=codec,
+            version=version,
         )
 
     def __repr__(self) -> str:
@@ -127,7 +129,11 @@ class Connected:
     ) -> SpawnRequest[Any]:
         application = self.application
         request = spawn_request(
-            application.registry, application.queue, task, params, options
+            application.registry,
+            application.queue,
+            task,
+            params,
+            application.stamped(options),
         )
         return request.sealed(application.vault)
 

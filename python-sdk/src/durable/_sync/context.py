@@ -69,6 +69,19 @@ class SyncTaskContext(Steps, Waiting, Family, Mail, Patching, Generic[State_co])
         return self._run.claimed.parent_task_id
 
     @property
+    def deadline(self) -> datetime | None:
+        """When the task is cancelled unless it has finished; None: never.
+
+        The earliest of its own deadline, its ancestors', and its max_duration.
+        """
+        return self._run.claimed.deadline_at
+
+    @property
+    def version(self) -> str | None:
+        """The version of the application that runs it, if that has one."""
+        return self._run.application.version
+
+    @property
     def headers(self) -> Mapping[str, JSON]:
         """What was spawned with the task beside its params."""
         return self._run.headers

@@ -85,8 +85,9 @@ class Family(Calling):
         self, name: str, task: AnyTask | str, params: Any, options: Mapping[str, Any]
     ) -> tuple[Call, str, str, Codec[Any]]:
         check_step_name(name)
-        registry = self._run.application.registry
-        request = spawn_request(registry, self.queue, task, params, options)
+        application = self._run.application
+        given = application.stamped(options)
+        request = spawn_request(application.registry, self.queue, task, params, given)
         if request.queue != self.queue:
             raise InvalidArgument(
                 f"a child lives in its parent's queue {self.queue!r},"

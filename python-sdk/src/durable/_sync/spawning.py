@@ -86,7 +86,11 @@ class Spawning(Connected):
         """
         application = self.application
         asked = spawn_requests(
-            application.registry, application.queue, tasks, params, options
+            application.registry,
+            application.queue,
+            tasks,
+            params,
+            application.stamped(options),
         )
         requests = [request.sealed(application.vault) for request in asked]
         if not requests:

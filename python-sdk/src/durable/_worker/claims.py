@@ -43,6 +43,7 @@ class Claims:
         worker_id: str,
         queues: Sequence[str],
         names: Sequence[str],
+        version: str | None,
         lease: float,
         poll: float,
         start: Callable[[list[Claimed]], None],
@@ -54,6 +55,7 @@ class Claims:
         self._worker_id = worker_id
         self._queues = list(queues)
         self._names = list(names)
+        self._version = version
         self._lease = lease
         self._poll = poll
         self._start = start
@@ -107,7 +109,13 @@ class Claims:
         asked = time.monotonic()
         rows = await self._link.fetch(
             _sql.claim_tasks(
-                queue, self._worker_id, self._names, quantity, self._lease, places
+                queue,
+                self._worker_id,
+                self._names,
+                quantity,
+                self._lease,
+                places,
+                self._version,
             )
         )
         took = time.monotonic() - asked
@@ -139,7 +147,7 @@ class Claims:
         if self._doors is None or not await self._doors.take():
             longest = self._poll * random.uniform(0.8, 1)  # noqa: S311 - no secret
             for queue in self._queues:
-                statement = _sql.before_rest(queue, self._names)
+                statement = _sql.before_rest(queue, self._names, self._version)
                 ((noted, due),) = await self._link.fetch(statement)
                 if noted or due is not None:
                     longest = min(longest, due or _TAKEN_SECONDS)

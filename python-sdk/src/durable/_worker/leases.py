@@ -56,11 +56,14 @@ class Leases:
         lease: float,
         runs: Callable[[], list[Run]],
         *,
+        version: str | None,
         hopeless: Callable[[Exception], None],
     ) -> None:
         self._conninfo = conninfo
         self._queues = queues
         self._known = set(known_names)
+        self._version = version
+        self._stranded: set[tuple[str, str]] = set()
         self._lease = lease
         self._runs = runs
         self._hopeless = hopeless
@@ -116,6 +119,8 @@ class Leases:
             self._ask_at = now + _ASK_FOR_NAMES
             self._check_version()
             self._report_unknown_names()
+            if self._version is not None:
+                self._announce(self._version)
 
     def _has_let_go(self) -> bool:
         """Whether the loop has been blocked for so long that leases may end."""
@@ -213,6 +218,19 @@ class Leases:
                         "know them",
                         name,
                         queue,
+                    )
+
+    def _announce(self, version: str) -> None:
+        """Say which version works here; log what tasks wait for and nobody runs."""
+        for queue in self._queues:
+            for (other,) in self._fetch(_sql.announce_version(queue, version)):
+                if (queue, other) not in self._stranded:
+                    self._stranded.add((queue, other))
+                    logger.warning(
+                        "tasks wait in queue %r for version %r, which nobody runs; "
+                        "set_version moves them",
+                        queue,
+                        other,
                     )
 
     def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:

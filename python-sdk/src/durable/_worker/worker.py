@@ -144,6 +144,10 @@ class Worker:
             await self._services.claiming.fetch(
                 _sql.claim_tasks(queue, self.worker_id, [], 0, self._lease)
             )
+            if self._application.version is not None:
+                await self._services.claiming.fetch(
+                    _sql.announce_version(queue, self._application.version)
+                )
         self._start_leases()
         self._start_claims()
 
@@ -163,6 +167,7 @@ class Worker:
             list(self._application.registry.by_name),
             self._lease,
             lambda: list(self._runs.values()),
+            version=self._application.version,
             hopeless=self._give_up,
         )
         self._leases.start()
@@ -185,6 +190,7 @@ class Worker:
             worker_id=self.worker_id,
             queues=self._queues,
             names=list(self._application.registry.by_name),
+            version=self._application.version,
             lease=self._lease,
             poll=self._poll,
             start=self._start_runs,
