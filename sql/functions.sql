@@ -25,6 +25,7 @@
 \ir retry_task.sql
 \ir results.sql
 \ir events.sql
+\ir following.sql
 
 -- For workers: hold a task, save what it did, let it wait, let it go
 \ir claims.sql
@@ -32,6 +33,7 @@
 \ir checkpoints.sql
 \ir waits.sql
 \ir settling.sql
+\ir publishing.sql
 \ir children.sql
 
 -- Housekeeping: what nobody asked for but everybody needs

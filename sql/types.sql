@@ -117,6 +117,55 @@ comment on type durable.house_kept is
 'How many leases and deadlines expired, notes were applied, and finished tasks and
 old events were deleted.';
 
+create type durable.publication as (
+  kind   text,
+  name   text,
+  source text,
+  times  integer,
+  next   integer
+);
+
+comment on type durable.publication is
+'How much of something a task has published: kind is stream, value or log; times is how
+often, from one source if it is a stream; next is the number that comes next.';
+
+create type durable.published_value as (
+  state  text,
+  value  json,
+  set_at timestamptz
+);
+
+comment on type durable.published_value is
+'Where a task stands, and a value that it has set; without one, nulls.';
+
+create type durable.stream_entry as (
+  state      text,
+  number     integer,
+  value      json,
+  closes     boolean,
+  step       text,
+  attempt    integer,
+  restarted  boolean,
+  written_at timestamptz
+);
+
+comment on type durable.stream_entry is
+'Where a task stands, and an entry of one of its streams; if there is none, nulls.';
+
+create type durable.log_line as (
+  state     text,
+  number    integer,
+  logged_at timestamptz,
+  level     integer,
+  logger    text,
+  step      text,
+  attempt   integer,
+  message   text
+);
+
+comment on type durable.log_line is
+'Where a task stands, and a line that it has logged; if there is none, nulls.';
+
 -- Private shapes.
 
 create type durable._spawn_options as (

@@ -31,6 +31,7 @@ FREE = ABOUT_NO_QUEUE | {"leave_door"}  # who has lost a right must still let go
 CLIENT = FREE | {
     *("spawn", "spawn_many", "emit_event", "cancel_task", "take_door"),
     *("get_task_result", "get_task_results", "get_endings"),
+    *("get_value", "get_stream", "get_log_lines"),
 }
 HOUSEKEEPING = {
     *("keep_house", "expire_leases", "expire_deadlines", "apply_notes"),
@@ -45,7 +46,7 @@ WORKER = (
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
-        *("spawn_children", "emit_from_task"),
+        *("spawn_children", "emit_from_task", "publish", "load_published"),
     }
 )
 OPERATING = {"queue_stats", "retry_task", "drop_queue"}
@@ -78,6 +79,9 @@ select md5(string_agg(line, '' order by line)) from (
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
   union all select notes::text from durable.notes
+  union all select task_values::text from durable.task_values
+  union all select stream_entries::text from durable.stream_entries
+  union all select log_lines::text from durable.log_lines
   union all select queues::text from durable.queues
   union all select migrations::text from durable.migrations
 ) as lines (line)

@@ -28,6 +28,7 @@ SHIPPED = [
     ("install",),
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
+    ("0005_publishing.sql",),
 ]
 
 CUT = """
@@ -128,6 +129,9 @@ def test_brings_the_first_version_to_this_one(
     db.execute("""
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
+drop table durable.task_values, durable.stream_entries, durable.log_lines;
+drop type durable.publication, durable.published_value cascade;
+drop type durable.stream_entry, durable.log_line cascade;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

@@ -16,11 +16,14 @@ import os as _os
 
 from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
+from durable._async.following import AsyncTaskStream
 from durable._async.handle import AsyncTaskHandle
+from durable._published import LogLine, StreamEntry
 from durable._results import QueueStats, TaskResult
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
+from durable._sync.following import TaskStream
 from durable._sync.handle import TaskHandle
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
@@ -51,6 +54,7 @@ __all__ = [
     "AlreadyFinished",
     "AsyncDurable",
     "AsyncTaskHandle",
+    "AsyncTaskStream",
     "ChildHandle",
     "Conflict",
     "Durable",
@@ -58,6 +62,7 @@ __all__ = [
     "Forbidden",
     "InvalidArgument",
     "LeaseLost",
+    "LogLine",
     "NonRetryable",
     "NotFound",
     "OpenStep",
@@ -66,6 +71,7 @@ __all__ = [
     "SchemaVersion",
     "SpawnOptions",
     "StepFailed",
+    "StreamEntry",
     "Suspended",
     "SyncTaskContext",
     "Task",
@@ -75,6 +81,7 @@ __all__ = [
     "TaskFailed",
     "TaskHandle",
     "TaskResult",
+    "TaskStream",
     "ThreadedWorker",
     "UnknownQueue",
     "Worker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
@@ -25,9 +26,12 @@ class Application:
         lifespan: Lifespan | None,
         *,
         prepare: bool,
+        keep_logs: int | None = None,
     ) -> None:
         self.conninfo = conninfo
         self.queue = check_queue_name(queue)
         self.registry = Registry(tasks)
         self.lifespan = lifespan
         self.prepare = prepare
+        self.keep_logs = keep_logs
+        self.logs_from = logging.INFO if keep_logs is None else keep_logs

@@ -28,6 +28,8 @@ class AsyncDurable(Queues, Spawning, Operating):
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
     as some poolers need; `listen=False` polls for results, where a session is not kept.
+    `keep_logs` keeps with each task what any logger says in it from this level on, such
+    as `logging.INFO`; unless said, what `ctx.logger` says from INFO on.
     Nothing is connected before the first call, and what was
     closed may be entered again.
     """

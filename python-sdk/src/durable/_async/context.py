@@ -15,6 +15,7 @@ from uuid import UUID
 import typing_extensions
 
 from durable._async.family import Family
+from durable._async.publishing import Publishing
 from durable._async.steps import OpenStep, Steps
 from durable._async.waiting import Waiting
 from durable._ids import uuid7
@@ -29,7 +30,7 @@ __all__ = ["OpenStep", "TaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class TaskContext(Steps, Waiting, Family, Generic[State_co]):
+class TaskContext(Steps, Waiting, Family, Publishing, Generic[State_co]):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.

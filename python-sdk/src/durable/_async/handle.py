@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
 from durable import _sql
+from durable._async.following import Following
 from durable._results import TaskResult, not_found, output, task_result
 from durable._time import seconds
 from durable._values import Codec
@@ -19,7 +20,7 @@ __all__ = ["AsyncTaskHandle"]
 R_co = TypeVar("R_co", covariant=True)
 
 
-class AsyncTaskHandle(Generic[R_co]):
+class AsyncTaskHandle(Following, Generic[R_co]):
     """A task that was spawned. Made again from its id: `app.handle(id, Task)`.
 
     `created` is false if the idempotency key belonged to a task that was there already.

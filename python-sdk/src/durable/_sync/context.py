@@ -18,6 +18,7 @@ import typing_extensions
 from durable._ids import uuid7
 from durable._names import check_event_name, check_step_name
 from durable._sync.family import Family
+from durable._sync.publishing import Publishing
 from durable._sync.steps import OpenStep, Steps
 from durable._sync.waiting import Waiting
 from durable._values import PLAIN, codec
@@ -30,7 +31,7 @@ __all__ = ["OpenStep", "SyncTaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class SyncTaskContext(Steps, Waiting, Family, Generic[State_co]):
+class SyncTaskContext(Steps, Waiting, Family, Publishing, Generic[State_co]):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from durable import _sql
 from durable._results import TaskResult, not_found, output, task_result
+from durable._sync.following import Following
 from durable._time import seconds
 from durable._values import Codec
 
@@ -20,7 +21,7 @@ __all__ = ["TaskHandle"]
 R_co = TypeVar("R_co", covariant=True)
 
 
-class TaskHandle(Generic[R_co]):
+class TaskHandle(Following, Generic[R_co]):
     """A task that was spawned. Made again from its id: `app.handle(id, Task)`.
 
     `created` is false if the idempotency key belonged to a task that was there already.

@@ -8,6 +8,7 @@ saved: its task makes one call at a time, so the run cannot leave under it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from durable._values import Codec
-from durable._worker.calls import Calls, exit_refused, inside_a_step
+from durable._worker.calls import Calls, exit_refused
+from durable._worker.executing import Execution, inside_a_step
 from durable._worker.history import Call
 from durable._worker.outcomes import read
 from durable._worker.run import Claimed
@@ -67,10 +69,7 @@ class BlockingRun:
 
     def take(self, kind: str, name: str, branch: None) -> Call:
         """Take the name of a call that is being made."""
-        here = threading.get_ident()
-        self._thread = self._thread or here
-        if here != self._thread:
-            raise RuntimeError("the context is used on another thread than its own")
+        self._refuse_elsewhere()
         return self._run.take(kind, name, branch)
 
     def step(
@@ -89,7 +88,7 @@ class BlockingRun:
         if saved is not None:
             return read(saved, codec)
         try:
-            value = self.invoke(function, args)
+            value = self.invoke(function, args, Execution(call.key))
         except Exception as error:
             if failed is not None:
                 failed(error)
@@ -98,9 +97,11 @@ class BlockingRun:
             raise
         return self.block(lambda: self._run.save_step(call, value, codec))
 
-    def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    def invoke(
+        self, function: Callable[..., Any], args: Sequence[Any], execution: Execution
+    ) -> Any:
         """Call a step's function, right here."""
-        token = inside_a_step.set(True)
+        token = inside_a_step.set(execution)
         try:
             return function(*args)
         except SystemExit as error:
@@ -156,6 +157,24 @@ class BlockingRun:
         """Return what a transaction step needs of its run."""
         return Transacting(self, self._run.transacting(call))
 
+    @property
+    def logger(self) -> logging.Logger:
+        """The run's own logger."""
+        return self._run.logger
+
+    def publish(
+        self, kind: str, prefix: str, name: str, value: str | None, branch: None
+    ) -> None:
+        """Hand in an entry of a stream, or a value."""
+        if inside_a_step.get() is None:
+            self._refuse_elsewhere()
+        self._run.publish(kind, prefix, name, value, branch)
+
+    def make_room(self) -> None:
+        """Return when what was published is saved, as far as need be."""
+        if self._run.is_crowded:
+            self.block(self._run.make_room)
+
     def heartbeat(self) -> None:
         """Extend the lease now."""
         self.block(self._run.heartbeat)
@@ -163,6 +182,12 @@ class BlockingRun:
     def database_now(self) -> datetime:
         """Return the time of the database."""
         return self._run.database_now()
+
+    def _refuse_elsewhere(self) -> None:
+        here = threading.get_ident()
+        self._thread = self._thread or here
+        if here != self._thread:
+            raise RuntimeError("the context is used on another thread than its own")
 
     def block(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do it on the worker's loop, and wait here.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "History"]
 
+_TRIES: Final = ("$try:", "$retry:")  # not asked for once their step is saved
 _quoted: Final = json.JSONEncoder().encode
 
 
@@ -43,13 +44,20 @@ class _Failure(NamedTuple):
 class History:
     """The checkpoints of one task by key, and the writes that add to them."""
 
-    __slots__ = ("_claimed", "_failures", "_holder", "saved")
+    __slots__ = ("_claimed", "_failures", "_holder", "_unasked", "replays", "saved")
 
     def __init__(self, claimed: Claimed, saved: dict[str, Resolved]) -> None:
         self.saved = saved
         self._claimed = claimed
         self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
         self._failures: list[_Failure] = []
+        self._unasked = {key for key in saved if not key.startswith(_TRIES)}
+        self.replays = bool(self._unasked)  # nothing new has been called for yet
+
+    def asked(self, key: str) -> None:
+        """Know that a call was made: the run replays until all that is saved was."""
+        self._unasked.discard(key)
+        self.replays = bool(self._unasked) and key in self.saved
 
     def remember(self, key: str, saved: Resolved) -> Resolved:
         """Add a checkpoint that is committed."""
@@ -92,6 +100,12 @@ class History:
             self._claimed.task_id,
             "",
             failure=f'{self._holder}"retryable":{retryable},"error":{error}}}',
+        )
+
+    def holder_json(self, *parts: str) -> str:
+        """Return an object that says who holds the task, and these parts of it."""
+        return (
+            f"{self._holder}{','.join(parts)}}}" if parts else f"{self._holder[:-1]}}}"
         )
 
     def _all_caught(self) -> str:

@@ -27,10 +27,12 @@ from durable._worker.blocking import BlockingRun
 from durable._worker.calls import Calls
 from durable._worker.claims import Claims, load_checkpoints
 from durable._worker.doors import Doors
+from durable._worker.executing import current_run
 from durable._worker.failures import mark_recorded
 from durable._worker.held import Held
 from durable._worker.leases import Leases
 from durable._worker.link import Link
+from durable._worker.logs import kept_logs
 from durable._worker.run import Claimed, Run
 from durable._worker.services import Services
 
@@ -133,6 +135,7 @@ class Worker:
 
     async def _start(self) -> None:
         self._context = contextvars.copy_context()
+        self._exits.enter_context(kept_logs(self._application.keep_logs))
         lifespan = self._application.lifespan
         state = None
         if lifespan is not None:
@@ -323,6 +326,8 @@ class Worker:
 
     async def _execute(self, run: Run) -> None:
         definition = run.definition
+        if self._application.keep_logs is not None:
+            current_run.set(run)
         try:
             params = definition.load_params(run.claimed.params)
             body = definition.bind()
