@@ -17,6 +17,7 @@ PUBLIC = [
     ("AsyncDurable", "Durable"),
     ("TaskContext", "SyncTaskContext"),
     ("AsyncTaskHandle", "TaskHandle"),
+    ("AsyncTaskStream", "TaskStream"),
     ("Worker", "ThreadedWorker"),
 ]
 # `fetch` is for handles
@@ -33,6 +34,7 @@ CONTEXT = {
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
+    *["set_value", "write_stream", "close_stream", "logger"],
 }
 
 

@@ -41,6 +41,9 @@ select md5(string_agg(line, '' order by line)) from (
   union all select events::text from durable.events
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
+  union all select task_values::text from durable.task_values
+  union all select stream_entries::text from durable.stream_entries
+  union all select log_lines::text from durable.log_lines
   union all select queues::text from durable.queues
 ) as lines (line)
 """

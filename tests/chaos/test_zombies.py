@@ -31,7 +31,8 @@ from tests.support.zygote import Child, Zygote, zygote
 LEASE: Final = 2.0
 HOUR: Final = 3600.0
 TABLES: Final = [
-    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"]
+    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"],
+    *["task_values", "stream_entries", "log_lines"],
 ]
 # All rows of a queue, as they are; but for an event that was not emitted. That is the
 # place to wait for it: a wait that is refused may leave one behind, until it is pruned.

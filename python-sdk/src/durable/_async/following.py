@@ -145,8 +145,8 @@ class Following:
 
         Its values are read as `as_type`.
         """
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise InvalidArgument(f"start must be an offset from 0, not {start!r}")
+        if start < 0:
+            raise InvalidArgument(f"start must be an offset from 0, not {start}")
         return AsyncTaskStream(
             self._app,
             self.queue,

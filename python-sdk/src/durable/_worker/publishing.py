@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """An entry of a stream, None to close it; counted, if a task's own code wrote it."""
+    """An entry of a stream, None to close it; counted, if it was no step that wrote."""
 
     stream: str
     source: str
@@ -141,7 +141,7 @@ class Publishing:
             self._timer = self._run.loop.call_later(_LINGER_SECONDS, self._hurry)
 
     def refuse(self, stream: str) -> None:
-        """Raise RuntimeError if the stream is closed, or what saving has failed with."""
+        """Raise RuntimeError if the stream is closed, or what saving failed with."""
         if self._error is not None:
             raise self._error
         if stream in self._closed:
