@@ -30,9 +30,12 @@ HEARING += " and datname = current_database()"
 DOOR = (
     "select durable.take_door('default', 'news'), durable.leave_door('default', 'news')"
 )
-CUT = "select pg_terminate_backend(pid) from pg_stat_activity"
-CUT += " where datname = current_database() and pid <> pg_backend_pid()"
-CUT += " and (application_name = 'durable news' or query ~ 'get_stream')"
+CUT = """
+select pid from pg_stat_activity
+where case when datname = current_database() and pid <> pg_backend_pid()
+    and (application_name = 'durable news' or query ~ 'get_stream')
+  then pg_terminate_backend(pid) end
+"""
 
 
 @task
@@ -78,9 +81,18 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_HEARING_SECONDS", 3600)
 
 
+async def next_of(stream: AsyncIterator[str]) -> str:
+    return await anext(stream)
+
+
 def is_followed(db: psycopg.Connection) -> bool:
     row = db.execute(DOOR).fetchone()
     return row is not None and not row[0]
+
+
+def still_there(db: psycopg.Connection, pids: list[int]) -> bool:
+    query = "select from pg_stat_activity where pid = any(%s)"
+    return bool(db.execute(query, [pids]).fetchall())
 
 
 async def until_followed(db: psycopg.Connection) -> None:
@@ -92,7 +104,7 @@ async def test_is_told_of_each_entry_and_of_the_close(
     talk: Talk, db: psycopg.Connection
 ) -> None:
     stream = aiter(talk.handle.stream("news"))
-    first = asyncio.create_task(anext(stream))
+    first = asyncio.create_task(next_of(stream))
     await until_followed(db)
     await talk.say("a")
     assert await asyncio.wait_for(first, 10) == "a"
@@ -159,12 +171,14 @@ async def test_goes_on_when_its_connections_are_lost(
     talk: Talk, db: psycopg.Connection
 ) -> None:
     stream = aiter(talk.handle.stream("news"))
-    first = asyncio.create_task(anext(stream))
+    first = asyncio.create_task(next_of(stream))
     await until_followed(db)
     await talk.say("a")
     assert await first == "a"
-    following = asyncio.create_task(anext(stream))
-    assert db.execute(CUT).fetchall()
+    following = asyncio.create_task(next_of(stream))
+    cut = [pid for (pid,) in db.execute(CUT)]
+    assert cut
+    await aeventually(lambda: asyncio.sleep(0, not still_there(db, cut)))
     await talk.say("b")
     assert await asyncio.wait_for(following, 10) == "b"
     await talk.say("end")
