@@ -117,6 +117,7 @@ async def test_keeps_what_any_logger_says_if_it_is_told_to(
     async with (
         AsyncDurable(dsn, tasks=[chatty, chatty_sync], keep_logs=level) as app,
         app.worker(),
+        app.worker(),
     ):
         handles = [await app.spawn(chatty, name) for name in "ab"]
         handles.append(await app.spawn(chatty_sync, "c"))

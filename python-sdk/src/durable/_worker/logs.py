@@ -65,7 +65,9 @@ class _Keeper(logging.Handler):
         run = current_run.get()
         if run is None or _KEPT in record.__dict__ or record.name.startswith(_OURS):
             return
-        if not run.history.replays:
+        record.__dict__[_KEPT] = True  # a process may have several workers
+        level = run.services.application.logs_from
+        if record.levelno >= level and not run.history.replays:
             keep(run, record)
 
 
