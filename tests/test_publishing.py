@@ -206,8 +206,11 @@ async def test_does_not_set_a_value_back_at_a_replay(
 
     @task
     async def napping(params: None, ctx: TaskContext) -> None:
+        def halfway() -> None:
+            ctx.set_value("progress", "halfway")
+
         await ctx.set_value("progress", "begun")
-        await ctx.set_value("progress", "tired")
+        await ctx.step("work", halfway)
         await ctx.sleep_for("nap", 0.01)
         seen.extend(db.execute(history).fetchall())
         await ctx.step("save", lambda: None)  # would take with it what was set back
@@ -215,7 +218,7 @@ async def test_does_not_set_a_value_back_at_a_replay(
 
     async with working(dsn, napping) as (app, _):
         await (await app.spawn(napping)).result(5)
-    assert seen == [("tired",)] * 2
+    assert seen == [("halfway",)] * 2
 
 
 async def test_publishes_from_a_sync_task(dsn: str) -> None:
