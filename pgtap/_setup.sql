@@ -304,6 +304,9 @@ as $$
     union all select mailboxes::text from durable.mailboxes
     union all select messages::text from durable.messages
     union all select message_keys::text from durable.message_keys
+    union all select task_values::text from durable.task_values
+    union all select stream_entries::text from durable.stream_entries
+    union all select log_lines::text from durable.log_lines
     union all select queues::text from durable.queues
   ) as lines (line);
 $$;

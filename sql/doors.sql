@@ -19,8 +19,8 @@ set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $$
 begin
-  if door is null or door collate "C" not in ('work', 'results') then
-    perform durable._refuse_argument('there is no such door', 'Pass work or results.');
+  if door is null or door collate "C" not in ('work', 'results', 'news') then
+    perform durable._refuse_argument('there is no such door', 'Pass work, results or news.');
   end if;
   return pg_try_advisory_lock(hashtext('durable.' || door), hashtext(durable._granted(queue)));
 end;
@@ -28,8 +28,9 @@ $$;
 
 comment on function durable.take_door is
 'Asks to be notified, from now on and as long as this session holds the door, on the
-channel durable_work (a task of the queue became claimable) or durable_results (one
-finished); the payload is the queue. door: work or results. Returns false when
+channel durable_work (a task of the queue became claimable), durable_results (one
+finished), where the payload is the queue, or durable_news (one has published something),
+where it is the task. door: work, results or news. Returns false when
 another session holds it: poll. After taking a door, look once more before waiting.
 Refuses any other door 22023.';
 

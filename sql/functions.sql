@@ -29,6 +29,7 @@
 \ir results.sql
 \ir events.sql
 \ir messages.sql
+\ir following.sql
 
 -- For workers: hold a task, save what it did, let it wait, let it go
 \ir claims.sql
@@ -38,6 +39,7 @@
 \ir checkpoints.sql
 \ir waits.sql
 \ir settling.sql
+\ir publishing.sql
 \ir children.sql
 
 -- Housekeeping: what nobody asked for but everybody needs

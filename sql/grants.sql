@@ -33,6 +33,7 @@ begin
   grant execute on function
     durable.spawn, durable.spawn_many, durable.emit_event, durable.send_message,
     durable.cancel_task, durable.get_task_result, durable.get_task_results, durable.get_endings,
+    durable.get_value, durable.get_stream, durable.get_log_lines,
     durable.list_queues, durable.take_door, durable.leave_door, durable.errors, durable.version
   to durable_client, durable_worker, durable_operator;
 
@@ -42,9 +43,10 @@ begin
     durable.load_checkpoints, durable.hold_task, durable.flush, durable.save_checkpoints,
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
-    durable.emit_from_task, durable.send_from_task, durable.recv_message, durable.keep_house,
-    durable.expire_leases, durable.expire_deadlines, durable.apply_notes, durable.cleanup,
-    durable.prune_events, durable.announce_version
+    durable.emit_from_task, durable.send_from_task, durable.recv_message, durable.publish,
+    durable.load_published, durable.keep_house, durable.expire_leases,
+    durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events,
+    durable.announce_version
   to durable_worker;
 
   grant execute on function

@@ -174,6 +174,7 @@ begin
         offset 0
       ) as wait
     ));
+  perform durable._delete_published(_queue, task_ids);
 end;
 $$;
 

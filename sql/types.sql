@@ -156,6 +156,7 @@ create type durable.history_entry as (
 
 comment on type durable.history_entry is
 'Something that happened to a task; what has no moment is still going on.';
+
 create type durable.version_statistics as (
   queue           text,
   version         text,
@@ -172,6 +173,55 @@ create type durable.version_statistics as (
 comment on type durable.version_statistics is
 'A version in a queue: whether new tasks go to it, whether workers of it were seen of
 late, and the live tasks that are its own, with those of them claimable now.';
+
+create type durable.publication as (
+  kind   text,
+  name   text,
+  source text,
+  times  integer,
+  next   integer
+);
+
+comment on type durable.publication is
+'How much of something a task has published: kind is stream, value or log; times is how
+often, from one source if it is a stream; next is the number that comes next.';
+
+create type durable.published_value as (
+  state  text,
+  value  json,
+  set_at timestamptz
+);
+
+comment on type durable.published_value is
+'Where a task stands, and a value that it has set; without one, nulls.';
+
+create type durable.stream_entry as (
+  state      text,
+  number     integer,
+  value      json,
+  closes     boolean,
+  step       text,
+  attempt    integer,
+  restarted  boolean,
+  written_at timestamptz
+);
+
+comment on type durable.stream_entry is
+'Where a task stands, and an entry of one of its streams; if there is none, nulls.';
+
+create type durable.log_line as (
+  state     text,
+  number    integer,
+  logged_at timestamptz,
+  level     integer,
+  logger    text,
+  step      text,
+  attempt   integer,
+  message   text
+);
+
+comment on type durable.log_line is
+'Where a task stands, and a line that it has logged; if there is none, nulls.';
 
 -- Private shapes.
 

@@ -17,6 +17,7 @@ PUBLIC = [
     ("AsyncDurable", "Durable"),
     ("TaskContext", "SyncTaskContext"),
     ("AsyncTaskHandle", "TaskHandle"),
+    ("AsyncTaskStream", "TaskStream"),
     ("Worker", "ThreadedWorker"),
 ]
 # `fetch` is for handles
@@ -41,6 +42,7 @@ CONTEXT = {
     *["send", "recv"],
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
     *["patched", "deprecate_patch"],
+    *["set_value", "write_stream", "close_stream", "logger"],
 }
 
 

@@ -26,6 +26,7 @@ from durable import AsyncDurable, task
 
 @task(name="double")
 async def double(number: int, ctx) -> list[int]:
+    ctx.logger.info("doubling %d", number)
     return [2 * number]
 
 @task(name="fail", no_retry=(ValueError,))
@@ -98,6 +99,7 @@ def test_works_until_it_is_told_to_stop(run: Run, work: Work, many: str) -> None
     worker = work("--processes", many, "--concurrency", "2", "--lease", "9.5")
     task_id = run("spawn", "default", "double", "--params", "21")
     assert json.loads(run("result", "default", task_id, "--timeout", "20")) == [42]
+    assert run("logs", "default", task_id, "--follow").endswith("INFO doubling 21")
     worker.terminate()
     assert worker.wait() == 0, worker.output()
 

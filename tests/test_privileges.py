@@ -32,6 +32,7 @@ CLIENT = FREE | {
     *("spawn", "spawn_many", "emit_event", "cancel_task", "take_door"),
     "send_message",
     *("get_task_result", "get_task_results", "get_endings"),
+    *("get_value", "get_stream", "get_log_lines"),
 }
 HOUSEKEEPING = {
     *("keep_house", "expire_leases", "expire_deadlines", "apply_notes"),
@@ -47,7 +48,7 @@ WORKER = (
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
         *("spawn_children", "emit_from_task", "announce_version"),
-        *("send_from_task", "recv_message"),
+        *("send_from_task", "recv_message", "publish", "load_published"),
     }
 )
 OPERATING = {
@@ -87,6 +88,9 @@ select md5(string_agg(line, '' order by line)) from (
   union all select mailboxes::text from durable.mailboxes
   union all select messages::text from durable.messages
   union all select message_keys::text from durable.message_keys
+  union all select task_values::text from durable.task_values
+  union all select stream_entries::text from durable.stream_entries
+  union all select log_lines::text from durable.log_lines
   union all select queues::text from durable.queues
   union all select versions::text from durable.versions
   union all select migrations::text from durable.migrations

@@ -22,12 +22,18 @@ from tests.support.clock import Clock
 from tests.support.wait import aeventually
 
 DAY = timedelta(days=1)
-TABLES = ["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"]
+TABLES = [
+    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"],
+    *["task_values", "stream_entries", "log_lines"],
+]
 
 
 @task
 async def quick(number: int, ctx: TaskContext) -> int:
     await ctx.step("one", abs, number, as_type=int)
+    await ctx.set_value("progress", number)
+    await ctx.write_stream("news", number)
+    ctx.logger.info("done with %d", number)
     return number
 
 

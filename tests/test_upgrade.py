@@ -32,6 +32,7 @@ SHIPPED = [
     ("0004_messages.sql",),
     ("0008_lists_and_histories.sql",),
     ("0007_deadlines_and_versions.sql",),
+    ("0005_publishing.sql",),
 ]
 
 CUT = """
@@ -159,6 +160,9 @@ create function durable.claim_tasks(
 ) returns setof durable.claimed_task language plpgsql as $$ begin end $$;
 create function durable.get_next_due(queue text, names text[] default null)
 returns double precision language plpgsql as $$ begin return 1; end $$;
+drop table durable.task_values, durable.stream_entries, durable.log_lines;
+drop type durable.publication, durable.published_value cascade;
+drop type durable.stream_entry, durable.log_line cascade;
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;
 """)

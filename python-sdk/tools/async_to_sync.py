@@ -42,6 +42,7 @@ NAMES: Final = {
     "AsyncIterator": "Iterator",
     "AsyncRun": "BlockingRun",
     "AsyncTaskHandle": "TaskHandle",
+    "AsyncTaskStream": "TaskStream",
     "AsyncTransacting": "Transacting",
     "StopAsyncIteration": "StopIteration",
     "TaskContext": "SyncTaskContext",

@@ -67,3 +67,28 @@ where queue = %(queue)s
   and not exists (
     select from durable.tasks
     where tasks.queue = runs.queue and tasks.task_id = runs.task_id)
+
+union all
+select 'value', key, params::text, null, value::text, times::text
+from durable.task_values
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
+select 'entry', stream, params::text, null, value::text,
+  row_number() over (partition by queue, task_id, stream order by number)::text
+from durable.stream_entries as entry
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+  -- what a step wrote before it began again is void
+  and not exists (
+    select from durable.stream_entries as later
+    where later.queue = entry.queue and later.task_id = entry.task_id
+      and later.stream = entry.stream and later.source = entry.source
+      and later.number > entry.number and later.restarted)
+
+union all -- lines of code that runs again come again
+select distinct 'line', null, params::text, null, message, null
+from durable.log_lines
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s

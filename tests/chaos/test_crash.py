@@ -26,6 +26,7 @@ from tests.support.crashing import (
     STEPS,
     TASKS,
     errand,
+    herald,
     journey,
     journey_sync,
     ledger,
@@ -46,6 +47,7 @@ ARRIVED: Final = ["heard", "brought", True]
 ALONE = Story(journey, "journey", ARRIVED)
 TOGETHER = Story(journey, "journey", ARRIVED, ["a", "b", "c", "d", "e"], concurrency=5)
 IN_THREADS = Story(journey_sync, "journey-sync", "heard")
+PUBLISHING = Story(herald, "herald", "heard")
 KEEPING_WATCH = Story(
     vigil,
     "vigil",
@@ -95,6 +97,16 @@ def test_does_once_what_a_sync_task_had_saved_wherever_it_is_killed(
     points, expected = stage.undisturbed(IN_THREADS)
     some = points.sample(random, share(quick=20, long=1))
     sweep(stage, IN_THREADS, expected, some, survived)
+
+
+@pytest.mark.slow
+def test_publishes_once_what_a_task_says_wherever_it_is_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived
+) -> None:
+    """Its values and entries; of a step's, once what was written before is dropped."""
+    points, expected = stage.undisturbed(PUBLISHING)
+    some = points.sample(random, share(quick=20, long=1))
+    sweep(stage, PUBLISHING, expected, some, survived)
 
 
 @pytest.mark.slow

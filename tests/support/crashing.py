@@ -28,6 +28,7 @@ __all__ = [
     "STEPS",
     "TASKS",
     "errand",
+    "herald",
     "journey",
     "journey_sync",
     "ledger",
@@ -54,6 +55,7 @@ STEPS: Final = {  # by task: the steps that have effects
     "errand": ["run"],
     "journey-sync": ["one", "two"],
     "vigil": ["one"],
+    "herald": ["one"],
 }
 
 Context: TypeAlias = TaskContext[psycopg.AsyncConnection]
@@ -145,7 +147,38 @@ async def vigil(label: str, ctx: Context) -> str:
     return "relieved"
 
 
-TASKS: Final = (errand, journey, journey_sync, vigil)
+@task(max_attempts=None, retry=Retry.fixed(0))
+async def herald(label: str, ctx: Context) -> str:
+    """Publish between steps, from within them, and beside waits."""
+    reach(f"{label}: begins")
+    ctx.logger.info("begins")
+    await ctx.write_stream("news", "first")
+    await ctx.set_value("progress", "begun")
+    reach(f"{label}: has begun to publish")
+    await do(label, "one", ctx)
+    ctx.logger.info("has done one")
+    await ctx.write_stream("news", "second")
+    await ctx.step("speak", speak, label, ctx)
+    reach(f"{label}: has spoken")
+    ctx.logger.info("has spoken")
+    await ctx.sleep_for("nap", 0.03)
+    await ctx.write_stream("news", "third")
+    await stumble_once(ctx)
+    await ctx.close_stream("news")
+    await ctx.set_value("progress", "done")
+    reach(f"{label}: ends")
+    return "heard"
+
+
+async def speak(label: str, ctx: Context) -> None:
+    """Write as often as this runs, and let some of it be saved before it ends."""
+    for word in ("to", "be"):
+        await ctx.write_stream("words", word)
+        await asyncio.sleep(0.005)
+        reach(f"{label}: has said {word}")
+
+
+TASKS: Final = (errand, herald, journey, journey_sync, vigil)
 
 
 async def do(label: str, step: str, ctx: Context) -> None:

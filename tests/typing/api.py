@@ -19,16 +19,20 @@ from pydantic import BaseModel
 from durable import (
     AsyncDurable,
     AsyncTaskHandle,
+    AsyncTaskStream,
     Durable,
     HistoryEntry,
+    LogLine,
     RecordedResponse,
     Retry,
     Sealed,
+    StreamEntry,
     SyncTaskContext,
     Task,
     TaskContext,
     TaskHandle,
     TaskInfo,
+    TaskStream,
     VersionStats,
     current,
     task,
@@ -190,6 +194,15 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await (await app.spawn(Greet("hello"), "you")).result(), str)
     assert_type(await (await app.spawn(Greet, "you")).result(), str)
     assert_type(await app.spawn("process-order", {"id": 7}), AsyncTaskHandle[Any])
+    assert_type(await handle.value("slip", as_type=Slip), Slip)
+    assert_type(await handle.value("slip"), Any)
+    assert_type(handle.stream("slips", as_type=Slip), AsyncTaskStream[Slip])
+    async for slip in handle.stream("slips", start=3, as_type=Slip):
+        assert_type(slip, Slip)
+    async for entry in handle.stream("slips", as_type=Slip).entries():
+        assert_type(entry, StreamEntry[Slip])
+    async for line in handle.logs(follow=True):
+        assert_type(line, LogLine)
     assert_type(await app.emit_event("packed:7", Slip(carrier="Post")), bool)
     assert_type(await app.send(handle, "slips", Slip(carrier="Post")), bool)
     assert_type(await handle.send("slips", dedup_key="7"), bool)
@@ -212,6 +225,10 @@ def synchronous(app: Durable) -> None:
     assert_type(handle, TaskHandle[str])
     assert_type(handle.result(timeout=30), str)
     assert_type(app.spawn(weigh_order, Order(id=7)).result(), float)
+    assert_type(handle.value("slip", timeout=3, as_type=Slip), Slip)
+    assert_type(handle.stream("slips", as_type=Slip), TaskStream[Slip])
+    assert_type(list(handle.stream("slips", as_type=Slip)), list[Slip])
+    assert_type(list(handle.logs()), list[LogLine])
     assert_type(app.handle(handle.task_id, ProcessOrder), TaskHandle[str])
     assert_type(app.emit_event("packed:7", Slip(carrier="Post")), bool)
     assert_type(app.send(handle.task_id, "slips", queue="shop"), bool)

@@ -16,13 +16,16 @@ import os as _os
 
 from durable._async.client import AsyncDurable
 from durable._async.context import OpenStep, TaskContext
+from durable._async.following import AsyncTaskStream
 from durable._async.handle import AsyncTaskHandle
 from durable._current import current
 from durable._listing import TaskFilter, TaskInfo
+from durable._published import LogLine, StreamEntry
 from durable._results import QueueStats, TaskResult, VersionStats
 from durable._supervisor import run_worker
 from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
+from durable._sync.following import TaskStream
 from durable._sync.handle import TaskHandle
 from durable._told import HistoryEntry
 from durable._worker.hosting import ThreadedWorker
@@ -60,6 +63,7 @@ __all__ = [
     "AlreadyFinished",
     "AsyncDurable",
     "AsyncTaskHandle",
+    "AsyncTaskStream",
     "BadStatus",
     "ChildHandle",
     "Conflict",
@@ -69,6 +73,7 @@ __all__ = [
     "HistoryEntry",
     "InvalidArgument",
     "LeaseLost",
+    "LogLine",
     "NonDeterminism",
     "NonRetryable",
     "NotFound",
@@ -82,6 +87,7 @@ __all__ = [
     "Sealed",
     "SpawnOptions",
     "StepFailed",
+    "StreamEntry",
     "Suspended",
     "SyncTaskContext",
     "Task",
@@ -93,6 +99,7 @@ __all__ = [
     "TaskHandle",
     "TaskInfo",
     "TaskResult",
+    "TaskStream",
     "ThreadedWorker",
     "UnknownQueue",
     "UnreadablePayload",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -32,12 +33,15 @@ class Application:
         prepare: bool,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
         version: str | None = None,
+        keep_logs: int | None = None,
     ) -> None:
         self.conninfo = conninfo
         self.queue = check_queue_name(queue)
         self.registry = Registry(tasks)
         self.lifespan = lifespan
         self.prepare = prepare
+        self.keep_logs = keep_logs
+        self.logs_from = logging.INFO if keep_logs is None else keep_logs
         self.vault = Vault(_listed(codec))
         found = version if version is not None else os.environ.get(VERSION_VARIABLE)
         self.version = None if found is None else check_version(found)

@@ -69,17 +69,17 @@ def check_dedup_key(key: str) -> str:
     return _check(key, "a message's dedup_key", LONG)
 
 
-def check_step_name(name: str) -> str:
+def check_step_name(name: str, what: str = "a step's name") -> str:
     """Return the name of a step, sleep, spawn or join, if it can be one.
 
     InvalidArgument unless it is 1-255 bytes without control characters, does not begin
     with `$` and does not end in `#` and digits: those are durable's own.
     """
-    _check(name, "a step's name", LONG)
+    _check(name, what, LONG)
     if name.startswith("$"):
-        raise InvalidArgument(f"a step's name cannot begin with $: {name!r}")
+        raise InvalidArgument(f"{what} cannot begin with $: {name!r}")
     if "#" in name and _NUMBERED.search(name):
-        message = f"a step's name cannot end in # and digits: {name!r}"
+        message = f"{what} cannot end in # and digits: {name!r}"
         hint = "Repeats are numbered for you; otherwise write for instance item:7."
         raise InvalidArgument(message, hint=hint)
     return name

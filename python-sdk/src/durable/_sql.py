@@ -28,6 +28,7 @@ class Statement:
 
 
 HOUSE_AT_ONCE: Final = 100
+PUBLISHED_AT_ONCE: Final = 1_000
 # A task may sleep for longer than a datetime reaches, in whichever time zone.
 LAST_MOMENT: Final = "9999-12-30 00:00:00Z"
 # What the claim of a worker brings, in this order.
@@ -281,6 +282,50 @@ def flush(
         "select task_id, outcome from durable.flush("
         "%s, %s::text::json, %s::text::json, %s::text::json)",
         (queue, checkpoints, completions, failures),
+    )
+
+
+def publish(
+    queue: str,
+    published: str,
+    checkpoints: str | None,
+    completions: str | None,
+    failures: str | None,
+) -> Statement:
+    return Statement(
+        "select task_id, outcome from durable.publish("
+        "%s, %s::text::json, %s::text::json, %s::text::json, %s::text::json)",
+        (queue, published, checkpoints, completions, failures),
+    )
+
+
+def load_published(queue: str, task_id: UUID) -> Statement:
+    return Statement(
+        "select kind, name, source, times, next from durable.load_published(%s, %s)",
+        (queue, task_id),
+    )
+
+
+def get_value(queue: str, task_id: UUID, key: str) -> Statement:
+    return Statement(
+        "select state, value::text from durable.get_value(%s, %s, %s)",
+        (queue, task_id, key),
+    )
+
+
+def get_stream(queue: str, task_id: UUID, stream: str, start: int) -> Statement:
+    return Statement(
+        "select state, number, value::text, closes, step, attempt, restarted,"
+        " written_at from durable.get_stream(%s, %s, %s, %s, %s)",
+        (queue, task_id, stream, start, PUBLISHED_AT_ONCE),
+    )
+
+
+def get_log_lines(queue: str, task_id: UUID, start: int) -> Statement:
+    return Statement(
+        "select state, number, logged_at, level, logger, step, attempt, message"
+        " from durable.get_log_lines(%s, %s, %s, %s)",
+        (queue, task_id, start, PUBLISHED_AT_ONCE),
     )
 
 

@@ -293,6 +293,22 @@ def result(
 
 
 @app.command()
+def logs(
+    queue: Queue,
+    task_id: TaskId,
+    *,
+    dsn: Dsn,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+    ] = False,
+) -> None:
+    """Print what a task has logged."""
+    with _client(dsn, queue) as client:
+        for line in client.handle(task_id).logs(follow=follow):
+            typer.echo(str(line))
+
+
+@app.command()
 def queues(*, dsn: Dsn) -> None:
     """Print the names of all queues."""
     with _client(dsn) as client:

@@ -226,6 +226,41 @@ def flush(saved: Held, completed: Held, failed: Held | None = None) -> Call:
     )
 
 
+def publish(published: Held, saved: Held, completed: Held | None = None) -> Call:
+    """Publish, save and complete in one statement."""
+    said = published.said(
+        sets=[{"key": "progress", "value": 1, "times": 1}],
+        entries=[{"stream": "news", "number": 0, "value": "first"}],
+        lines=[
+            {
+                "number": 0,
+                "at": "2030-01-01 00:00:00+00",
+                "level": 20,
+                "logger": "task",
+                "message": "begins",
+            }
+        ],
+    )
+    return Call(
+        " ".join(
+            [
+                "publish",
+                published.nick,
+                saved.nick,
+                *([completed.nick] if completed else []),
+            ]
+        ),
+        "select * from durable.publish(%(queue)s, %(said)s, %(saved)s, %(completed)s)",
+        {
+            "said": json.dumps([said]),
+            "saved": json.dumps([saved.said(name="published", value=3)]),
+            "completed": completed and json.dumps([completed.said(result=3)]),
+        },
+        divisible=True,
+        inserts=True,
+    )
+
+
 def extend(*helds: Held) -> Call:
     return _about("extend", "extend_leases", helds)
 

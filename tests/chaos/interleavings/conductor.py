@@ -84,6 +84,15 @@ union all
 select 'version', 'version ' || version, (to_jsonb(versions) - 'queue')::text
 from durable.versions where queue = %(queue)s
 union all
+select 'value', task_id::text, (to_jsonb(task_values) - 'queue')::text
+from durable.task_values where queue = %(queue)s
+union all
+select 'entry', task_id::text, (to_jsonb(stream_entries) - 'queue')::text
+from durable.stream_entries where queue = %(queue)s
+union all
+select 'line', task_id::text, (to_jsonb(log_lines) - 'queue')::text
+from durable.log_lines where queue = %(queue)s
+union all
 select 'queue', 'queue', (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """

@@ -33,6 +33,8 @@ class AsyncDurable(Queues, Spawning, Sending, Operating, Many, Versions):
     as some poolers need; `listen=False` polls for results, where a session is not kept.
     `version` is that of your code, else DURABLE_APP_VERSION says it, if anything does:
     it counts in queues whose policy says so.
+    `keep_logs` keeps with each task what any logger says in it from this level on, such
+    as `logging.INFO`; unless said, what `ctx.logger` says from INFO on.
     Nothing is connected before the first call, and what was
     closed may be entered again.
     """

@@ -14,6 +14,7 @@ from durable._async.database import Database
 from durable._async.handle import AsyncTaskHandle
 from durable._async.results import Results
 from durable._connections import SILENCE
+from durable._hearing import Ear
 from durable._ids import as_uuid
 from durable._names import check_queue_name
 from durable._requests import (
@@ -46,9 +47,11 @@ class Connected:
         listen: bool = True,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
         version: str | None = None,
+        keep_logs: int | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
+        self.news = Ear(self._database.conninfo, listen=listen)
         self.application = Application(
             self._database.conninfo,
             queue,
@@ -57,6 +60,7 @@ class Connected:
             prepare=prepare,
             codec=codec,
             version=version,
+            keep_logs=keep_logs,
         )
 
     def __repr__(self) -> str:
@@ -69,6 +73,7 @@ class Connected:
 
     async def __aenter__(self) -> Self:
         self.results.reopen()
+        self.news.reopen()
         await self._database.reopen()
         return self
 
@@ -84,6 +89,7 @@ class Connected:
         """Close the connections; a pool that was given stays open."""
         await self._database.close()
         self.results.close()
+        self.news.close()
 
     @overload
     def handle(

@@ -18,6 +18,7 @@ from durable._async.family import Family
 from durable._async.http import Requests
 from durable._async.mail import Mail
 from durable._async.patching import Patching
+from durable._async.publishing import Publishing
 from durable._async.steps import OpenStep, Steps
 from durable._async.waiting import Waiting
 from durable._ids import uuid7
@@ -32,7 +33,9 @@ __all__ = ["OpenStep", "TaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class TaskContext(Steps, Waiting, Family, Mail, Patching, Generic[State_co]):
+class TaskContext(
+    Steps, Waiting, Family, Mail, Publishing, Patching, Generic[State_co]
+):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from durable import _sql
 from durable._async import forking
+from durable._async.following import Following
 from durable._messages import message
 from durable._requests import OMITTED
 from durable._results import TaskResult, not_found, opened, output, task_result
@@ -25,7 +26,7 @@ __all__ = ["AsyncTaskHandle"]
 R_co = TypeVar("R_co", covariant=True)
 
 
-class AsyncTaskHandle(Generic[R_co]):
+class AsyncTaskHandle(Following, Generic[R_co]):
     """A task that was spawned. Made again from its id: `app.handle(id, Task)`.
 
     `created` is false if the idempotency key belonged to a task that was there already.

@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool
 
 from durable._application import Application, Lifespan
 from durable._connections import SILENCE
+from durable._hearing import Ear
 from durable._ids import as_uuid
 from durable._names import check_queue_name
 from durable._requests import (
@@ -47,9 +48,11 @@ class Connected:
         listen: bool = True,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
         version: str | None = None,
+        keep_logs: int | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
+        self.news = Ear(self._database.conninfo, listen=listen)
         self.application = Application(
             self._database.conninfo,
             queue,
@@ -58,6 +61,7 @@ class Connected:
             prepare=prepare,
             codec=codec,
             version=version,
+            keep_logs=keep_logs,
         )
 
     def __repr__(self) -> str:
@@ -70,6 +74,7 @@ class Connected:
 
     def __enter__(self) -> Self:
         self.results.reopen()
+        self.news.reopen()
         self._database.reopen()
         return self
 
@@ -85,6 +90,7 @@ class Connected:
         """Close the connections; a pool that was given stays open."""
         self._database.close()
         self.results.close()
+        self.news.close()
 
     @overload
     def handle(

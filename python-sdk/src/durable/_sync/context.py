@@ -21,6 +21,7 @@ from durable._sync.family import Family
 from durable._sync.http import Requests
 from durable._sync.mail import Mail
 from durable._sync.patching import Patching
+from durable._sync.publishing import Publishing
 from durable._sync.steps import OpenStep, Steps
 from durable._sync.waiting import Waiting
 from durable._values import PLAIN, codec
@@ -33,7 +34,9 @@ __all__ = ["OpenStep", "SyncTaskContext"]
 State_co = typing_extensions.TypeVar("State_co", default=Any, covariant=True)
 
 
-class SyncTaskContext(Steps, Waiting, Family, Mail, Patching, Generic[State_co]):
+class SyncTaskContext(
+    Steps, Waiting, Family, Mail, Publishing, Patching, Generic[State_co]
+):
     """What a task does so that it survives.
 
     Whatever it awaits of this may end in `Suspended`: let it pass.

@@ -13,6 +13,7 @@ from durable._messages import message
 from durable._requests import OMITTED
 from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._sync import forking
+from durable._sync.following import Following
 from durable._time import seconds
 from durable._told import HistoryEntry, history_entry
 from durable._values import Codec
@@ -26,7 +27,7 @@ __all__ = ["TaskHandle"]
 R_co = TypeVar("R_co", covariant=True)
 
 
-class TaskHandle(Generic[R_co]):
+class TaskHandle(Following, Generic[R_co]):
     """A task that was spawned. Made again from its id: `app.handle(id, Task)`.
 
     `created` is false if the idempotency key belonged to a task that was there already.

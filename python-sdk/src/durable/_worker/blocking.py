@@ -8,6 +8,7 @@ saved: its task makes one call at a time, so the run cannot leave under it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -17,7 +18,8 @@ from uuid import UUID
 
 from durable._messages import Message
 from durable._values import Codec
-from durable._worker.calls import Calls, exit_refused, inside_a_step
+from durable._worker.calls import Calls, exit_refused
+from durable._worker.executing import Execution, inside_a_step
 from durable._worker.history import Call
 from durable._worker.outcomes import read
 from durable._worker.run import Claimed
@@ -95,24 +97,18 @@ class BlockingRun:
 
     def take(self, kind: str, name: str, branch: None) -> Call:
         """Take the name of a call that is being made."""
-        self._refuse_other_threads()
+        self._refuse_elsewhere()
         return self._run.take(kind, name, branch)
 
     def take_patch(self, name: str, branch: None) -> Call | None:
         """Take the name of a patch; None if the task went past it without one."""
-        self._refuse_other_threads()
+        self._refuse_elsewhere()
         return self._run.take_patch(name, branch)
 
     def accept_patch(self, name: str, branch: None) -> None:
         """Meet a patch if it is recorded."""
-        self._refuse_other_threads()
+        self._refuse_elsewhere()
         self._run.accept_patch(name, branch)
-
-    def _refuse_other_threads(self) -> None:
-        here = threading.get_ident()
-        self._thread = self._thread or here
-        if here != self._thread:
-            raise RuntimeError("the context is used on another thread than its own")
 
     def step(
         self,
@@ -130,7 +126,7 @@ class BlockingRun:
         if saved is not None:
             return read(saved, codec)
         try:
-            value = self.invoke(function, args)
+            value = self.invoke(function, args, Execution(call.key))
         except Exception as error:
             if failed is not None:
                 failed(error)
@@ -139,9 +135,11 @@ class BlockingRun:
             raise
         return self.block(lambda: self._run.save_step(call, value, codec))
 
-    def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    def invoke(
+        self, function: Callable[..., Any], args: Sequence[Any], execution: Execution
+    ) -> Any:
         """Call a step's function, right here."""
-        token = inside_a_step.set(True)
+        token = inside_a_step.set(execution)
         try:
             return function(*args)
         except SystemExit as error:
@@ -201,6 +199,24 @@ class BlockingRun:
         """Return what a transaction step needs of its run."""
         return Transacting(self, self._run.transacting(call))
 
+    @property
+    def logger(self) -> logging.Logger:
+        """The run's own logger."""
+        return self._run.logger
+
+    def publish(
+        self, kind: str, prefix: str, name: str, value: str | None, branch: None
+    ) -> None:
+        """Hand in an entry of a stream, or a value."""
+        if inside_a_step.get() is None:
+            self._refuse_elsewhere()
+        self._run.publish(kind, prefix, name, value, branch)
+
+    def make_room(self) -> None:
+        """Return when what was published is saved, as far as need be."""
+        if self._run.is_crowded:
+            self.block(self._run.make_room)
+
     def heartbeat(self) -> None:
         """Extend the lease now."""
         self.block(self._run.heartbeat)
@@ -208,6 +224,12 @@ class BlockingRun:
     def database_now(self) -> datetime:
         """Return the time of the database."""
         return self._run.database_now()
+
+    def _refuse_elsewhere(self) -> None:
+        here = threading.get_ident()
+        self._thread = self._thread or here
+        if here != self._thread:
+            raise RuntimeError("the context is used on another thread than its own")
 
     def block(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do it on the worker's loop, and wait here.

@@ -8,13 +8,12 @@ From its beginning to its end a call is busy: the run does not leave under it.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from inspect import CO_COROUTINE
 from types import FunctionType
@@ -25,6 +24,7 @@ from durable._messages import Message
 from durable._names import Names
 from durable._values import Codec, changed_in_roundtrip
 from durable._worker.baggage import Baggage
+from durable._worker.executing import Execution, inside_a_step
 from durable._worker.history import Call
 from durable._worker.lane import Lane
 from durable._worker.outcomes import read
@@ -56,10 +56,6 @@ _REASONS: Final = {
     "lost": "lease lost",
 }
 
-# Set while a step's function runs: steps are leaves.
-inside_a_step: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "durable.inside_a_step", default=False
-)
 _compared: set[tuple[str, str]] = set()
 
 
@@ -135,8 +131,7 @@ class Calls(Baggage):
 
     def database_now(self) -> datetime:
         """Return the time of the database: that of the claim, and what passed since."""
-        passed = time.monotonic() - self.claimed.asked
-        return self.claimed.claimed_at + timedelta(seconds=passed)
+        return self._run.database_now()
 
     # -- one call ------------------------------------------------------------------
 
@@ -171,7 +166,7 @@ class Calls(Baggage):
     def _key(self, kind: str, name: str, branch: Branch | None) -> str:
         run = self._run
         run.refuse_unless_open()
-        if inside_a_step.get():
+        if inside_a_step.get() is not None:
             raise RuntimeError(
                 f"{kind or 'step'} {name!r} is called inside a step's function: "
                 "a step is a leaf, make durable calls from the task itself"
@@ -211,6 +206,8 @@ class Calls(Baggage):
         except BaseException:
             self._waits.exit(branch)
             raise
+        if self._history.replays:
+            self._history.asked(call.key)
         saved = self._history.saved.get(call.key)
         if saved is not None:
             self._waits.exit(branch)
@@ -223,18 +220,20 @@ class Calls(Baggage):
             run.loop.call_soon_threadsafe(run.leave, "lease lost")
             raise Suspended("lease lost")
         run.refuse_unless_open()
+        if self._history.replays:
+            self._history.asked(call.key)
         return self._history.saved.get(call.key)
 
     async def _save(self, call: Call, value: str) -> Resolved:
         write = self._history.value(call, value)
-        await self._run.refusable(self._run.services.saving.submit(write))
+        await self._run.refusable(self._run.save(write))
         return self._history.remember(call.key, Resolved("done", value))
 
     async def save_failures(self, before: float = float("inf")) -> None:
-        """Save the failed steps that the task has caught before a call."""
+        """Save what the task has published, and the failed steps it caught, before."""
         write = self._history.failures(before)
-        if write is not None:
-            await self._run.refusable(self._run.services.saving.submit(write))
+        if write is not None or self._run.publishes:
+            await self._run.refusable(self._run.save(write))
 
     # -- steps ---------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ class Calls(Baggage):
             return read(saved, codec)
         try:
             try:
-                value = await self.invoke(function, args)
+                value = await self.invoke(function, args, Execution(call.key))
             except Exception as error:
                 if failed is not None:
                     failed(error)
@@ -292,9 +291,11 @@ class Calls(Baggage):
         await self._save(call, text)
         return value_read
 
-    async def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    async def invoke(
+        self, function: Callable[..., Any], args: Sequence[Any], execution: Execution
+    ) -> Any:
         """Call a step's function: on the loop, or in a thread if it is synchronous."""
-        token = inside_a_step.set(True)
+        token = inside_a_step.set(execution)
         try:
             if is_async(function):
                 return await function(*args)
@@ -403,6 +404,8 @@ class Calls(Baggage):
             return []
         known = self._history.saved
         missing = [call for call, _ in children if call.key not in known]
+        for call, _ in children if self._history.replays else ():
+            self._history.asked(call.key)
         saved, branch = await self.begin((missing or [children[0][0]])[0])
         if saved is None:
             try:
@@ -428,6 +431,54 @@ class Calls(Baggage):
     def transacting(self, call: Call) -> AsyncTransacting:
         """Return what a transaction step needs of its run."""
         return AsyncTransacting(self, self._run, call)
+
+    # -- publishing ----------------------------------------------------------------
+
+    @property
+    def logger(self) -> logging.Logger:
+        """The run's own logger."""
+        return self._run.logger
+
+    def publish(
+        self,
+        kind: str,
+        prefix: str,
+        name: str,
+        value: str | None,
+        branch: Branch | None,
+    ) -> None:
+        """Hand in an entry of a stream, or a value. A step's function may do so, too.
+
+        What the task's own code publishes takes a name, as every durable call does.
+        """
+        run = self._run
+        run.refuse_unless_open()
+        execution = inside_a_step.get()
+        if execution is None or value is None:
+            self.take(kind, f"{prefix}{name}", branch)
+        elif execution.in_transaction:
+            raise RuntimeError(
+                f"{kind} {name!r} is published inside a transaction's function:"
+                " publish it before or after the transaction"
+            )
+        publishing = run.publishing()
+        publishing.refuse(name if kind == "stream" else "")
+        if kind == "value":
+            publishing.hand_in("set", f"{prefix}{name}", execution, value)
+            return
+        source = f"$stream:{prefix}{name}" if execution is None else execution.step
+        publishing.hand_in("write", name, source, execution, value)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether who has published something should wait for it to be saved."""
+        return self._run.publishes and self._run.publishing().is_crowded
+
+    async def make_room(self) -> None:
+        """Return when what was published is saved, as far as need be."""
+        if self.is_crowded:
+            await self._run.publishing().thins_out()
+        self._run.refuse_unless_open()
 
     async def heartbeat(self) -> None:
         """Extend the lease now. Raises Suspended if it is lost."""

@@ -49,7 +49,16 @@ class History:
     for them yet, or they are internal. A failure that is kept counts as complete.
     """
 
-    __slots__ = ("_claimed", "_failures", "_holder", "_vault", "aside", "saved")
+    __slots__ = (
+        "_claimed",
+        "_failures",
+        "_holder",
+        "_unasked",
+        "_vault",
+        "aside",
+        "replays",
+        "saved",
+    )
 
     def __init__(
         self,
@@ -63,6 +72,13 @@ class History:
         self._claimed = claimed
         self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
         self._failures: list[_Failure] = []
+        self._unasked = {key for key in saved if not key.startswith(INTERNAL)}
+        self.replays = bool(self._unasked)  # nothing new has been called for yet
+
+    def asked(self, key: str) -> None:
+        """Know that a call was made: the run replays until all that is saved was."""
+        self._unasked.discard(key)
+        self.replays = bool(self._unasked) and key in self.saved
 
     def open(self) -> None:
         """Open what was loaded sealed. Raises UnreadablePayload."""
@@ -123,6 +139,12 @@ class History:
             self._claimed.task_id,
             "",
             failure=f'{self._holder}"retryable":{retryable},"error":{error}}}',
+        )
+
+    def holder_json(self, *parts: str) -> str:
+        """Return an object that says who holds the task, and these parts of it."""
+        return (
+            f"{self._holder}{','.join(parts)}}}" if parts else f"{self._holder[:-1]}}}"
         )
 
     def _all_caught(self) -> str:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 from uuid import UUID
 
@@ -26,6 +27,8 @@ import psycopg
 from durable._json import Unsavable
 from durable._worker.failures import error_json, is_final, mark_recorded, said
 from durable._worker.history import History
+from durable._worker.logs import TaskLogger
+from durable._worker.publishing import Publishing
 from durable._worker.replay import Past
 from durable._worker.saving import Write
 from durable._worker.waits import Branch, Resolved, Waits
@@ -84,7 +87,9 @@ class Run:
         "_code_ended",
         "_code_runs",
         "_ended",
+        "_logger",
         "_patience",
+        "_publishing",
         "claimed",
         "completed",
         "definition",
@@ -129,6 +134,8 @@ class Run:
         self.task: asyncio.Task[None] | None = None  # in which it is executed
         self._code_runs = False
         self._patience: asyncio.TimerHandle | None = None
+        self._logger: logging.Logger | None = None
+        self._publishing: Publishing | None = None  # since something was published
         self._code_ended = code_ended
         self._ended: Callable[[Run], None] | None = ended
 
@@ -164,6 +171,32 @@ class Run:
                 _stack(self.task),
             )
         self._end()
+
+    # -- saving --------------------------------------------------------------------
+
+    def publishing(self) -> Publishing:
+        """Return where the run hands in what it publishes."""
+        if self._publishing is None:
+            self._publishing = Publishing(self)
+        return self._publishing
+
+    @property
+    def logger(self) -> logging.Logger:
+        """The run's own logger, whose lines are kept with the task."""
+        if self._logger is None:
+            self._logger = TaskLogger(self)
+        return self._logger
+
+    @property
+    def publishes(self) -> bool:
+        """Whether the run has published anything."""
+        return self._publishing is not None
+
+    def save(self, write: Write | None = None) -> Awaitable[str]:
+        """Save a write, with what was published before; or only that."""
+        if self._publishing is not None or write is None:
+            return self.publishing().save(write)
+        return self.services.saving.submit(write)
 
     # -- ending --------------------------------------------------------------------
 
@@ -273,7 +306,7 @@ class Run:
         await self._save_end(self.history.completion(result))
 
     async def _save_end(self, write: Write) -> None:
-        outcome = await self.services.saving.submit(write)
+        outcome = await self.save(write)
         if outcome != "ok":
             logger.warning(
                 "the end of task %s came too late: %s", self.claimed.task_id, outcome
@@ -289,7 +322,14 @@ class Run:
             self.over = True
             self._tell_code_ended()
             self.waits.release(self.left)
+            if self._publishing is not None:
+                self._publishing.end()
             ended(self)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of the run is saved any more."""
+        return self._ended is None
 
     def _log_failure(self, error: BaseException) -> None:
         claimed = self.claimed
@@ -300,13 +340,24 @@ class Run:
             claimed.task_id,
             said(error),
             exc_info=error,
-            extra={
-                "queue": claimed.queue,
-                "task_id": str(claimed.task_id),
-                "run_id": str(claimed.run_id),
-                "attempt": claimed.attempt,
-            },
+            extra=self.ids,
         )
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What a log record says of the run."""
+        claimed = self.claimed
+        return {
+            "queue": claimed.queue,
+            "task_id": str(claimed.task_id),
+            "run_id": str(claimed.run_id),
+            "attempt": claimed.attempt,
+        }
+
+    def database_now(self) -> datetime:
+        """Return the time of the database: that of the claim, and what passed since."""
+        passed = time.monotonic() - self.claimed.asked
+        return self.claimed.claimed_at + timedelta(seconds=passed)
 
     # -- what the claim allows -----------------------------------------------------
 
@@ -334,9 +385,13 @@ class Run:
             self.give_up(str(outcome))
         return outcome
 
+    def lose(self, outcome: str) -> None:
+        """Leave, for the claim is over: cancelled or lost."""
+        self.leave(_REASONS[outcome])
+
     def give_up(self, outcome: str) -> NoReturn:
         """Leave, for the claim is over: cancelled or lost. Raises Suspended."""
-        self.leave(_REASONS[outcome])
+        self.lose(outcome)
         raise self.left or Suspended(_REASONS[outcome])
 
 

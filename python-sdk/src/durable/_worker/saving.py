@@ -29,9 +29,10 @@ _LARGE: Final = 256 * 1024
 
 
 class Write(NamedTuple):
-    """What one run saves at a time: checkpoints, and perhaps its end.
+    """What one run saves at a time: checkpoints, what it publishes, perhaps its end.
 
-    Each as `durable.flush` takes it, several divided by commas, empty if there is none.
+    Each as `durable.flush` takes it, several divided by commas, empty if there is none;
+    what it publishes is one element as `durable.publish` takes it.
     """
 
     queue: str
@@ -39,6 +40,7 @@ class Write(NamedTuple):
     checkpoints: str
     completion: str = ""
     failure: str = ""
+    published: str = ""
 
 
 class Saving:
@@ -78,11 +80,16 @@ class Saving:
             ]
 
     async def _flush(self, queue: str, writes: Sequence[Write]) -> Outcomes:
-        statement = _sql.flush(
-            queue,
+        parts = (
             _array([write.checkpoints for write in writes]),
             _array([write.completion for write in writes]),
             _array([write.failure for write in writes]),
+        )
+        published = _array([write.published for write in writes])
+        statement = (
+            _sql.flush(queue, *parts)
+            if published is None
+            else _sql.publish(queue, published, *parts)
         )
         rows = await self._link.fetch(statement, patient=False)
         refused = dict(rows)
@@ -109,6 +116,7 @@ class Saving:
 def _size(write: Write) -> int:
     """Return its bytes, roughly."""
     size = len(write.checkpoints) + len(write.completion) + len(write.failure)
+    size += len(write.published)
     return _ALONE if size > _LARGE else size
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from durable._worker.executing import Execution
 from durable._worker.history import Call
 from durable._worker.run import Claimed, Run
 from durable._worker.waits import Branch, Resolved
@@ -114,7 +115,8 @@ class AsyncTransacting(_Common):
 
     async def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call the step's function."""
-        return await self._calls.invoke(function, args)
+        execution = Execution(self.key, in_transaction=True)
+        return await self._calls.invoke(function, args, execution)
 
     async def give_up(self, outcome: str) -> NoReturn:
         """End the run here, for its claim is over. Raises Suspended."""
@@ -151,7 +153,8 @@ class Transacting(_Common):
 
     def invoke(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call the step's function, right here."""
-        return self._blocking.invoke(function, args)
+        execution = Execution(self.key, in_transaction=True)
+        return self._blocking.invoke(function, args, execution)
 
     def give_up(self, outcome: str) -> NoReturn:
         """End the run here, for its claim is over. Raises Suspended."""

@@ -25,10 +25,12 @@ from durable._worker.calls import Calls
 from durable._worker.claims import Claims, load_checkpoints
 from durable._worker.code import begun
 from durable._worker.doors import Doors
+from durable._worker.executing import current_run
 from durable._worker.failures import mark_recorded
 from durable._worker.held import Held
 from durable._worker.leases import Leases
 from durable._worker.link import Link
+from durable._worker.logs import kept_logs
 from durable._worker.run import Claimed, Run
 from durable._worker.services import Services
 from durable.errors import UnreadablePayload
@@ -132,6 +134,7 @@ class Worker:
 
     async def _start(self) -> None:
         self._context = contextvars.copy_context()
+        self._exits.enter_context(kept_logs(self._application.keep_logs))
         lifespan = self._application.lifespan
         state = None
         if lifespan is not None:
@@ -328,6 +331,8 @@ class Worker:
 
     async def _execute(self, run: Run) -> None:
         definition = run.definition
+        if self._application.keep_logs is not None:
+            current_run.set(run)
         try:
             params = definition.load_params(run.open_params())
             body = definition.bind()

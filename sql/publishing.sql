@@ -1,0 +1,308 @@
+-- What a running task tells those who watch it: values, streams, a log.
+--
+-- Only who holds the task publishes for it. Numbers are its worker's, who alone knows
+-- what comes next: a claim that says the same number again has said it before, and a
+-- former claim is refused by the fence. So a call that is repeated adds nothing.
+
+create or replace function durable.publish(
+  queue text,
+  published json,
+  checkpoints json default null,
+  completions json default null,
+  failures json default null
+)
+returns setof durable.write_outcome
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '200ms'
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+set jit = off
+as $$
+declare
+  _queue text collate "C" := durable._granted(queue);
+  _held uuid[];
+begin
+  perform durable._lock_each(_queue, array[published, checkpoints, completions, failures]);
+  _held := durable._publish(_queue, published, durable._now());
+  if cardinality(_held) < json_array_length(published) then
+    return query select * from durable._unpublished(_queue, published, completions, failures);
+  end if;
+  if num_nonnulls(checkpoints, completions, failures) > 0 then
+    return query
+      select written.task_id, written.outcome
+      from durable._write(_queue, checkpoints, completions, failures) as written;
+  end if;
+  perform durable._tell_followers(_queue, _held);
+end;
+$$;
+
+comment on function durable.publish is
+'flush, with what tasks publish, in one statement and one commit. published: [{"task_id",
+"claim", "sets": [{"key", "value", "times"}, ...], "entries": [{"stream", "number",
+"source", "restarted", "closes", "value"}, ...], "lines": [{"number", "at", "level",
+"logger", "step", "message"}, ...]}, ...], one element a task, each part may be left out.
+A number that is there already is passed over. Whoever follows these tasks is told.
+Returns and raises as flush does.';
+
+
+-- As _lock_own, of whatever has claims.
+create or replace function durable._lock_each(queue text, parts json[])
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform
+  from (
+    select distinct held.task_id, held.claim
+    from unnest(parts) as part
+    cross join lateral json_to_recordset(part) as held (task_id uuid, claim integer)
+    order by held.task_id
+    offset 0 -- sorted before the first is locked
+  ) as own
+  cross join lateral (
+    select
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+      and own.claim % 2 = 1
+    offset 0
+    for no key update
+  ) as task;
+end;
+$$;
+
+
+-- Publishes for those whose claims hold, which the caller has locked; returns them.
+create or replace function durable._publish(queue text, published json, at timestamptz)
+returns uuid[]
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _held uuid[];
+  _claims integer[];
+  _attempts integer[];
+  _sets json[];
+  _entries json[];
+  _lines json[];
+begin
+  select
+    array_agg(own.task_id), array_agg(own.claim), array_agg(task.attempt),
+    array_agg(own.sets), array_agg(own.entries), array_agg(own.lines)
+  into _held, _claims, _attempts, _sets, _entries, _lines
+  from json_to_recordset(published) as own (
+    task_id uuid, claim integer, sets json, entries json, lines json
+  )
+  cross join lateral (
+    select tasks.attempt
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
+      and own.claim % 2 = 1
+    offset 0
+  ) as task;
+  if num_nonnulls(variadic _sets) > 0 then
+    perform durable._set_values(_queue, _held, _sets, at);
+  end if;
+  if num_nonnulls(variadic _entries) > 0 then
+    perform durable._write_entries(_queue, _held, _claims, _attempts, _entries, at);
+  end if;
+  if num_nonnulls(variadic _lines) > 0 then
+    perform durable._write_lines(_queue, _held, _claims, _attempts, _lines);
+  end if;
+  return coalesce(_held, '{}');
+end;
+$$;
+
+
+create or replace function durable._set_values(queue text, task_ids uuid[], sets json[], at timestamptz)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  insert into durable.task_values (task_id, set_at, times, queue, key, value)
+  select
+    own.task_id, at, coalesce(new.times, 0), _queue,
+    durable._checked_name('name of a value', new.key, 512),
+    durable._checked_entry('a value', new.value)
+  from unnest(task_ids, sets) as own (task_id, sets)
+  cross join lateral json_to_recordset(own.sets) as new (key text, value json, times integer)
+  on conflict on constraint task_values_pkey do update
+  set set_at = excluded.set_at, times = excluded.times, value = excluded.value;
+end;
+$$;
+
+
+create or replace function durable._write_entries(
+  queue text, task_ids uuid[], claims integer[], attempts integer[], entries json[], at timestamptz
+)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  insert into durable.stream_entries (
+    task_id, written_at, number, claim, attempt, restarted, queue, stream, source, value
+  )
+  select
+    own.task_id, at, new.number, own.claim, own.attempt, coalesce(new.restarted, false), _queue,
+    durable._checked_name('name of a stream', new.stream, 255),
+    durable._checked_name('source of an entry', coalesce(new.source, '$stream:' || new.stream), 512),
+    case when new.closes then null else durable._checked_entry('entry of a stream', new.value) end
+  from unnest(task_ids, claims, attempts, entries) as own (task_id, claim, attempt, entries)
+  cross join lateral json_to_recordset(own.entries) as new (
+    stream text, number integer, source text, restarted boolean, closes boolean, value json
+  )
+  on conflict do nothing;
+end;
+$$;
+
+
+create or replace function durable._write_lines(
+  queue text, task_ids uuid[], claims integer[], attempts integer[], lines json[]
+)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  insert into durable.log_lines (
+    task_id, logged_at, number, claim, attempt, level, queue, logger, step, message
+  )
+  select
+    own.task_id, new.at, new.number, own.claim, own.attempt, new.level, _queue, new.logger, new.step,
+    durable._end_of(new.message)
+  from unnest(task_ids, claims, attempts, lines) as own (task_id, claim, attempt, lines)
+  cross join lateral json_to_recordset(own.lines) as new (
+    number integer, at timestamptz, level integer, logger text, step text, message text
+  )
+  on conflict do nothing;
+end;
+$$;
+
+
+create or replace function durable._checked_entry(what text, value json)
+returns json
+language plpgsql
+immutable
+as $$
+begin
+  if octet_length(value::text) > 16777216 then
+    perform durable._refuse_argument(format('%s is %s bytes', what, octet_length(value::text)),
+      'Pass at most 16777216 bytes; store large data elsewhere and pass where it is.');
+  end if;
+  return coalesce(value, 'null');
+end;
+$$;
+
+
+-- Whose publications were refused. A claim that ends in the same call is spoken for
+-- there: said again, it has published the first time.
+create or replace function durable._unpublished(
+  queue text, published json, completions json, failures json
+)
+returns setof durable.write_outcome
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return query
+    select own.task_id, durable._refusal(_queue, own.task_id, own.claim)
+    from (
+      select said.task_id, said.claim
+      from json_to_recordset(published) as said (task_id uuid, claim integer)
+      except
+      select ended.task_id, ended.claim
+      from unnest(array[completions, failures]) as part
+      cross join lateral json_to_recordset(part) as ended (task_id uuid, claim integer)
+    ) as own
+    where not durable._hold(_queue, own.task_id, own.claim);
+end;
+$$;
+
+
+create or replace function durable._tell_followers(queue text, task_ids uuid[])
+returns void
+language plpgsql
+as $$
+begin
+  if not pg_try_advisory_xact_lock_shared(hashtext('durable.news'), hashtext(queue)) then
+    perform pg_notify('durable_news', task_id::text) from unnest(task_ids) as task_id;
+  end if;
+end;
+$$;
+
+
+create or replace function durable.load_published(queue text, task_id uuid)
+returns setof durable.publication
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+set jit = off
+as $$
+declare
+  _queue text collate "C" := durable._granted(queue);
+  _task_id uuid := task_id;
+begin
+  return query
+    select 'stream', said.stream::text, said.source::text, said.times::integer, (said.last + 1)::integer
+    from (
+      select stream_entries.stream, stream_entries.source, count(*) as times, max(stream_entries.number) as last
+      from durable.stream_entries
+      where stream_entries.queue = _queue and stream_entries.task_id = _task_id
+      group by stream_entries.stream, stream_entries.source
+    ) as said
+    union all
+    select 'value', task_values.key::text, null, task_values.times, null
+    from durable.task_values
+    where task_values.queue = _queue and task_values.task_id = _task_id
+    union all
+    select 'log', null, null, (max(log_lines.number) + 1)::integer, (max(log_lines.number) + 1)::integer
+    from durable.log_lines
+    where log_lines.queue = _queue and log_lines.task_id = _task_id
+    having count(*) > 0;
+end;
+$$;
+
+comment on function durable.load_published is
+'What a task that a worker has claimed again has published so far, by how much: for
+publish to go on, and for a replay to pass over what its code has said before.';
+
+
+-- Once the tasks are gone, or with them.
+create or replace function durable._delete_published(queue text, task_ids uuid[])
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  delete from durable.task_values where task_values.queue = _queue and task_values.task_id = any (task_ids);
+  delete from durable.stream_entries where stream_entries.queue = _queue and stream_entries.task_id = any (task_ids);
+  delete from durable.log_lines where log_lines.queue = _queue and log_lines.task_id = any (task_ids);
+end;
+$$;
+
+
+create or replace function durable._purge_published(queue text)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  delete from durable.task_values where task_values.queue = _queue;
+  delete from durable.stream_entries where stream_entries.queue = _queue;
+  delete from durable.log_lines where log_lines.queue = _queue;
+end;
+$$;
