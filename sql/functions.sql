@@ -17,6 +17,7 @@
 \ir doors.sql
 \ir notes.sql
 \ir waking.sql
+\ir first.sql
 
 -- For everyone: queues, tasks, events, results
 \ir queues.sql
@@ -33,6 +34,7 @@
 \ir waits.sql
 \ir settling.sql
 \ir children.sql
+\ir elsewhere.sql
 
 -- Housekeeping: what nobody asked for but everybody needs
 \ir recovery.sql

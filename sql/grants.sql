@@ -42,7 +42,7 @@ begin
     durable.load_checkpoints, durable.hold_task, durable.flush, durable.save_checkpoints,
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
-    durable.emit_from_task, durable.keep_house, durable.expire_leases,
+    durable.spawn_children_in, durable.emit_from_task, durable.keep_house, durable.expire_leases,
     durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events
   to durable_worker;
 

@@ -122,6 +122,7 @@ begin
   where idempotency_keys.queue = _queue order by idempotency_keys.key for update;
   perform from durable.tasks
   where tasks.queue = _queue order by tasks.task_id for update;
+  perform durable._part_from_watchers(_queue);
   delete from durable.waits where waits.queue = _queue;
   delete from durable.notes where notes.queue = _queue;
   delete from durable.checkpoints where checkpoints.queue = _queue;

@@ -99,7 +99,8 @@ begin
       select task.task_id
       from unnest(_held) as held (task_id)
       cross join lateral (
-        select tasks.task_id, tasks.parent_task_id, tasks.idempotency_key
+        select tasks.task_id, tasks.parent_task_id, coalesce(tasks.parent_queue, _queue) as parent_queue,
+          tasks.idempotency_key
         from durable.tasks
         where tasks.queue = _queue and tasks.task_id = held.task_id
         offset 0
@@ -107,7 +108,7 @@ begin
       cross join lateral (
         select count(*) as times
         from durable.tasks
-        where tasks.queue = _queue and tasks.task_id = task.parent_task_id
+        where tasks.queue = task.parent_queue and tasks.task_id = task.parent_task_id
         offset 0
       ) as parent
       where case -- in this order: a key is freed with its task, or not at all
@@ -172,6 +173,16 @@ begin
         where waits.queue = _queue and waits.task_id = deleted.task_id
         offset 0
       ) as wait
+    ),
+    array(
+      select watch.ctid
+      from unnest(task_ids) as deleted (task_id)
+      cross join lateral (
+        select watches.ctid
+        from durable.watches
+        where watches.queue = _queue and watches.task_id = deleted.task_id
+        offset 0
+      ) as watch
     ));
 end;
 $$;
@@ -200,7 +211,7 @@ $$;
 
 -- As in _take: without an index to walk, by place is the one way.
 create or replace function durable._delete_at(
-  queue text, of_tasks tid[], of_runs tid[], of_checkpoints tid[], of_waits tid[]
+  queue text, of_tasks tid[], of_runs tid[], of_checkpoints tid[], of_waits tid[], of_watches tid[]
 )
 returns void
 language plpgsql
@@ -209,6 +220,7 @@ as $$
 declare
   _queue text collate "C" := queue;
 begin
+  delete from durable.watches where watches.queue = _queue and watches.ctid = any (of_watches);
   delete from durable.waits where waits.queue = _queue and waits.ctid = any (of_waits);
   delete from durable.checkpoints where checkpoints.queue = _queue and checkpoints.ctid = any (of_checkpoints);
   delete from durable.runs where runs.queue = _queue and runs.ctid = any (of_runs);

@@ -67,13 +67,14 @@ as $$
 declare
   _queue text collate "C" := queue;
   _parent uuid;
+  _parent_queue text collate "C";
 begin
-  select tasks.parent_task_id into _parent
+  select tasks.parent_task_id, coalesce(tasks.parent_queue, _queue) into _parent, _parent_queue
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _hold_parent_of.task_id;
   perform
   from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _parent
+  where tasks.queue = _parent_queue and tasks.task_id = _parent
   for share;
 end;
 $$;
@@ -114,6 +115,7 @@ $$;
 
 -- Exactly those that this task's end cancelled. A child that cannot be had is being
 -- looked at by nobody else who could end it: waiting for it is safe, since ids ascend.
+-- Those in other queues are tried.
 create or replace function durable._revive_below(queue text, root uuid)
 returns void
 language plpgsql
@@ -138,6 +140,9 @@ begin
       perform durable._revive(_queue, _id);
     end if;
   end loop;
+  perform durable._reach_below(_queue,
+    array(select tree.task_id from durable._tree(_queue, root) as tree),
+    'revived_above', _queue, root);
 end;
 $$;
 
@@ -153,7 +158,7 @@ begin
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params,
     (max_attempts, task.retry, task.headers, null, null, task.max_duration, null)::durable._spawn_options,
     null);
-  perform durable._insert_tasks(queue, array[_new], _now);
+  perform durable._insert_tasks(queue, array[_new], _now, null);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
 end;
 $$;

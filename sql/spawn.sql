@@ -89,7 +89,7 @@ begin
   loop
     perform durable._hold_parent(_queue, _parent);
   end loop;
-  perform durable._insert_tasks(_queue, _new, _now);
+  perform durable._insert_tasks(_queue, _new, _now, null);
   return query
     select spawned.task_id, spawned.run_id, spawned.attempt, spawned.created
     from durable._spawned(_queue, _new) as spawned;
@@ -245,20 +245,23 @@ end;
 $$;
 
 
-create or replace function durable._insert_tasks(queue text, new durable._new_task[], at timestamptz)
+-- parent_queue: of their parent, if that is another one.
+create or replace function durable._insert_tasks(
+  queue text, new durable._new_task[], at timestamptz, parent_queue text
+)
 returns void
 language plpgsql
 as $$
 begin
   insert into durable.tasks (
     task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-    idempotency_key, params, headers, retry, available_at, deadline_at
+    idempotency_key, params, headers, retry, available_at, deadline_at, parent_queue
   )
   select
     task.task_id, (task.options).parent_task_id, at, (task.options).max_duration,
     (task.options).max_attempts, queue, task.name, (task.options).idempotency_key,
     coalesce(task.params, 'null'), (task.options).headers, (task.options).retry, at,
-    at + make_interval(secs => (task.options).max_delay)
+    at + make_interval(secs => (task.options).max_delay), parent_queue
   from unnest(new) as task
   where task.existing_id is null;
   perform durable._knock(queue, 'work');

@@ -144,11 +144,11 @@ class BlockingRun:
         """Emit an event."""
         return self.block(lambda: self._run.emit(call, event, payload))
 
-    def spawn(self, call: Call, child: str) -> Resolved:
+    def spawn(self, call: Call, queue: str, child: str) -> Resolved:
         """Spawn a child."""
-        return self.block(lambda: self._run.spawn(call, child))
+        return self.block(lambda: self._run.spawn(call, queue, child))
 
-    def spawn_all(self, children: Sequence[tuple[Call, str]]) -> list[Resolved]:
+    def spawn_all(self, children: Sequence[tuple[Call, str, str]]) -> list[Resolved]:
         """Spawn children."""
         return self.block(lambda: self._run.spawn_all(children))
 

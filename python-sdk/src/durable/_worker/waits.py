@@ -46,6 +46,8 @@ class Wait:
     after: int
     event: str | None = None
     task_ids: Sequence[str] | None = None
+    queues: Sequence[str | None] | None = None  # of each of them; None: the task's own
+    any_of: bool = False  # the first of them ends the wait
     due: float | None = None  # by time.monotonic(); when a sleep ends, or a timeout
     until: str | None = None  # the same as a moment of the database's clock
     future: asyncio.Future[Resolved] = field(init=False)
@@ -61,6 +63,10 @@ class Wait:
             spec["event"] = self.event
         if self.task_ids is not None:
             spec["task_ids"] = self.task_ids
+        if self.queues is not None:
+            spec["queues"] = self.queues
+        if self.any_of:
+            spec["any_of"] = True
         if self.until is not None:
             spec["until"] = self.until
         elif self.due is not None:
