@@ -291,6 +291,7 @@ as $$
     union all select waits::text from durable.waits
     union all select idempotency_keys::text from durable.idempotency_keys
     union all select notes::text from durable.notes
+    union all select watches::text from durable.watches
     union all select queues::text from durable.queues
   ) as lines (line);
 $$;

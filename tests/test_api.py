@@ -33,6 +33,7 @@ CONTEXT = {
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
+    *["call", "gather", "first"],
 }
 
 

@@ -45,7 +45,7 @@ WORKER = (
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
-        *("spawn_children", "emit_from_task"),
+        *("spawn_children", "spawn_children_in", "emit_from_task"),
     }
 )
 OPERATING = {"queue_stats", "retry_task", "drop_queue"}

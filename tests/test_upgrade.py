@@ -28,6 +28,7 @@ SHIPPED = [
     ("install",),
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
+    ("0006_children_elsewhere.sql",),
 ]
 
 CUT = """
@@ -129,6 +130,13 @@ def test_brings_the_first_version_to_this_one(
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
 comment on table durable.queues is 'As it was.';
+drop view durable.task_list, durable.waiting;
+alter table durable.tasks drop column parent_queue, drop column child_queues;
+alter table durable.waits drop column task_queues, drop column any_of;
+comment on column durable.waits.task_ids is 'As it was.';
+alter table durable.notes drop column root_queue, drop column root_task_id;
+drop table durable.watches;
+delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
 delete from durable.migrations where number > 1;
 """)
     migrate()

@@ -4,7 +4,7 @@ select plan(20);
 
 select tables_are('durable', array[
   'migrations', 'queues', 'tasks', 'runs', 'checkpoints', 'events', 'waits',
-    'idempotency_keys', 'notes'
+    'watches', 'idempotency_keys', 'notes'
 ], 'the tables are these');
 select views_are('durable', array['attempts', 'waiting', 'workers', 'task_list', 'history'],
   'the views are these');
