@@ -66,7 +66,7 @@ end;
 $$;
 """
 TABLES: Final = re.compile(
-    r"\bdurable\.(tasks|runs|checkpoints|waits|events|idempotency_keys|notes|queues)\b"
+    r"\bdurable\.(tasks|runs|checkpoints|waits|watches|events|idempotency_keys|notes|queues)\b"
 )
 POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")
 TOKEN: Final = re.compile(

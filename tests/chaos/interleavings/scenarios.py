@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 
 from tests.chaos.interleavings import calls as do
-from tests.chaos.interleavings.calls import WORKER, Call, Held
+from tests.chaos.interleavings.calls import FAR, WORKER, Call, Held
 
 __all__ = ["HOUR", "SCENARIOS", "Scenario", "Stage"]
 
@@ -44,7 +44,8 @@ class Stage:
             for key, arg in args.items()
         }
         self.at(self._seconds + 1)
-        return self._session.execute(query, {"queue": self.queue, **args}).fetchall()
+        args = {"queue": self.queue, "far": f"{self.queue}{FAR}", **args}
+        return self._session.execute(query, args).fetchall()
 
     def at(self, seconds: float) -> None:
         """Move to so many seconds from the hour."""
@@ -82,9 +83,27 @@ class Stage:
         """Spawn a task and claim it."""
         return self.hold(self.spawn(nick, parent, **more), lease=lease)
 
+    def held_below(self, parent: Held, call: Call) -> Held:
+        """Let a task have a child by `spawn_far` or `spawn_back`, and claim that."""
+        nick = call.name.split(" ")[-1]
+        query = call.query.replace("select name, created", "select task_id")
+        ((task_id,),) = self._rows(query, **call.args)
+        self.nicks[str(task_id)] = nick
+        child = Held(nick, task_id)
+        where = "queue" if "in(%(far)s" in query else "far"
+        claim = CLAIM.replace("%(queue)s", f"%({where})s")
+        ((_, number),) = self._rows(claim, worker=WORKER, names=[nick], lease=10**5)
+        assert parent.task_id < task_id
+        return child._replace(claim=number)
+
+    def reach_far(self) -> None:
+        """Create the other queue."""
+        policy = {"keep_tasks": 60, "keep_events": 60}
+        self._rows("select durable.create_queue(%(far)s, %(policy)s)", policy=policy)
+
     def done(self, call: Call) -> None:
         """Make a call."""
-        self._rows(call.query, **call.args)
+        self._rows(call.query, **call.on(self.queue))
 
     def left_to_notes(self, call: Call) -> None:
         """Make a call outside READ COMMITTED: what follows from it is left to notes."""
@@ -480,6 +499,86 @@ def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
     ]
 
 
+def a_parent_asleep_until_its_children_elsewhere_end(stage: Stage) -> list[Call]:
+    stage.reach_far()
+    parent = stage.held("parent", max_attempts=1)
+    near = stage.held("near", parent)
+    far = stage.held_below(parent, do.spawn_far(parent, "far", max_attempts=1))
+    back = stage.held_below(far, do.spawn_back(far, "back"))
+    both = do.mixed(do.join(near, far), None, FAR)
+    stage.done(do.suspend(parent, waits=[both, do.event()]))
+    return [
+        do.complete(near),
+        do.cancel(near),
+        do.far(do.complete(far)),
+        do.far(do.fail(far)),
+        do.far(do.cancel(far)),
+        do.far(do.spawn_children(far, "more")),
+        do.spawn_back(far, "more-back"),
+        do.complete(back),
+        do.suspend(back, waits=[do.event("more")]),
+        do.cancel(parent),
+        do.emit(),
+        do.claim(),
+        do.far(do.claim()),
+        do.apply_notes,
+        do.far(do.apply_notes),
+    ]
+
+
+def a_parent_about_to_wait_for_the_first(stage: Stage) -> list[Call]:
+    stage.reach_far()
+    parent = stage.held("parent", max_attempts=1)
+    near = stage.held("near", parent)
+    far = stage.held_below(parent, do.spawn_far(parent, "far"))
+    third = stage.held("third", parent)
+    race = do.mixed(do.first(near, far, third), None, FAR, None)
+    both = do.mixed(do.join(far, near), FAR, None)
+    return [
+        do.suspend(parent, waits=[race]),
+        do.suspend(parent, waits=[race, both, do.event()]),
+        do.poll(parent, waits=[race, both]),
+        do.load(parent),
+        do.fail(parent),
+        do.complete(parent),
+        do.cancel(parent),
+        do.spawn_far(parent, "other"),
+        do.complete(third, near),
+        do.fail(near),
+        do.far(do.complete(far)),
+        do.far(do.cancel(far)),
+        do.far(do.release(far)),
+        do.far(do.drop_queue),
+        do.far(do.keep_house),
+        do.emit(),
+    ]
+
+
+def a_family_of_two_queues_that_failed(stage: Stage) -> list[Call]:
+    stage.reach_far()
+    parent = stage.held("parent")
+    far = stage.held_below(parent, do.spawn_far(parent, "far"))
+    back = stage.held_below(far, do.spawn_back(far, "back"))
+    below = stage.held("below", back)
+    over = stage.held_below(parent, do.spawn_far(parent, "over"))
+    stage.done(do.far(do.complete(over)))
+    stage.done(do.fail(parent))
+    return [
+        do.retry(parent),
+        do.retry(back),
+        do.far(do.retry(far)),
+        do.cancel(parent),
+        do.complete(below),
+        do.far(do.complete(far)),
+        do.cleanup,
+        do.far(do.cleanup),
+        do.apply_notes,
+        do.far(do.apply_notes),
+        do.claim(),
+        do.far(do.claim()),
+    ]
+
+
 SCENARIOS: Final[list[Scenario]] = [
     a_running_task_that_may_be_lost,
     a_lost_lease_without_attempts_left,
@@ -495,4 +594,7 @@ SCENARIOS: Final[list[Scenario]] = [
     keys_and_those_who_have_them,
     two_tasks_in_one_batch,
     a_queue_on_its_way_out,
+    a_parent_asleep_until_its_children_elsewhere_end,
+    a_parent_about_to_wait_for_the_first,
+    a_family_of_two_queues_that_failed,
 ]
