@@ -133,12 +133,9 @@ begin
     _record_children.task_id, at, _record_children.claim, _attempt,
     coalesce((child ->> 'position')::integer, 0), coalesce((child ->> 'after')::integer, 0), 0,
     'done', _queue, child ->> 'name',
-    case when child_queue = _queue
-      then json_build_object('task_id', spawned.task_id, 'run_id', spawned.run_id,
-        'attempt', spawned.attempt, 'created', spawned.created)
-      else json_build_object('task_id', spawned.task_id, 'run_id', spawned.run_id,
-        'attempt', spawned.attempt, 'created', spawned.created, 'queue', child_queue)
-    end
+    json_strip_nulls(json_build_object('task_id', spawned.task_id, 'run_id', spawned.run_id,
+      'attempt', spawned.attempt, 'created', spawned.created,
+      'queue', nullif(child_queue, _queue)))
   from jsonb_array_elements(children) with ordinality as given (child, ordinal)
   join durable._spawned(child_queue, new) as spawned using (ordinal)
   on conflict do nothing;

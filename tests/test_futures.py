@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -301,7 +301,7 @@ async def ask_wrongly(how: str, ctx: TaskContext) -> None:
     elif how == "none":
         await ctx.first()
     elif how == "itself":
-        await ctx.first(one, Somebody(ctx.task_id))  # type: ignore[call-overload]
+        await ctx.first(one, Somebody(ctx.task_id))
     else:
         await ctx.gather(one, name="$x")
 
@@ -332,11 +332,9 @@ async def test_tells_a_client_which_task_failed(app: AsyncDurable) -> None:
     failing, cancelled = await app.spawn(refuse, "no"), await app.spawn(hear, "x")
     await drain(app)
     await app.cancel(cancelled)
-    ends: Sequence[tuple[Any, type[TaskFailed | TaskCancelled]]] = [
-        (failing, TaskFailed),
-        (cancelled, TaskCancelled),
-    ]
-    for handle, kind in ends:
-        with pytest.raises(kind) as end:
-            await handle.result(0)
-        assert (end.value.task_id, end.value.name) == (handle.task_id, None)
+    with pytest.raises(TaskFailed) as failure:
+        await failing.result(0)
+    assert (failure.value.task_id, failure.value.name) == (failing.task_id, None)
+    with pytest.raises(TaskCancelled) as cancellation:
+        await cancelled.result(0)
+    assert cancellation.value.task_id == cancelled.task_id

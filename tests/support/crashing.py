@@ -31,6 +31,7 @@ __all__ = [
     "journey",
     "journey_sync",
     "ledger",
+    "relay",
     "saved",
     "vigil",
     "work",
@@ -54,6 +55,7 @@ STEPS: Final = {  # by task: the steps that have effects
     "errand": ["run"],
     "journey-sync": ["one", "two"],
     "vigil": ["one"],
+    "relay": ["one"],
 }
 
 Context: TypeAlias = TaskContext[psycopg.AsyncConnection]
@@ -130,6 +132,30 @@ def journey_sync(label: str, ctx: SyncTaskContext[Any]) -> str:
     return heard
 
 
+@task
+async def runner(label: str, ctx: Context) -> str:
+    return f"{label} ran"
+
+
+@task(max_attempts=None, retry=Retry.fixed(0))
+async def relay(label: str, ctx: Context) -> list[Any]:
+    """Hand work to another queue, and hold by who was first whenever it is asked."""
+    reach(f"{label}: begins")
+    await do(label, "one", ctx)
+    far = f"{ctx.queue}-far"
+    brought = await ctx.call("errand", errand, f"{label}'s child", queue=far)
+    reach(f"{label}: has called")
+    runners = await ctx.spawn_many("runner", runner, ["a", "b", "c"], queue=far)
+    here = await ctx.spawn("here", runner, "d")
+    winner = await ctx.first(*runners, here)
+    reach(f"{label}: knows who was first")
+    told = await ctx.step("told", str, winner.task_id)
+    await ctx.sleep_for("nap", 0.03)
+    ran = await ctx.gather(*runners, here)
+    reach(f"{label}: ends")
+    return [brought, told == str(winner.task_id), *ran]
+
+
 @task(max_attempts=None, retry=Retry.fixed(0))
 async def vigil(label: str, ctx: Context) -> str:
     """Be there until the worker is gone; one that is not to be killed ends at once."""
@@ -138,7 +164,7 @@ async def vigil(label: str, ctx: Context) -> str:
     return "relieved"
 
 
-TASKS: Final = (errand, journey, journey_sync, vigil)
+TASKS: Final = (errand, journey, journey_sync, relay, runner, vigil)
 
 
 async def do(label: str, step: str, ctx: Context) -> None:
