@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(22);
+select plan(24);
 
 create function pg_temp.below_in(parent text, nick text, there text default 'other', options jsonb default '{}')
 returns uuid
@@ -104,6 +104,15 @@ select is(states('d dd ddd'), 'completed pending pending', 'do nothing when that
 select durable.cancel_task('q', id('r')) \g /dev/null
 select pg_temp.note('q', 'revived_above', 'd', 'r'), durable.apply_notes('q') \g /dev/null
 select is(states('dd ddd'), 'cancelled cancelled', 'nor does one on a revival that is');
+
+-- what is left to a note keeps those through whom it is found
+
+select started('old', '{"max_attempts": 1}'), pg_temp.below_in('old', 'young'), failed('old'),
+  pg_temp.note('other', 'ended_above', 'old', 'old') \g /dev/null
+select durable.create_queue('q', '{"keep_tasks": 1}'), move_to(100), durable.cleanup('q') \g /dev/null
+select is(states('old'), 'failed', 'cleanup leaves a task whose end has yet to reach another queue');
+select durable.apply_notes('other'), durable.cleanup('q') \g /dev/null
+select is(states('old young'), 'gone cancelled', 'until it has');
 
 -- a queue goes
 

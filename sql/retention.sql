@@ -92,7 +92,20 @@ begin
       where notes.queue = _queue and notes.task_id = held.task_id and notes.kind = 'cascade'
       offset 0
     ) as left_over
-    where left_over.times = 0
+    cross join lateral (
+      select count(*) as times
+      from durable.tasks
+      cross join lateral unnest(tasks.child_queues) as reached (queue)
+      cross join lateral (
+        select
+        from durable.notes
+        where notes.queue = reached.queue and notes.task_id = held.task_id
+        offset 0
+      ) as note
+      where tasks.queue = _queue and tasks.task_id = held.task_id
+      offset 0
+    ) as left_elsewhere
+    where left_over.times + left_elsewhere.times = 0
   );
   loop
     _orphans := array(
