@@ -1,8 +1,8 @@
 """Every two calls meet at every point: what comes of it is one call after the other.
 
 A call is stopped between two of its statements, with all it holds, and another runs:
-until it is done, or waits. So it is with every pair of calls in fourteen situations, at
-every statement; and, chosen at random, with calls that roll back, with both of them
+until it is done, or waits. So it is with every pair of calls in seventeen situations,
+at every statement; and, chosen at random, with calls that roll back, with both of them
 stopped, with either committing last, and with snapshots from before.
 """
 

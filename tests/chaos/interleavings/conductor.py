@@ -35,12 +35,15 @@ from tests.chaos.interleavings.calls import (
     drop_queue,
     far,
 )
+from tests.chaos.interleavings.families import FAMILIES
 from tests.chaos.interleavings.points import instrument, stop_the_clock
 from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
 from tests.chaos.interleavings.sessions import Session
 from tests.chaos.promises import UNSEEN_WAIT, broken
 
-__all__ = ["LEVELS", "Conductor", "Interleaving", "Pair"]
+__all__ = ["EVERY_SCENARIO", "LEVELS", "Conductor", "Interleaving", "Pair"]
+
+EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES)
 
 LEVELS: Final = (
     None,
@@ -156,7 +159,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
     def __init__(
         self,
         dsn: str,
-        scenarios: Sequence[Scenario] = SCENARIOS,
+        scenarios: Sequence[Scenario] = EVERY_SCENARIO,
         *,
         pointed: bool = True,
     ) -> None:
