@@ -307,6 +307,7 @@ as $$
     union all select task_values::text from durable.task_values
     union all select stream_entries::text from durable.stream_entries
     union all select log_lines::text from durable.log_lines
+    union all select watches::text from durable.watches
     union all select queues::text from durable.queues
   ) as lines (line);
 $$;

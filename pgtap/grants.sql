@@ -48,7 +48,7 @@ from (values
   ('write a table',          'insert into durable.events (queue, name) values (''q'', ''x'')'),
   ('read a view',            'select * from durable.task_list'),
   ('call another function',  'select durable.emit_event(''q'', ''x'')'),
-  ('call a private one',     'select durable._insert_tasks(''q'', ''{}'', now())'),
+  ('call a private one',     'select durable._insert_tasks(''q'', ''{}'', now(), null)'),
   ('move the clock',         'create or replace function durable._now() returns timestamptz language sql as ''select now()''')
 ) as refused (what, statement);
 

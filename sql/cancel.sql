@@ -143,7 +143,7 @@ begin
   if not durable._cancel_one(_queue, root, jsonb_build_object('type', '$Cancelled', 'message', reason)) then
     return null;
   end if;
-  return array[root] || durable._cancel_below(_queue, root, 2147483647);
+  return array[root] || durable._cancel_below(_queue, root, 2147483647, _queue, root);
 end;
 $$;
 
@@ -181,15 +181,18 @@ $$;
 -- Cancels what lives below a task that ended badly, never waiting for anybody: at
 -- most so many, and what was in other hands is left to a note. A task can spawn until
 -- it is held or has finished, so this looks again until nothing is new. Records whose
--- end it was, so that retry_task can revive exactly these.
-create or replace function durable._cancel_below(queue text, root uuid, quantity integer)
+-- end it was (by: the root's, or of a task in another queue above it), so that retry_task
+-- can revive exactly these.
+create or replace function durable._cancel_below(
+  queue text, root uuid, quantity integer, by_queue text, by uuid
+)
 returns uuid[]
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
   _error jsonb := jsonb_build_object(
-    'type', '$CancelledByParent', 'message', format('cancelled by parent %s', root), 'by', root);
+    'type', '$CancelledByParent', 'message', format('cancelled by parent %s', by), 'by', by);
   _cancelled uuid[] := array[]::uuid[];
   _seen uuid[] := array[root];
   _new uuid[];
@@ -217,7 +220,7 @@ begin
       ) as live
     loop
       if cardinality(_cancelled) >= quantity then
-        perform durable._leave_note(_queue, 'cascade', root);
+        perform durable._leave_cascade(_queue, root, by_queue, by);
         return _cancelled;
       end if;
       perform
@@ -233,8 +236,9 @@ begin
     _seen := _seen || _new;
   end loop;
   if _left_over then
-    perform durable._leave_note(_queue, 'cascade', root);
+    perform durable._leave_cascade(_queue, root, by_queue, by);
   end if;
+  perform durable._reach_below(_queue, _seen, 'ended_above', by_queue, by);
   return _cancelled;
 end;
 $$;
@@ -254,7 +258,7 @@ begin
   where tasks.queue = _queue and tasks.task_id = root and tasks.state in ('failed', 'cancelled')
   for share skip locked;
   if found and durable._sees_the_latest() then
-    _cancelled := durable._cancel_below(_queue, root, 1000);
+    _cancelled := durable._cancel_below(_queue, root, 1000, _queue, root);
     if _cancelled <> '{}' then
       perform durable._finished(_queue, _cancelled);
     end if;

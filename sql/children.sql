@@ -12,12 +12,36 @@ set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
+begin
+  return query
+    select * from durable._spawn_children(queue, task_id, claim, queue, children);
+end;
+$$;
+
+comment on function durable.spawn_children is
+'Spawns children of a task that a worker holds, each with the checkpoint that records
+it; a child whose checkpoint is there already is returned, not spawned again. children:
+[{"name": the checkpoint''s, "task", "params", "options", "position", "after"}, ...].
+Refuses a claim that is over (WFCAN, WFLST), and what spawn refuses.';
+
+
+-- In the parent's own queue, or in another.
+create or replace function durable._spawn_children(
+  queue text, task_id uuid, claim integer, child_queue text, children jsonb
+)
+returns setof durable.spawned_child
+language plpgsql
+as $$
 declare
   _queue text collate "C" := queue;
+  _there text collate "C" := child_queue;
   _now timestamptz := durable._now();
   _new durable._new_task[];
 begin
   perform durable._require_queue(_queue);
+  if _there <> _queue then
+    perform durable._require_queue(_there);
+  end if;
   perform durable._check_tasks(children,
     array['name', 'task', 'params', 'options', 'position', 'after']);
   perform durable._checked_name('name of a child', child ->> 'name', 512)
@@ -31,13 +55,16 @@ begin
     having count(*) > 1
   ) as twice;
   _new := durable._new_tasks(children, _now, task_id);
-  _new := durable._reserve_keys(_queue, durable._unrecorded(_queue, task_id, children, _new));
+  _new := durable._reserve_keys(_there, durable._unrecorded(_queue, task_id, children, _new));
   if not durable._hold(_queue, task_id, claim) then
     perform durable._refuse_claim(_queue, task_id, claim);
   end if;
   _new := durable._unrecorded(_queue, task_id, children, _new);
-  perform durable._insert_tasks(_queue, _new, _now);
-  perform durable._record_children(_queue, task_id, claim, children, _new, _now);
+  perform durable._insert_tasks(_there, _new, _now, nullif(_queue, _there));
+  perform durable._record_children(_queue, task_id, claim, _there, children, _new, _now);
+  if _there <> _queue then
+    perform durable._reach_into(_queue, task_id, _there);
+  end if;
   return query
     select
       child ->> 'name', (saved.value ->> 'task_id')::uuid, (saved.value ->> 'run_id')::uuid,
@@ -47,19 +74,13 @@ begin
       select checkpoints.value
       from durable.checkpoints
       where checkpoints.queue = _queue
-        and checkpoints.task_id = spawn_children.task_id
+        and checkpoints.task_id = _spawn_children.task_id
         and checkpoints.name = (child ->> 'name') collate "C"
       offset 0
     ) as saved
     order by given.ordinal;
 end;
 $$;
-
-comment on function durable.spawn_children is
-'Spawns children of a task that a worker holds, each with the checkpoint that records
-it; a child whose checkpoint is there already is returned, not spawned again. children:
-[{"name": the checkpoint''s, "task", "params", "options", "position", "after"}, ...].
-Refuses a claim that is over (WFCAN, WFLST), and what spawn refuses.';
 
 
 -- Without the children that an earlier call has recorded: they are what they were,
@@ -92,7 +113,8 @@ $$;
 
 
 create or replace function durable._record_children(
-  queue text, task_id uuid, claim integer, children jsonb, new durable._new_task[], at timestamptz
+  queue text, task_id uuid, claim integer, child_queue text, children jsonb,
+  new durable._new_task[], at timestamptz
 )
 returns void
 language plpgsql
@@ -111,10 +133,11 @@ begin
     _record_children.task_id, at, _record_children.claim, _attempt,
     coalesce((child ->> 'position')::integer, 0), coalesce((child ->> 'after')::integer, 0), 0,
     'done', _queue, child ->> 'name',
-    json_build_object('task_id', spawned.task_id, 'run_id', spawned.run_id,
-      'attempt', spawned.attempt, 'created', spawned.created)
+    json_strip_nulls(json_build_object('task_id', spawned.task_id, 'run_id', spawned.run_id,
+      'attempt', spawned.attempt, 'created', spawned.created,
+      'queue', nullif(child_queue, _queue)))
   from jsonb_array_elements(children) with ordinality as given (child, ordinal)
-  join durable._spawned(_queue, new) as spawned using (ordinal)
+  join durable._spawned(child_queue, new) as spawned using (ordinal)
   on conflict do nothing;
 end;
 $$;

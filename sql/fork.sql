@@ -62,7 +62,7 @@ begin
     perform durable._refuse_unknown_task(_queue, task_id);
   end if;
   _history := durable._renumbered(durable._history_until(_queue, task_id, options));
-  perform durable._insert_tasks(_to, array[_new], _now);
+  perform durable._insert_tasks(_to, array[_new], _now, null);
   perform durable._copy_history(_to, _new.task_id, _history);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
 end;

@@ -17,6 +17,7 @@
 \ir doors.sql
 \ir notes.sql
 \ir waking.sql
+\ir first.sql
 
 -- For everyone: queues, tasks, events, messages, results
 \ir queues.sql
@@ -41,6 +42,7 @@
 \ir settling.sql
 \ir publishing.sql
 \ir children.sql
+\ir elsewhere.sql
 
 -- Housekeeping: what nobody asked for but everybody needs
 \ir recovery.sql

@@ -43,10 +43,10 @@ begin
     durable.load_checkpoints, durable.hold_task, durable.flush, durable.save_checkpoints,
     durable.complete_tasks, durable.fail_tasks, durable.suspend_tasks, durable.poll_waits,
     durable.sleep_until, durable.await_event, durable.await_tasks, durable.spawn_children,
-    durable.emit_from_task, durable.send_from_task, durable.recv_message, durable.publish,
-    durable.load_published, durable.keep_house, durable.expire_leases,
-    durable.expire_deadlines, durable.apply_notes, durable.cleanup, durable.prune_events,
-    durable.announce_version
+    durable.spawn_children_in, durable.emit_from_task, durable.send_from_task,
+    durable.recv_message, durable.publish, durable.load_published, durable.keep_house,
+    durable.expire_leases, durable.expire_deadlines, durable.apply_notes, durable.cleanup,
+    durable.prune_events, durable.announce_version
   to durable_worker;
 
   grant execute on function

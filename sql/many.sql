@@ -96,6 +96,9 @@ begin
       perform durable._revive_with(_queue, _id, _tried);
     end if;
   end loop;
+  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[tried.task_id]),
+    'revived_above', _queue, tried.task_id)
+  from unnest(_tried) as tried (task_id);
   perform durable._knock(_queue, 'work');
   return (cardinality(_tried), _busy, _last);
 end;
@@ -103,10 +106,11 @@ $$;
 
 comment on function durable.retry_tasks is
 'retry_task of those that match a filter, as list_tasks takes it: failed and cancelled
-tasks get one more attempt, those that sleep until their next start it now. Looks at no
-more than quantity tasks from after on; busy are those that somebody was at, to be passed
-as task_ids once more; next is where to go on, null at the end. Every task is
-{"all": true}. Refuses an unknown queue WFQUE, an empty or bad filter 22023.';
+tasks get one more attempt, those that sleep until their next start it now; those whose
+deadline has passed stay as they are. Looks at no more than quantity tasks from after on;
+busy are those that somebody was at, to be passed as task_ids once more; next is where to
+go on, null at the end. Every task is {"all": true}. Refuses an unknown queue WFQUE, an
+empty or bad filter 22023.';
 
 
 -- One ascending pass over all of them, so that reviving what is below may wait as it does
@@ -132,11 +136,13 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
 begin
   perform
   from durable.tasks
   where tasks.queue = _queue
     and tasks.task_id = _may_try_again.task_id
+    and (tasks.complete_by > _now) is not false
     and (tasks.state in ('failed', 'cancelled') or tasks.state = 'sleeping' and tasks.error is not null);
   return found;
 end;
@@ -150,24 +156,24 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
   _parent uuid;
+  _parent_queue text collate "C";
 begin
-  select tasks.parent_task_id into _parent
+  select tasks.parent_task_id, coalesce(tasks.parent_queue, _queue) into _parent, _parent_queue
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _try_to_hold.task_id;
   perform from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _parent
+  where tasks.queue = _parent_queue and tasks.task_id = _parent
   for share skip locked;
-  if not found then
-    perform from durable.tasks where tasks.queue = _queue and tasks.task_id = _parent;
-    if found then
-      return false;
-    end if;
+  if not found and durable._exists(_parent_queue, _parent) then
+    return false;
   end if;
   perform
   from durable.tasks
   where tasks.queue = _queue
     and tasks.task_id = _try_to_hold.task_id
+    and (tasks.complete_by > _now) is not false
     and (tasks.state in ('failed', 'cancelled') or tasks.state = 'sleeping' and tasks.error is not null)
     and durable._matches(tasks, wanted)
   for no key update skip locked;
@@ -181,11 +187,17 @@ create or replace function durable._try_again(queue text, task_id uuid)
 returns void
 language plpgsql
 as $$
+declare
+  _queue text collate "C" := queue;
+  _task durable.tasks;
 begin
-  if durable._is_live(queue, task_id) then
-    perform durable._wake(queue, task_id);
+  select * into _task
+  from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = _try_again.task_id;
+  if _task.finished_at is null then
+    perform durable._wake(_queue, task_id);
   else
-    perform durable._revive(queue, task_id);
+    perform durable._revive(_queue, _task, _task.complete_by);
   end if;
 end;
 $$;
@@ -198,16 +210,19 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+  _below durable.tasks;
 begin
-  perform
+  select * into _below
   from durable.tasks
   where tasks.queue = _queue
     and tasks.task_id = _revive_with.task_id
     and tasks.state = 'cancelled'
     and tasks.error ->> 'by' = any (roots::text[])
+    and (tasks.complete_by > _now) is not false
   for no key update;
   if found then
-    perform durable._revive(_queue, task_id);
+    perform durable._revive(_queue, _below, _below.complete_by);
   end if;
 end;
 $$;

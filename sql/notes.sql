@@ -23,6 +23,20 @@ end;
 $$;
 
 
+-- The same once more, at the end of the line.
+create or replace function durable._leave_again(note durable.notes)
+returns void
+language plpgsql
+as $$
+declare
+  _note_id uuid := durable._uuid7(durable._id_milliseconds(durable._now()));
+begin
+  insert into durable.notes (queue, note_id, kind, task_id, event_name, root_queue, root_task_id)
+  values (note.queue, _note_id, note.kind, note.task_id, note.event_name, note.root_queue, note.root_task_id);
+end;
+$$;
+
+
 create or replace function durable._sees_the_latest()
 returns boolean
 language sql
@@ -66,12 +80,13 @@ begin
         when 'finished' then perform durable._finished(_queue, array[_note.task_id]);
         when 'event' then perform durable._wake_waiters(_queue, _note.event_name, _note.task_id, 1000);
         when 'cascade' then perform durable._cascade(_queue, _note.task_id);
+        when 'ended_above', 'revived_above' then perform durable._follow(_note);
       end case;
       _applied := _applied + 1;
     exception when others then
       raise warning 'durable: the note "%" on % cannot be applied: %',
         _note.kind, coalesce(_note.event_name, _note.task_id::text), sqlerrm;
-      perform durable._leave_note(_queue, _note.kind, _note.task_id, _note.event_name);
+      perform durable._leave_again(_note);
     end;
   end loop;
   return _applied;

@@ -138,6 +138,7 @@ begin
   delete from durable.message_keys where message_keys.queue = _queue;
   delete from durable.mailboxes where mailboxes.queue = _queue;
   perform durable._purge_published(_queue);
+  perform durable._part_from_watchers(_queue);
   delete from durable.waits where waits.queue = _queue;
   delete from durable.notes where notes.queue = _queue;
   delete from durable.checkpoints where checkpoints.queue = _queue;

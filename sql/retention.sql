@@ -92,14 +92,28 @@ begin
       where notes.queue = _queue and notes.task_id = held.task_id and notes.kind = 'cascade'
       offset 0
     ) as left_over
-    where left_over.times = 0
+    cross join lateral (
+      select count(*) as times
+      from durable.tasks
+      cross join lateral unnest(tasks.child_queues) as reached (queue)
+      cross join lateral (
+        select
+        from durable.notes
+        where notes.queue = reached.queue and notes.task_id = held.task_id
+        offset 0
+      ) as note
+      where tasks.queue = _queue and tasks.task_id = held.task_id
+      offset 0
+    ) as left_elsewhere
+    where left_over.times + left_elsewhere.times = 0
   );
   loop
     _orphans := array(
       select task.task_id
       from unnest(_held) as held (task_id)
       cross join lateral (
-        select tasks.task_id, tasks.parent_task_id, tasks.idempotency_key
+        select tasks.task_id, tasks.parent_task_id, coalesce(tasks.parent_queue, _queue) as parent_queue,
+          tasks.idempotency_key
         from durable.tasks
         where tasks.queue = _queue and tasks.task_id = held.task_id
         offset 0
@@ -107,7 +121,7 @@ begin
       cross join lateral (
         select count(*) as times
         from durable.tasks
-        where tasks.queue = _queue and tasks.task_id = task.parent_task_id
+        where tasks.queue = task.parent_queue and tasks.task_id = task.parent_task_id
         offset 0
       ) as parent
       where case -- in this order: a key is freed with its task, or not at all
@@ -173,6 +187,16 @@ begin
         where waits.queue = _queue and waits.task_id = deleted.task_id
         offset 0
       ) as wait
+    ),
+    array(
+      select watch.ctid
+      from unnest(task_ids) as deleted (task_id)
+      cross join lateral (
+        select watches.ctid
+        from durable.watches
+        where watches.queue = _queue and watches.task_id = deleted.task_id
+        offset 0
+      ) as watch
     ));
   perform durable._delete_published(_queue, task_ids);
 end;
@@ -202,7 +226,7 @@ $$;
 
 -- As in _take: without an index to walk, by place is the one way.
 create or replace function durable._delete_at(
-  queue text, of_tasks tid[], of_runs tid[], of_checkpoints tid[], of_waits tid[]
+  queue text, of_tasks tid[], of_runs tid[], of_checkpoints tid[], of_waits tid[], of_watches tid[]
 )
 returns void
 language plpgsql
@@ -211,6 +235,7 @@ as $$
 declare
   _queue text collate "C" := queue;
 begin
+  delete from durable.watches where watches.queue = _queue and watches.ctid = any (of_watches);
   delete from durable.waits where waits.queue = _queue and waits.ctid = any (of_waits);
   delete from durable.checkpoints where checkpoints.queue = _queue and checkpoints.ctid = any (of_checkpoints);
   delete from durable.runs where runs.queue = _queue and runs.ctid = any (of_runs);

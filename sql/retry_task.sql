@@ -131,13 +131,14 @@ as $$
 declare
   _queue text collate "C" := queue;
   _parent uuid;
+  _parent_queue text collate "C";
 begin
-  select tasks.parent_task_id into _parent
+  select tasks.parent_task_id, coalesce(tasks.parent_queue, _queue) into _parent, _parent_queue
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _hold_parent_of.task_id;
   perform
   from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _parent
+  where tasks.queue = _parent_queue and tasks.task_id = _parent
   for share;
 end;
 $$;
@@ -179,8 +180,9 @@ $$;
 
 
 -- Exactly those that this task's end cancelled, or its deadline, which they had inherited:
--- they get the new one. A child that cannot be had is being
--- looked at by nobody else who could end it: waiting for it is safe, since ids ascend.
+-- they get the new one. A child that cannot be had is being looked at by nobody else who
+-- could end it: waiting for it is safe, since ids ascend.
+-- Those in other queues are tried.
 create or replace function durable._revive_below(queue text, root durable.tasks, deadline timestamptz)
 returns void
 language plpgsql
@@ -212,6 +214,9 @@ begin
         case when _below.complete_by = root.complete_by then deadline else _below.complete_by end);
     end if;
   end loop;
+  perform durable._reach_below(_queue,
+    array(select tree.task_id from durable._tree(_queue, root.task_id) as tree),
+    'revived_above', _queue, root.task_id);
 end;
 $$;
 
@@ -231,7 +236,7 @@ begin
   _options.max_duration := task.max_duration;
   _options.deadline := task.complete_by;
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params, _options, null);
-  perform durable._insert_tasks(queue, array[_new], _now);
+  perform durable._insert_tasks(queue, array[_new], _now, null);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
 end;
 $$;

@@ -52,7 +52,9 @@ begin
     offset 0
   ) as event on true
   cross join lateral (
-    select * from durable._resolution(_queue, wait.task_ids, wait.event_name, event.payload, wait.deadline_at, at)
+    select * from durable._resolution(
+      _queue, wait.task_ids, wait.task_queues, wait.any_of, wait.event_name, event.payload,
+      wait.deadline_at, at)
     offset 0
   ) as resolution
   where resolution.state is not null or wait.topic is not null;
@@ -69,14 +71,19 @@ $$;
 
 -- How a wait has ended; no state: it has not.
 create or replace function durable._resolution(
-  queue text, task_ids uuid[], event text, payload json, deadline_at timestamptz, at timestamptz
+  queue text, task_ids uuid[], task_queues text[], any_of boolean, event text, payload json,
+  deadline_at timestamptz, at timestamptz
 )
 returns durable._resolution
 language plpgsql
 as $$
 declare
-  _outcomes json := case when task_ids is not null and durable._all_finished(queue, task_ids)
-    then durable._outcomes(queue, task_ids) end;
+  _outcomes json := case
+    when task_ids is null then null
+    when any_of then durable._first(queue, task_ids, task_queues)
+    when durable._all_finished(queue, task_ids, task_queues)
+      then durable._outcomes(queue, task_ids, task_queues)
+  end;
 begin
   if payload is not null then
     return ('done', payload)::durable._resolution;
@@ -107,18 +114,18 @@ end;
 $$;
 
 
-create or replace function durable._all_finished(queue text, task_ids uuid[])
+create or replace function durable._all_finished(queue text, task_ids uuid[], task_queues text[])
 returns boolean
 language plpgsql
 as $$
 begin
   return not exists (
     select
-    from unnest(task_ids) as wanted (task_id)
+    from unnest(task_ids, task_queues) as wanted (task_id, queue)
     cross join lateral (
       select
       from durable.tasks
-      where tasks.queue = _all_finished.queue collate "C"
+      where tasks.queue = coalesce(wanted.queue, _all_finished.queue) collate "C"
         and tasks.task_id = wanted.task_id
         and tasks.finished_at is null
       offset 0
@@ -129,7 +136,7 @@ $$;
 
 
 -- Null when one of them is live after all: retry_task may have come between.
-create or replace function durable._outcomes(queue text, task_ids uuid[])
+create or replace function durable._outcomes(queue text, task_ids uuid[], task_queues text[])
 returns json
 language plpgsql
 as $$
@@ -140,11 +147,12 @@ begin
         'task_id', wanted.task_id, 'state', coalesce(task.state::text, 'not_found'),
         'result', task.result, 'error', task.error) order by wanted.ordinal),
       '[]')
-    from unnest(task_ids) with ordinality as wanted (task_id, ordinal)
+    from unnest(task_ids, task_queues) with ordinality as wanted (task_id, queue, ordinal)
     left join lateral (
       select tasks.state, tasks.result, tasks.error, tasks.finished_at
       from durable.tasks
-      where tasks.queue = _outcomes.queue collate "C" and tasks.task_id = wanted.task_id
+      where tasks.queue = coalesce(wanted.queue, _outcomes.queue) collate "C"
+        and tasks.task_id = wanted.task_id
       offset 0
     ) as task on true
     having coalesce(bool_and(task.state is null or task.finished_at is not null), true)

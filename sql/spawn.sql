@@ -96,7 +96,7 @@ begin
   loop
     perform durable._hold_parent(_queue, _parent);
   end loop;
-  perform durable._insert_tasks(_queue, _new, _now);
+  perform durable._insert_tasks(_queue, _new, _now, null);
   return query
     select spawned.task_id, spawned.run_id, spawned.attempt, spawned.created
     from durable._spawned(_queue, _new) as spawned;
@@ -275,22 +275,28 @@ $$;
 
 
 -- The caller holds the parents, so that their deadlines are what they are.
-create or replace function durable._insert_tasks(queue text, new durable._new_task[], at timestamptz)
+-- parent_queue: of their parent, if that is another one.
+create or replace function durable._insert_tasks(
+  queue text, new durable._new_task[], at timestamptz, parent_queue text
+)
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
+  _parent_queue text collate "C" := coalesce(parent_queue, queue);
 begin
   insert into durable.tasks (
     task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-    idempotency_key, params, headers, retry, available_at, deadline_at, complete_by, version
+    idempotency_key, params, headers, retry, available_at, deadline_at, parent_queue,
+    complete_by, version
   )
   select
     task.task_id, (task.options).parent_task_id, at, (task.options).max_duration,
     (task.options).max_attempts, _queue, task.name, (task.options).idempotency_key,
     coalesce(task.params, 'null'), (task.options).headers, (task.options).retry, at,
-    least(at + make_interval(secs => (task.options).max_delay), latest.moment), latest.moment,
+    least(at + make_interval(secs => (task.options).max_delay), latest.moment), parent_queue,
+    latest.moment,
     case when (task.options).version is not null and (
       select queues.versions = 'gate' from durable.queues where queues.queue = _queue
     ) then (task.options).version end
@@ -298,7 +304,7 @@ begin
   left join lateral (
     select tasks.complete_by
     from durable.tasks
-    where tasks.queue = _queue and tasks.task_id = (task.options).parent_task_id
+    where tasks.queue = _parent_queue and tasks.task_id = (task.options).parent_task_id
     offset 0
   ) as parent on true
   cross join lateral (

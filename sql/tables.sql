@@ -44,7 +44,9 @@ create type durable.note_kind as enum (
   'waiter',    -- look again whether task_id may wake
   'finished',  -- look who waits for task_id
   'event',     -- wake who waits for event_name, from task_id on
-  'cascade'    -- cancel what still lives below task_id
+  'cascade',       -- cancel what still lives below task_id
+  'ended_above',   -- cancel what lives below task_id here: root_task_id ended badly
+  'revived_above'  -- revive what root_task_id took with it: it is tried again
 );
 
 
@@ -126,6 +128,8 @@ create table durable.tasks (
   finished_at      timestamptz,
   result           jsonb,
   error            jsonb,
+  parent_queue     text collate "C",
+  child_queues     text[] collate "C",
   complete_by      timestamptz,
   version          text collate "C",
   primary key (queue, task_id)
@@ -154,6 +158,8 @@ comment on column durable.tasks.deadline_at      is 'When it is cancelled if it 
 comment on column durable.tasks.finished_at      is 'When it reached its final state.';
 comment on column durable.tasks.result           is 'What it returned; null stands for JSON null.';
 comment on column durable.tasks.error            is 'Why it failed or was cancelled, or why its last attempt did while it sleeps until the next: type, message, traceback.';
+comment on column durable.tasks.parent_queue     is 'Its parent''s queue, if that is another one; null: the same.';
+comment on column durable.tasks.child_queues     is 'Other queues in which it has children; null: none.';
 comment on column durable.tasks.complete_by      is 'The moment by which it is to be finished, its own or an ancestor''s; null: none. deadline_at is never later.';
 comment on column durable.tasks.version          is 'The only version of the application whose workers may claim it; null: any that the queue''s policy lets.';
 
@@ -256,6 +262,8 @@ create table durable.waits (
   task_ids       uuid[],
   watched        integer,
   topic          text collate "C",
+  task_queues    text[] collate "C",
+  any_of         boolean,
   primary key (queue, task_id, name),
   constraint waits_are_for_one_thing
     check (num_nonnulls(event_name, task_ids, topic) <= 1
@@ -271,15 +279,32 @@ comment on column durable.waits.after          is 'As in checkpoints.';
 comment on column durable.waits.deadline_at    is 'When a sleep is over, or any other wait has timed out; null: never.';
 comment on column durable.waits.event_name     is 'The event it waits for.';
 comment on column durable.waits.target_task_id is 'The one live task, of those it waits for, whose end looks at this wait.';
-comment on column durable.waits.task_ids       is 'The tasks it waits for: all of them.';
+comment on column durable.waits.task_ids       is 'The tasks it waits for: all of them, unless any_of.';
 comment on column durable.waits.watched        is 'Where in task_ids the target stands: all behind it have finished.';
 comment on column durable.waits.topic          is 'The topic of the message it waits for.';
+comment on column durable.waits.task_queues    is 'Where each of task_ids is, null: in this queue; null: all of them are.';
+comment on column durable.waits.any_of         is 'True: the first of task_ids that finishes ends the wait; each of them is watched.';
 
 create index waits_event_idx on durable.waits (queue, event_name, task_id) where event_name is not null;
 create index waits_target_idx on durable.waits (queue, target_task_id) where target_task_id is not null;
 
 comment on index durable.waits_event_idx  is 'Read by emit_event and prune_events.';
 comment on index durable.waits_target_idx is 'Read when a task finishes.';
+
+
+create table durable.watches (
+  queue          text collate "C" not null,
+  task_id        uuid             not null,
+  waiter_queue   text collate "C" not null,
+  waiter_task_id uuid             not null,
+  primary key (queue, task_id, waiter_queue, waiter_task_id)
+);
+
+comment on table  durable.watches                is 'Who looks up when a task ends, beside the one target of a wait: from another queue, or waiting for the first of several. Stays as long as the task.';
+comment on column durable.watches.queue          is 'The watched task''s queue.';
+comment on column durable.watches.task_id        is 'The watched task.';
+comment on column durable.watches.waiter_queue   is 'The waiting task''s queue.';
+comment on column durable.watches.waiter_task_id is 'The waiting task.';
 
 
 create table durable.mailboxes (
@@ -345,11 +370,13 @@ comment on column durable.idempotency_keys.fingerprint is 'By what its params ar
 
 
 create table durable.notes (
-  queue      text collate "C"  not null,
-  note_id    uuid              not null,
-  kind       durable.note_kind not null,
-  task_id    uuid,
-  event_name text collate "C",
+  queue        text collate "C"  not null,
+  note_id      uuid              not null,
+  kind         durable.note_kind not null,
+  task_id      uuid,
+  event_name   text collate "C",
+  root_queue   text collate "C",
+  root_task_id uuid,
   primary key (queue, note_id)
 );
 
@@ -361,6 +388,8 @@ comment on column durable.notes.note_id    is 'A uuid v7.';
 comment on column durable.notes.kind       is 'What is to be done.';
 comment on column durable.notes.task_id    is 'To which task.';
 comment on column durable.notes.event_name is 'Or which event.';
+comment on column durable.notes.root_queue   is 'Where the task is whose end, or revival, reaches into this queue.';
+comment on column durable.notes.root_task_id is 'That task.';
 comment on index  durable.notes_task_idx is 'Cleanup asks whether a task that is over still has something to be done for it.';
 
 

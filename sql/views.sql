@@ -27,13 +27,14 @@ outcome, and each task''s last one with the task''s state.';
 create or replace view durable.waiting as
 select
   tasks.queue, tasks.task_id, tasks.name as task, waits.name as wait, waits.event_name,
-  waits.task_ids, waits.deadline_at, waits.topic
+  waits.task_ids, waits.deadline_at, waits.topic, waits.task_queues, waits.any_of
 from durable.waits
 join durable.tasks using (queue, task_id)
 where tasks.finished_at is null;
 
 comment on view durable.waiting is
-'What live tasks wait for: a time (deadline_at alone), an event, tasks, or a message.';
+'What live tasks wait for: a time (deadline_at alone), an event, a message of a topic, or
+tasks: all of them, or the first (any_of), each where task_queues says.';
 
 
 create or replace view durable.workers as
@@ -54,7 +55,8 @@ select
   tasks.queue, tasks.task_id, tasks.parent_task_id, tasks.name, tasks.state::text as state,
   tasks.attempt, tasks.max_attempts, tasks.worker, tasks.params, tasks.headers, tasks.result,
   tasks.error, tasks.idempotency_key, tasks.spawned_at, tasks.available_at, tasks.started_at,
-  tasks.lease_expires_at, tasks.deadline_at, tasks.finished_at, tasks.complete_by, tasks.version
+  tasks.lease_expires_at, tasks.deadline_at, tasks.finished_at, tasks.parent_queue,
+  tasks.complete_by, tasks.version
 from durable.tasks;
 
 comment on view durable.task_list is

@@ -28,7 +28,9 @@ comment on function durable.suspend_tasks is
 'Registers all that tasks wait for and ends their claims. tasks: [{"task_id", "claim",
 "waits": [{"name", "event" or "task_ids" or "topic" or none, "seconds" or "until",
 "position", "after"}, ...]}, ...]; seconds from now, or until when, is how long it
-sleeps, or how long it waits at most. If any of a task''s waits is over already the
+sleeps, or how long it waits at most. queues, beside task_ids, says where each of those
+tasks is (null: in this queue); any_of: true waits for the first of them, whose
+{"task_id", "state"} is the value. If any of a task''s waits is over already the
 task is not suspended: those come back as resolved checkpoints and it goes on. Else
 one row with the outcome suspended, cancelled or lost.';
 
@@ -183,24 +185,24 @@ $$;
 create or replace function durable._check_waits(tasks json, leave boolean)
 returns void
 language plpgsql
-immutable
+stable
 as $$
 begin
   perform durable._refuse_argument('a task is to be suspended without any wait',
     'Pass what it waits for, or release it.')
   from json_to_recordset(tasks) as own (waits json)
   where leave and coalesce(json_array_length(own.waits), 0) = 0;
-  perform durable._check_wait(wait)
-  from json_to_recordset(tasks) as own (waits json)
+  perform durable._check_wait(wait, own.task_id)
+  from json_to_recordset(tasks) as own (task_id uuid, waits json)
   cross join lateral json_array_elements(own.waits) as wait;
 end;
 $$;
 
 
-create or replace function durable._check_wait(wait json)
+create or replace function durable._check_wait(wait json, task_id uuid)
 returns void
 language plpgsql
-immutable
+stable
 as $$
 begin
   perform durable._checked_name('name of a wait', wait ->> 'name', 512);
@@ -216,6 +218,8 @@ begin
     perform durable._refuse_argument('a wait for several things', 'Pass a wait for each.');
   elsif wait ->> 'until' ~* 'infinity' then
     perform durable._refuse_argument('a wait without end', 'Leave out until, or pass a time.');
+  elsif wait ->> 'task_ids' is not null then
+    perform durable._check_awaited(wait, task_id);
   end if;
   perform durable._number('wait', wait::jsonb, 'seconds', 0);
 end;
@@ -292,12 +296,13 @@ declare
   _queue text collate "C" := queue;
 begin
   insert into durable.waits (
-    queue, task_id, name, position, after, deadline_at, event_name, task_ids, topic
+    queue, task_id, name, position, after, deadline_at, event_name, task_ids, topic,
+    task_queues, any_of
   )
   select distinct on (own.task_id, wait.name)
     _queue, own.task_id, wait.name, coalesce(wait.position, 0), coalesce(wait.after, 0),
     coalesce(wait.until, at + make_interval(secs => wait.seconds)), wait.event, wait.task_ids,
-    wait.topic
+    wait.topic, wait.queues, wait.any_of
   from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
   cross join lateral (
     select
@@ -308,7 +313,7 @@ begin
   ) as task
   cross join lateral json_to_recordset(own.waits) as wait (
     name text, position integer, after integer, event text, task_ids uuid[],
-    seconds double precision, until timestamptz, topic text
+    seconds double precision, until timestamptz, topic text, queues text[], any_of boolean
   )
   cross join lateral (
     select count(*) as times

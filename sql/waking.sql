@@ -5,6 +5,11 @@
 -- parent once and never queues up behind it. No wake-up is lost: the watch is set
 -- under a share lock on the watched row, so whoever ends it waits for that commit
 -- and reads the waits after it; and a waiter that cannot be had leaves a note.
+--
+-- A task of another queue is watched the same way, but for a row in `watches`, beside
+-- the watched task: its end looks there too. Who waits for the first of several has
+-- such a row beside each of them (first.sql). A watch stays with its task, so it is
+-- there whatever becomes of the wait; one too many only looks up for nothing.
 
 -- Tasks that have just reached their final state, in this transaction.
 create or replace function durable._finished(queue text, task_ids uuid[])
@@ -13,22 +18,27 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
-  _waiter uuid;
+  _waiter record;
 begin
   if durable._sees_the_latest() then
     for _waiter in
-      select distinct waiter.task_id
+      select distinct waiter.queue, waiter.task_id
       from unnest(task_ids) as finished (task_id)
       cross join lateral (
-        select waits.task_id
+        select waits.queue, waits.task_id
         from durable.waits
         where waits.queue = _queue
           and waits.target_task_id = finished.task_id
+        union all
+        select watches.waiter_queue, watches.waiter_task_id
+        from durable.watches
+        where watches.queue = _queue
+          and watches.task_id = finished.task_id
         offset 0 -- keeps the lookup a lookup: it cannot become a join
       ) as waiter
       order by waiter.task_id
     loop
-      perform durable._reconsider(_queue, _waiter);
+      perform durable._reconsider(_waiter.queue, _waiter.task_id);
     end loop;
   else
     perform durable._leave_note(_queue, 'finished', finished.task_id)
@@ -197,10 +207,15 @@ as $$
 declare
   _queue text collate "C" := wait.queue;
   _ids uuid[] := wait.task_ids;
+  _queues text[] := wait.task_queues;
   _i integer;
   _passed_over integer;
 begin
-  if durable._is_live(_queue, wait.target_task_id) then
+  if wait.any_of then
+    return durable._watch_each(wait);
+  elsif durable._is_live(
+    coalesce(_queues[array_position(_ids, wait.target_task_id)], _queue), wait.target_task_id)
+  then
     return 'watched';
   end if;
   for _i in
@@ -209,7 +224,7 @@ begin
     cross join lateral (
       select
       from durable.tasks
-      where tasks.queue = _queue
+      where tasks.queue = coalesce(_queues[place.i], _queue)
         and tasks.task_id = _ids[place.i]
         and tasks.finished_at is null
       offset 0
@@ -217,7 +232,7 @@ begin
   loop
     perform
     from durable.tasks
-    where tasks.queue = _queue
+    where tasks.queue = coalesce(_queues[_i], _queue)
       and tasks.task_id = _ids[_i]
       and tasks.finished_at is null
     for share skip locked;
@@ -225,6 +240,11 @@ begin
       update durable.waits
       set target_task_id = _ids[_i], watched = coalesce(_passed_over, _i)
       where waits.queue = wait.queue and waits.task_id = wait.task_id and waits.name = wait.name;
+      if _queues[_i] <> _queue then
+        insert into durable.watches (queue, task_id, waiter_queue, waiter_task_id)
+        values (_queues[_i], _ids[_i], _queue, wait.task_id)
+        on conflict do nothing;
+      end if;
       return 'watched';
     end if;
     _passed_over := coalesce(_passed_over, _i);

@@ -43,6 +43,7 @@ CONTEXT = {
     *["spawn_many", "join", "join_all", "heartbeat", "now", "random", "uuid7"],
     *["patched", "deprecate_patch"],
     *["set_value", "write_stream", "close_stream", "logger"],
+    *["call", "gather", "first"],
 }
 
 

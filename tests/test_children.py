@@ -144,11 +144,6 @@ async def spawn_and_fail(number: int, ctx: TaskContext) -> int:
 
 
 @task
-async def spawn_elsewhere(queue: str, ctx: TaskContext) -> None:
-    await ctx.spawn("child", double, 1, queue=queue)
-
-
-@task
 async def spawn_by_name(params: None, ctx: TaskContext) -> list[Any]:
     child = await ctx.spawn("typed", "double", 4, headers={"a": 1}, max_attempts=2)
     return [await ctx.join(child), await ctx.join_all([])]
@@ -157,7 +152,7 @@ async def spawn_by_name(params: None, ctx: TaskContext) -> list[Any]:
 TASKS: list[Any] = [
     *[double, break_down, wait_for, join_one, join_in_a_thread, join_many, join_late],
     *[join_broken, catch_broken, join_forever, join_in_time, family, leave_family],
-    *[spawn_and_fail, spawn_elsewhere, spawn_by_name],
+    *[spawn_and_fail, spawn_by_name],
 ]
 
 
@@ -394,14 +389,6 @@ def test_spawns_a_child_once_although_its_parent_was_killed(
         assert handle.result(timeout=30) == 7
     assert states(db, "child") == ["completed"]
     assert states(db, "parent") == ["completed"]
-
-
-async def test_keeps_a_child_in_its_parents_queue(app: AsyncDurable) -> None:
-    await app.create_queue("second")
-    handle = await app.spawn(spawn_elsewhere, "second", max_attempts=1)
-    await drain(app)
-    with pytest.raises(TaskFailed, match="a child lives in its parent's queue"):
-        await handle.result(0)
 
 
 async def test_has_no_child_of_a_parent_that_has_finished(

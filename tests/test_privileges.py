@@ -47,7 +47,7 @@ WORKER = (
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
-        *("spawn_children", "emit_from_task", "announce_version"),
+        *("spawn_children", "spawn_children_in", "emit_from_task", "announce_version"),
         *("send_from_task", "recv_message", "publish", "load_published"),
     }
 )

@@ -28,11 +28,12 @@ SHIPPED = [
     ("install",),
     ("0002_roles_of_a_queue.sql",),
     ("0003_notes_by_task.sql",),
-    ("0009_fingerprint_of_a_key.sql",),
     ("0004_messages.sql",),
-    ("0008_lists_and_histories.sql",),
-    ("0007_deadlines_and_versions.sql",),
     ("0005_publishing.sql",),
+    ("0006_children_elsewhere.sql",),
+    ("0007_deadlines_and_versions.sql",),
+    ("0008_lists_and_histories.sql",),
+    ("0009_fingerprint_of_a_key.sql",),
 ]
 
 CUT = """
@@ -133,25 +134,31 @@ def test_brings_the_first_version_to_this_one(
     db.execute("""
 alter table durable.queues drop column roles;
 drop index durable.notes_task_idx;
-alter table durable.idempotency_keys drop column fingerprint;
-alter type durable._spawn_options drop attribute fingerprint;
+
+drop view durable.waiting, durable.task_list;
 drop table durable.mailboxes, durable.messages, durable.message_keys;
-drop view durable.waiting;
-alter table durable.waits drop column topic,
+alter table durable.waits drop column topic, drop column task_queues, drop column any_of,
   add constraint waits_are_for_one_thing
     check (num_nonnulls(event_name, task_ids) <= 1
       and (event_name is not null or task_ids is not null or deadline_at is not null));
-drop type durable.listed_task, durable.swept_tasks cascade;
-drop type durable.history_entry, durable._task_filter cascade;
+
+drop table durable.task_values, durable.stream_entries, durable.log_lines;
+drop type durable.publication, durable.published_value cascade;
+drop type durable.stream_entry, durable.log_line cascade;
+
+alter table durable.tasks drop column parent_queue, drop column child_queues;
+comment on column durable.waits.task_ids is 'As it was.';
+alter table durable.notes drop column root_queue, drop column root_task_id;
+drop table durable.watches;
+delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
+
 alter table durable.queues drop column max_lost_leases, drop column versions;
-drop view durable.task_list;
 alter table durable.tasks drop column complete_by, drop column version;
 create index tasks_claimable_idx on durable.tasks (queue, name, available_at, task_id)
 where available_at is not null;
 drop table durable.versions;
 drop function durable.list_versions;
 drop type durable.version_statistics;
-alter type durable._spawn_options drop attribute deadline, drop attribute version;
 drop function durable.claim_tasks, durable.get_next_due;
 create function durable.claim_tasks(
   queue text, worker text, names text[] default null, quantity integer default 1,
@@ -160,10 +167,22 @@ create function durable.claim_tasks(
 ) returns setof durable.claimed_task language plpgsql as $$ begin end $$;
 create function durable.get_next_due(queue text, names text[] default null)
 returns double precision language plpgsql as $$ begin return 1; end $$;
-drop table durable.task_values, durable.stream_entries, durable.log_lines;
-drop type durable.publication, durable.published_value cascade;
-drop type durable.stream_entry, durable.log_line cascade;
+
+drop type durable.listed_task, durable.swept_tasks cascade;
+drop type durable.history_entry, durable._task_filter cascade;
+
+alter table durable.idempotency_keys drop column fingerprint;
+alter type durable._spawn_options
+  drop attribute deadline, drop attribute version, drop attribute fingerprint;
+
 comment on table durable.queues is 'As it was.';
+drop view durable.task_list, durable.waiting;
+alter table durable.tasks drop column parent_queue, drop column child_queues;
+alter table durable.waits drop column task_queues, drop column any_of;
+comment on column durable.waits.task_ids is 'As it was.';
+alter table durable.notes drop column root_queue, drop column root_task_id;
+drop table durable.watches;
+delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
 delete from durable.migrations where number > 1;
 """)
     migrate()

@@ -85,6 +85,8 @@ create temp table surface (call, returns, granted_to) as values
    'durable.wait_outcome', 'worker'),
   ('spawn_children(queue text, task_id uuid, claim integer, children jsonb)',
    'SETOF durable.spawned_child', 'worker'),
+  ('spawn_children_in(queue text, task_id uuid, claim integer, child_queue text, children jsonb)',
+   'SETOF durable.spawned_child', 'worker'),
   ('suspend_tasks(queue text, tasks json)',
    'SETOF durable.wait_outcome', 'worker'),
   -- operator worker

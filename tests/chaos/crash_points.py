@@ -40,7 +40,9 @@ WORK: Final = "tests.support.crashing:work"
 GHOST: Final = "the ghost"
 
 PICTURE: Final = Path(__file__).with_name("picture.sql").read_text()
-VARIES: Final = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9-]{10}T[0-9:.+]+"
+VARIES: Final = (
+    "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9-]{10}T[0-9:.+]+|story-[0-9]+"
+)
 LIVE: Final = """
 select from durable.tasks
 where queue = %s and state not in ('completed', 'failed', 'cancelled')
@@ -76,7 +78,8 @@ class Story:
     """Tasks that are spawned together, and the worker that begins with them.
 
     It is asked to end once all of `until` was passed, else when all tasks are final.
-    A `ghost` is one more task, whose worker is gone.
+    A `ghost` is one more task, whose worker is gone. What is `far` has tasks in another
+    queue, too, which its workers serve beside their own.
     """
 
     task: AnyTask
@@ -87,12 +90,13 @@ class Story:
     options: dict[str, Any] = field(default_factory=dict)
     until: frozenset[str] = frozenset()
     ghost: bool = False
+    far: bool = False
 
     def effects(self) -> list[tuple[str, str]]:
         """Return the steps that have effects, each with the label of its task."""
         own = [(label, step) for label in self.labels for step in STEPS[self.name]]
         errands = [GHOST] if self.ghost else []
-        if self.name.startswith("journey"):
+        if self.name.startswith(("journey", "relay")):
             errands += [f"{label}'s child" for label in self.labels]
         return own + [(label, step) for label in errands for step in STEPS["errand"]]
 
@@ -203,6 +207,8 @@ class Stage:
     def begin(self, story: Story) -> str:
         """Spawn the tasks of a story, and return their queue."""
         queue = self.new_queue()
+        if story.far:
+            self.db.execute("select durable.create_queue(%s)", [f"{queue}-far"])
         with self.app as app:
             app.emit_event("go", "heard", queue=queue)
             app.spawn_many(story.task, list(story.labels), queue=queue)
@@ -223,6 +229,8 @@ class Stage:
             return self.is_over(queue)
 
         options = {"lease": 60, "shutdown_timeout": 0, **story.options}
+        if story.far:
+            options["queues"] = queues(queue)
         child = self.zygote.fork(
             WORK, *orders, queue=queue, concurrency=story.concurrency, **options
         )
@@ -246,31 +254,37 @@ class Stage:
             return self.is_over(queue)
 
         if not is_recovered():
-            with self.app.worker(queues=[queue], concurrency=10, poll=0.05):
+            known = "select queue from durable.queues where queue = any(%s)"
+            there = [name for (name,) in self.db.execute(known, [queues(queue)])]
+            with self.app.worker(queues=there, concurrency=10, poll=0.05):
                 eventually(is_recovered, deadline=60)
 
     def is_over(self, queue: str) -> bool:
         """Whether all tasks are final."""
-        return self.db.execute(LIVE, [queue]).rowcount == 0
+        return all(not self.db.execute(LIVE, [q]).rowcount for q in queues(queue))
 
     def end_leases(self, queue: str, dead: Sequence[Child]) -> None:
         """Let the leases of the dead run out at once."""
         pids = [str(child.pid) for child in dead]
-        if pids and self.db.execute(END_LEASES, [queue, pids]).rowcount:
-            self.db.execute("select durable.expire_leases(%s)", [queue])
+        for place in queues(queue) if pids else ():
+            if self.db.execute(END_LEASES, [place, pids]).rowcount:
+                self.db.execute("select durable.expire_leases(%s)", [place])
 
     # -- what must be true in the end ----------------------------------------------
 
     def picture(self, queue: str) -> Picture:
         """Return all that a queue holds, once its notes are applied."""
-        self.db.execute("select durable.apply_notes(%s)", [queue])
-        rows = self.db.execute(PICTURE, {"queue": queue, "varies": VARIES}).fetchall()
+        rows: Picture = []
+        for place in queues(queue):
+            self.db.execute("select durable.apply_notes(%s)", [place])
+            of = {"queue": place, "varies": VARIES}
+            rows += self.db.execute(PICTURE, of).fetchall()
         return sorted(rows, key=repr)
 
     def check_attempts(self, story: Story, queue: str, lives: Sequence[Child]) -> None:
         """Every attempt but the last has its row; a crash costs one at most."""
         crashes = sum(child.exit_code != 0 for child in lives)
-        rows = self.db.execute(ATTEMPTS, [queue]).fetchall()
+        rows = [row for q in queues(queue) for row in self.db.execute(ATTEMPTS, [q])]
         for name, attempt, numbers, lost, failed in rows:
             assert numbers == list(range(1, attempt)), name
             assert lost <= crashes or story.ghost
@@ -285,7 +299,7 @@ class Stage:
         One that was on its way may have had it once in every life that had begun it,
         and once more.
         """
-        rows = self.db.execute(EFFECTS, [queue]).fetchall()
+        rows = [row for q in queues(queue) for row in self.db.execute(EFFECTS, [q])]
         found = {(label, step): times for label, step, times in rows}
         repeated: Counter[str] = Counter()
         for label, step in story.effects():
@@ -302,3 +316,8 @@ class Stage:
                 repeated[label] += 1
         assert not found, found
         return repeated
+
+
+def queues(queue: str) -> list[str]:
+    """Return a story's queue, and the other one, which may not be there."""
+    return [queue, f"{queue}-far"]

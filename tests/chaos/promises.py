@@ -29,18 +29,47 @@ PROMISES: Final = {
     "asleep though all it waits for has finished": """
         from durable.tasks join durable.waits using (queue, task_id)
         where tasks.queue = %(queue)s and tasks.state = 'sleeping'
-          and tasks.error is null and waits.task_ids is not null and not exists (
-            select from durable.tasks as target
-            where target.queue = waits.queue
-              and target.task_id = any (waits.task_ids) and target.finished_at is null)
+          and tasks.error is null and waits.task_ids is not null
+          and waits.any_of is not true and not exists (
+            select from unnest(waits.task_ids, waits.task_queues) as awaited (id, there)
+            join durable.tasks as target
+              on target.queue = coalesce(awaited.there, waits.queue)
+              and target.task_id = awaited.id and target.finished_at is null)
+        """,
+    "asleep though the first it waits for has finished": """
+        from durable.tasks join durable.waits using (queue, task_id)
+        where tasks.queue = %(queue)s and tasks.state = 'sleeping'
+          and tasks.error is null and waits.any_of and exists (
+            select from unnest(waits.task_ids, waits.task_queues) as awaited (id, there)
+            left join durable.tasks as target
+              on target.queue = coalesce(awaited.there, waits.queue)
+              and target.task_id = awaited.id
+            where target.task_id is null or target.finished_at is not null)
         """,
     "asleep, and watching no live task": """
         from durable.tasks join durable.waits using (queue, task_id)
         where tasks.queue = %(queue)s and tasks.state = 'sleeping'
-          and tasks.error is null and waits.task_ids is not null and not exists (
+          and tasks.error is null and waits.task_ids is not null
+          and waits.any_of is not true and not exists (
             select from durable.tasks as target
-            where target.queue = waits.queue and target.task_id = waits.target_task_id
-              and target.finished_at is null)""",
+            where target.task_id = waits.target_task_id and target.finished_at is null
+              and (target.queue = waits.queue or exists (
+                select from durable.watches
+                where watches.queue = target.queue
+                  and watches.task_id = target.task_id
+                  and watches.waiter_queue = waits.queue
+                  and watches.waiter_task_id = waits.task_id)))""",
+    "asleep, and not watching each of those whose end is enough": """
+        from durable.tasks join durable.waits using (queue, task_id)
+        where tasks.queue = %(queue)s and tasks.state = 'sleeping'
+          and tasks.error is null and waits.any_of and exists (
+            select from unnest(waits.task_ids, waits.task_queues) as awaited (id, there)
+            where not exists (
+              select from durable.watches
+              where watches.queue = coalesce(awaited.there, waits.queue)
+                and watches.task_id = awaited.id
+                and watches.waiter_queue = waits.queue
+                and watches.waiter_task_id = waits.task_id))""",
     "asleep for nothing": """
         from durable.tasks
         where queue = %(queue)s and state = 'sleeping' and available_at is null
@@ -52,7 +81,8 @@ PROMISES: Final = {
         where queue = %(queue)s and state = 'pending' and available_at is null""",
     "alive below a parent that ended badly, and not tried again": """
         from durable.tasks as child join durable.tasks as parent
-          on parent.queue = child.queue and parent.task_id = child.parent_task_id
+          on parent.queue = coalesce(child.parent_queue, child.queue)
+          and parent.task_id = child.parent_task_id
         where child.queue = %(queue)s and child.finished_at is null
           and parent.state in ('failed', 'cancelled') and not exists (
             select from durable.runs

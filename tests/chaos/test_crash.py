@@ -30,6 +30,7 @@ from tests.support.crashing import (
     journey,
     journey_sync,
     ledger,
+    relay,
     vigil,
 )
 from tests.support.ordering import ORDERS
@@ -48,6 +49,13 @@ ALONE = Story(journey, "journey", ARRIVED)
 TOGETHER = Story(journey, "journey", ARRIVED, ["a", "b", "c", "d", "e"], concurrency=5)
 IN_THREADS = Story(journey_sync, "journey-sync", "heard")
 PUBLISHING = Story(herald, "herald", "heard")
+ACROSS = Story(
+    relay,
+    "relay",
+    ["brought", True, *(f"{runner} ran" for runner in "abcd")],
+    concurrency=5,
+    far=True,
+)
 KEEPING_WATCH = Story(
     vigil,
     "vigil",
@@ -107,6 +115,17 @@ def test_publishes_once_what_a_task_says_wherever_it_is_killed(
     points, expected = stage.undisturbed(PUBLISHING)
     some = points.sample(random, share(quick=20, long=1))
     sweep(stage, PUBLISHING, expected, some, survived)
+
+
+@pytest.mark.slow
+def test_does_once_what_it_has_in_other_queues_wherever_it_is_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived
+) -> None:
+    """And every life agrees on who was first."""
+    points, expected = stage.undisturbed(ACROSS)
+    assert any(point.startswith("spawn_children_in#") for point in points.certain)
+    some = points.sample(random, share(quick=20, long=1))
+    sweep(stage, ACROSS, expected, some, survived)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ __all__ = [
     "journey",
     "journey_sync",
     "ledger",
+    "relay",
     "saved",
     "vigil",
     "work",
@@ -56,6 +57,7 @@ STEPS: Final = {  # by task: the steps that have effects
     "journey-sync": ["one", "two"],
     "vigil": ["one"],
     "herald": ["one"],
+    "relay": ["one"],
 }
 
 Context: TypeAlias = TaskContext[psycopg.AsyncConnection]
@@ -139,6 +141,30 @@ def journey_sync(label: str, ctx: SyncTaskContext[Any]) -> str:
     return heard
 
 
+@task
+async def runner(label: str, ctx: Context) -> str:
+    return f"{label} ran"
+
+
+@task(max_attempts=None, retry=Retry.fixed(0))
+async def relay(label: str, ctx: Context) -> list[Any]:
+    """Hand work to another queue, and hold by who was first whenever it is asked."""
+    reach(f"{label}: begins")
+    await do(label, "one", ctx)
+    far = f"{ctx.queue}-far"
+    brought = await ctx.call("errand", errand, f"{label}'s child", queue=far)
+    reach(f"{label}: has called")
+    runners = await ctx.spawn_many("runner", runner, ["a", "b", "c"], queue=far)
+    here = await ctx.spawn("here", runner, "d")
+    winner = await ctx.first(*runners, here)
+    reach(f"{label}: knows who was first")
+    told = await ctx.step("told", str, winner.task_id)
+    await ctx.sleep_for("nap", 0.03)
+    ran = await ctx.gather(*runners, here)
+    reach(f"{label}: ends")
+    return [brought, told == str(winner.task_id), *ran]
+
+
 @task(max_attempts=None, retry=Retry.fixed(0))
 async def vigil(label: str, ctx: Context) -> str:
     """Be there until the worker is gone; one that is not to be killed ends at once."""
@@ -178,7 +204,7 @@ async def speak(label: str, ctx: Context) -> None:
         reach(f"{label}: has said {word}")
 
 
-TASKS: Final = (errand, herald, journey, journey_sync, vigil)
+TASKS: Final = (errand, herald, journey, journey_sync, relay, runner, vigil)
 
 
 async def do(label: str, step: str, ctx: Context) -> None:

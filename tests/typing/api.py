@@ -121,6 +121,12 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.join(child), None)
         counted = await ctx.spawn("count", count_orders, Order(id=1))
         assert_type(await ctx.join(counted, timeout=5), int)
+        weighed = await ctx.spawn("weigh", weigh_order, order, queue="scales")
+        assert_type(await ctx.call("count", count_orders, order, queue="far"), int)
+        assert_type(await ctx.gather(counted, weighed), tuple[int, float])
+        assert_type(await ctx.gather(a=counted, b=weighed), dict[str, Any])
+        fastest = await ctx.first(counted, weighed, timeout=60)
+        assert_type(await ctx.join(fastest), int | float)
 
         await ctx.step("charge", charge, "no order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
         await ctx.step("charge", charge)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -353,6 +353,16 @@ def spawn_children(queue: str, task_id: UUID, claim: int, children: str) -> Stat
     )
 
 
+def spawn_children_in(
+    queue: str, task_id: UUID, claim: int, child_queue: str, children: str
+) -> Statement:
+    return Statement(
+        "select name, task_id, run_id, attempt, created"
+        " from durable.spawn_children_in(%s, %s, %s, %s, %s::text::jsonb)",
+        (queue, task_id, claim, child_queue, children),
+    )
+
+
 def emit_from_task(  # noqa: PLR0917 - the function's own
     queue: str,
     task_id: UUID,

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
+from uuid import UUID
 
 __all__ = [
     "AlreadyFinished",
@@ -154,7 +155,22 @@ class _Recorded(DurableError):
 
 
 class TaskFailed(_Recorded):
-    """The task failed for good. `error` is what its last run raised."""
+    """The task failed for good. `error` is what its last run raised.
+
+    `task_id` says which task, and `name`, to a task that waited for its child, under
+    which name it had spawned it; each is None where that is not known.
+    """
+
+    def __init__(
+        self,
+        error: TaskError,
+        *,
+        task_id: UUID | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(error)
+        self.task_id = task_id
+        self.name = name
 
 
 class StepFailed(_Recorded):
@@ -186,11 +202,23 @@ class NonDeterminism(DurableError):
 
 
 class TaskCancelled(DurableError, code="WFCAN"):
-    """The task was cancelled. `reason` says why, where that is known."""
+    """The task was cancelled. `reason` says why, where that is known.
 
-    def __init__(self, reason: str | None = None, *, hint: str | None = None) -> None:
+    `task_id` and `name` are as those of `TaskFailed`.
+    """
+
+    def __init__(
+        self,
+        reason: str | None = None,
+        *,
+        hint: str | None = None,
+        task_id: UUID | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(reason or "the task was cancelled", hint=hint)
         self.reason = reason
+        self.task_id = task_id
+        self.name = name
 
 
 class NonRetryable(Exception):

@@ -3,6 +3,7 @@
 points.py       where a call can be stopped
 calls.py        every call that touches a task
 scenarios.py    what is there when two of them meet
+families.py     the same, across two queues
 sessions.py     a session that stops where it is told to
 conductor.py    plays a pair, and judges the outcome
 
@@ -14,14 +15,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from tests.chaos.interleavings.conductor import Conductor, Interleaving, Pair
-from tests.chaos.interleavings.scenarios import SCENARIOS, Scenario
+from tests.chaos.interleavings.conductor import (
+    EVERY_SCENARIO,
+    Conductor,
+    Interleaving,
+    Pair,
+)
+from tests.chaos.interleavings.scenarios import Scenario
 
 __all__ = ["Conductor", "Interleaving", "Pair", "find_problem"]
 
 
 def find_problem(
-    dsn: str, random: Random, budget: int, scenarios: Sequence[Scenario] = SCENARIOS
+    dsn: str,
+    random: Random,
+    budget: int,
+    scenarios: Sequence[Scenario] = EVERY_SCENARIO,
 ) -> str | None:
     """Play so many interleavings at most, of pairs chosen by `random`.
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-__all__ = ["WORKER", "Call", "Held"]
+__all__ = ["FAR", "WORKER", "Call", "Held"]
 
 WORKER: Final = "w"
+FAR: Final = "+far"  # behind a queue's name: the other queue of a scenario
 ERROR: Final = {"type": "Oops", "message": "no"}
 
 
@@ -31,7 +32,7 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call, with `%(queue)s` for the queue.
+    """A call, with `%(queue)s` for the queue, and `%(far)s` for the other one.
 
     tries: it passes over rows in other hands, and is made again later.
     divisible: it is about several tasks, or takes others with it, one after the other.
@@ -49,7 +50,12 @@ class Call:
 
     def on(self, queue: str) -> dict[str, Any]:
         """Return its arguments in a queue."""
-        return {"queue": queue, **self.args}
+        far = f"{queue}{FAR}"
+        args = {
+            key: arg.replace(f'"{FAR}"', f'"{far}"') if isinstance(arg, str) else arg
+            for key, arg in self.args.items()
+        }
+        return {"queue": queue, "far": far, **args}
 
 
 # What clients do.
@@ -316,6 +322,21 @@ def join(*tasks: Held) -> dict[str, Any]:
     return {"name": "$join", "task_ids": [str(task.task_id) for task in tasks]}
 
 
+def first(*tasks: Held) -> dict[str, Any]:
+    return join(*tasks) | {"name": "$first", "any_of": True}
+
+
+def mixed(wait: dict[str, Any], *places: str | None) -> dict[str, Any]:
+    """Say of a wait for tasks where each of them is: in this queue, or `FAR`."""
+    return wait | {"queues": list(places)}
+
+
+def far(call: Call) -> Call:
+    """Make a call in the other queue."""
+    query = call.query.replace("%(queue)s", "%(far)s")
+    return replace(call, name=f"{call.name} far", query=query)
+
+
 def await_event(held: Held, event: str = "news") -> Call:
     return Call(
         f"await_event {held.nick}",
@@ -362,6 +383,28 @@ def spawn_children(held: Held, nick: str, **options: Any) -> Call:
             "children": json.dumps(children),
         },
     )
+
+
+def spawn_far(held: Held, nick: str, **options: Any) -> Call:
+    """Spawn a child in the other queue."""
+    child = {"name": f"${nick}", "task": nick, "options": options}
+    return Call(
+        f"spawn_children_in {held.nick} {nick}",
+        "select name, created from durable.spawn_children_in("
+        "%(queue)s, %(task_id)s, %(claim)s, %(far)s, %(children)s)",
+        {
+            "task_id": held.task_id,
+            "claim": held.claim,
+            "children": json.dumps([child]),
+        },
+    )
+
+
+def spawn_back(held: Held, nick: str) -> Call:
+    """Let a task of the other queue spawn a child in this one."""
+    call = spawn_far(held, nick)
+    home = call.query.replace("%(queue)s", "%(home)s").replace("%(far)s", "%(queue)s")
+    return replace(call, query=home.replace("%(home)s", "%(far)s"))
 
 
 def emit_from(held: Held, event: str = "news") -> Call:

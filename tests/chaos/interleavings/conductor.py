@@ -27,13 +27,23 @@ from typing import Final
 import psycopg
 from psycopg import IsolationLevel, sql
 
-from tests.chaos.interleavings.calls import Call, apply_notes, create_queue, drop_queue
+from tests.chaos.interleavings.calls import (
+    FAR,
+    Call,
+    apply_notes,
+    create_queue,
+    drop_queue,
+    far,
+)
+from tests.chaos.interleavings.families import FAMILIES
 from tests.chaos.interleavings.points import instrument, stop_the_clock
 from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
 from tests.chaos.interleavings.sessions import Session
 from tests.chaos.promises import UNSEEN_WAIT, broken
 
-__all__ = ["LEVELS", "Conductor", "Interleaving", "Pair"]
+__all__ = ["EVERY_SCENARIO", "LEVELS", "Conductor", "Interleaving", "Pair"]
+
+EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES)
 
 LEVELS: Final = (
     None,
@@ -51,6 +61,19 @@ COPY: Final = """
 create function public.copy_queue(original text, copy text) returns void
 language plpgsql as $$ begin {} end $$
 """
+# Of a scenario's queues, and of what names them.
+MOVED: Final = {
+    name: sql.SQL("copy || substr({}, length(original) + 1)").format(
+        sql.Identifier(name)
+    )
+    for name in ("queue", "parent_queue", "waiter_queue", "root_queue")
+} | {
+    name: sql.SQL(
+        "(select array_agg(copy || substr(it, length(original) + 1) order by place)"
+        " from unnest({}) with ordinality as listed (it, place))"
+    ).format(sql.Identifier(name))
+    for name in ("child_queues", "task_queues")
+}
 STATE: Final = """
 select 'task', task_id::text, (to_jsonb(tasks) - 'queue')::text
 from durable.tasks where queue = %(queue)s
@@ -93,7 +116,7 @@ union all
 select 'line', task_id::text, (to_jsonb(log_lines) - 'queue')::text
 from durable.log_lines where queue = %(queue)s
 union all
-select 'queue', 'queue', (to_jsonb(queues) - 'queue')::text
+select 'queue', 'queue ' || queue, (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """
 NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
@@ -102,6 +125,7 @@ TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20
+EVERYWHERE: Final = (apply_notes, far(apply_notes))
 IN_READ_COMMITTED: Final = (None, None)
 
 # What is known about each subject: a task with all that belongs to it, an event, ...
@@ -156,7 +180,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
     def __init__(
         self,
         dsn: str,
-        scenarios: Sequence[Scenario] = SCENARIOS,
+        scenarios: Sequence[Scenario] = EVERY_SCENARIO,
         *,
         pointed: bool = True,
     ) -> None:
@@ -203,13 +227,16 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         """All tables' rows of one queue, once more for another."""
         statements = []
         for table, columns in self.watch.execute(COLUMNS).fetchall():
-            others = [sql.Identifier(name) for name in columns if name != "queue"]
             statement = sql.SQL(
-                "insert into durable.{0} (queue, {1})"
-                " select copy, {1} from durable.{0} where queue = original;"
+                "insert into durable.{0} ({1}) select {2} from durable.{0}"
+                " where queue in (original, original || {3});"
             )
-            listed = sql.SQL(", ").join(others)
-            statements.append(statement.format(sql.Identifier(table), listed))
+            listed = sql.SQL(", ").join(map(sql.Identifier, columns))
+            moved = sql.SQL(", ").join(
+                MOVED.get(name, sql.Identifier(name)) for name in columns
+            )
+            into = statement.format(sql.Identifier(table), listed, moved, FAR)
+            statements.append(into)
         self.watch.execute(sql.SQL(COPY).format(sql.SQL(" ").join(statements)))
 
     def _set(self, scenario: Scenario) -> None:
@@ -297,7 +324,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
     ) -> str | None:
         """Look for broken promises, and for what comes of neither order."""
         outcome = self._rest(way.pair, queue, told, again=way.a_commits)
-        wrong = broken(self.watch, queue)
+        wrong = broken(self.watch, queue) + broken(self.watch, f"{queue}{FAR}")
         legal = self._legal(way)
         sessions = (self.a, self.b, self.house)
         warnings = [text for session in sessions for text in session.warnings]
@@ -360,20 +387,36 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
                 self.house.make(call, queue)
                 self._apply_notes(queue)
                 said[place] = ""
-        if any(call is drop_queue for _, call in calls):
-            said = []
-            self.house.make(create_queue, queue)
+        for dropping, creating in (
+            (drop_queue, create_queue),
+            (far(drop_queue), far(create_queue)),
+        ):
+            if any(call.query == dropping.query for _, call in calls):
+                said = []
+                self.house.make(creating, queue)
         return self._state(pair.scenario, queue, said)
 
     def _apply_notes(self, queue: str) -> None:
         for _ in range(ROUNDS):
-            if self.watch.execute(NOTES, {"queue": queue}).rowcount == 0:
+            left = [
+                call
+                for call, where in zip(EVERYWHERE, ("", FAR), strict=True)
+                if self.watch.execute(NOTES, {"queue": f"{queue}{where}"}).rowcount
+            ]
+            if not left:
                 return
-            self.house.make(apply_notes, queue)
+            for call in left:
+                self.house.make(call, queue)
 
     def _state(self, scenario: str, queue: str, said: list[str]) -> Outcome:
         """Return all rows of a queue and what was said, by nicknames."""
-        rows = self.watch.execute(STATE, {"queue": queue}).fetchall()
+        rows = [
+            (kind, subject.replace(queue, ""), row.replace(queue, ""))
+            for where in ("", FAR)
+            for kind, subject, row in self.watch.execute(
+                STATE, {"queue": f"{queue}{where}"}
+            )
+        ]
         nicks = self.nicks[scenario]
         new = {
             task["task_id"]: f"new {task['name']}"

@@ -66,7 +66,7 @@ end;
 $$;
 """
 TABLES: Final = re.compile(
-    r"\bdurable\.(tasks|runs|checkpoints|waits|events|idempotency_keys|notes|queues"
+    r"\bdurable\.(tasks|runs|checkpoints|waits|watches|events|idempotency_keys|notes|queues"
     r"|mailboxes|messages|message_keys|task_values|stream_entries|log_lines)\b"
 )
 POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")

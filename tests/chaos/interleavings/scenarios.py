@@ -15,7 +15,7 @@ from typing import Any, Final
 import psycopg
 
 from tests.chaos.interleavings import calls as do
-from tests.chaos.interleavings.calls import WORKER, Call, Held
+from tests.chaos.interleavings.calls import FAR, WORKER, Call, Held
 
 __all__ = ["HOUR", "SCENARIOS", "Scenario", "Stage"]
 
@@ -44,7 +44,8 @@ class Stage:
             for key, arg in args.items()
         }
         self.at(self._seconds + 1)
-        return self._session.execute(query, {"queue": self.queue, **args}).fetchall()
+        args = {"queue": self.queue, "far": f"{self.queue}{FAR}", **args}
+        return self._session.execute(query, args).fetchall()
 
     def at(self, seconds: float) -> None:
         """Move to so many seconds from the hour."""
@@ -82,9 +83,27 @@ class Stage:
         """Spawn a task and claim it."""
         return self.hold(self.spawn(nick, parent, **more), lease=lease)
 
+    def held_below(self, parent: Held, call: Call) -> Held:
+        """Let a task have a child by `spawn_far` or `spawn_back`, and claim that."""
+        nick = call.name.split(" ")[-1]
+        query = call.query.replace("select name, created", "select task_id")
+        ((task_id,),) = self._rows(query, **call.args)
+        self.nicks[str(task_id)] = nick
+        child = Held(nick, task_id)
+        where = "queue" if "in(%(far)s" in query else "far"
+        claim = CLAIM.replace("%(queue)s", f"%({where})s")
+        ((_, number),) = self._rows(claim, worker=WORKER, names=[nick], lease=10**5)
+        assert parent.task_id < task_id
+        return child._replace(claim=number)
+
+    def reach_far(self) -> None:
+        """Create the other queue."""
+        policy = {"keep_tasks": 60, "keep_events": 60}
+        self._rows("select durable.create_queue(%(far)s, %(policy)s)", policy=policy)
+
     def done(self, call: Call) -> None:
         """Make a call."""
-        self._rows(call.query, **call.args)
+        self._rows(call.query, **call.on(self.queue))
 
     def left_to_notes(self, call: Call) -> None:
         """Make a call outside READ COMMITTED: what follows from it is left to notes."""

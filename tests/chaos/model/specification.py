@@ -408,6 +408,9 @@ class Model:
         """Registers waits. A task none of whose waits is over is not held from then
         on, if it is to leave; else those that are over come back, and it goes on.
         """
+        for said in asked:
+            if any(said["task_id"] in (w.get("task_ids") or ()) for w in said["waits"]):
+                raise Refused("22023")
         for wait in (wait for said in asked for wait in said["waits"]):
             if wait.get("event") is not None:
                 self.events.setdefault(wait["event"], Event())

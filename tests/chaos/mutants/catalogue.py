@@ -438,8 +438,8 @@ WAITS: Final = [
         "    if found then\n      update durable.waits\n"
         "      set target_task_id = _ids[_i], watched = coalesce(_passed_over, _i)\n"
         "      where waits.queue = wait.queue and waits.task_id = wait.task_id and waits.name = wait.name;\n"
-        "      return 'watched';",
-        "    if found then\n      return 'watched';",
+        "      if _queues[_i] <> _queue then\n",
+        "    if found then\n      if _queues[_i] <> _queue then\n",
         "pgtap/waking.sql",
     ),
     Mutant(
@@ -448,6 +448,34 @@ WAITS: Final = [
         "    for share skip locked;\n    if found then",
         "    ;\n    if found then",
         "test_wakes_a_parent_that_joined_while_the_child_was_finishing",
+    ),
+    Mutant(
+        "watches nobody in another queue",
+        "waking.sql",
+        "      if _queues[_i] <> _queue then\n",
+        "      if false then\n",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
+        "does not look who watches",
+        "waking.sql",
+        "          and watches.task_id = finished.task_id\n",
+        "          and false\n",
+        "pgtap/first.sql",
+    ),
+    Mutant(
+        "waits for all where the first would do",
+        "settling.sql",
+        "    when any_of then durable._first(queue, task_ids, task_queues)\n",
+        "",
+        "pgtap/first.sql",
+    ),
+    Mutant(
+        "tells the one given first from who was first",
+        "first.sql",
+        "    order by task.finished_at nulls last, wanted.ordinal\n",
+        "    order by wanted.ordinal\n",
+        "pgtap/first.sql",
     ),
     Mutant(
         "wakes a task between two attempts",
@@ -588,6 +616,41 @@ NOTES: Final = [
 
 FAMILIES: Final = [
     Mutant(
+        "leaves alive what lives below in other queues",
+        "cancel.sql",
+        "  perform durable._reach_below(_queue, _seen, 'ended_above', by_queue, by);\n",
+        "",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
+        "revives nobody in other queues",
+        "elsewhere.sql",
+        "      perform durable._revive(_queue, _id);\n",
+        "      null;\n",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
+        "cancels for an end that is over",
+        "elsewhere.sql",
+        "note.kind = 'ended_above' and (not _held or _state in ('failed', 'cancelled'))",
+        "note.kind = 'ended_above'",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
+        "revives for a retry that is over",
+        "elsewhere.sql",
+        "note.kind = 'revived_above' and _held and _state not in ('failed', 'cancelled')",
+        "note.kind = 'revived_above'",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
+        "lets who waits elsewhere sleep when a queue is dropped",
+        "elsewhere.sql",
+        "    where watches.queue = _queue and watches.waiter_queue <> _queue\n",
+        "    where false\n",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
         "cancels children, but not theirs",
         "cancel.sql",
         "          and tasks.parent_task_id = tree.task_id\n",
@@ -606,8 +669,8 @@ FAMILIES: Final = [
     Mutant(
         "forgets whose end it was",
         "cancel.sql",
-        "format('cancelled by parent %s', root), 'by', root)",
-        "format('cancelled by parent %s', root))",
+        "format('cancelled by parent %s', by), 'by', by)",
+        "format('cancelled by parent %s', by))",
         "pgtap/cancel.sql",
     ),
     Mutant(
@@ -753,8 +816,8 @@ KEYS: Final = [
     Mutant(
         "forgets the deadline of a spawned task",
         "spawn.sql",
-        "    least(at + make_interval(secs => (task.options).max_delay), latest.moment), latest",
-        "    null::timestamptz, latest",
+        "    least(at + make_interval(secs => (task.options).max_delay), latest.moment), parent",
+        "    null::timestamptz, parent",
         "pgtap/spawn_many.sql",
     ),
 ]

@@ -1,24 +1,24 @@
 # Made from _async/family.py by tools/async_to_sync.py: edit that, not this.
-"""Children: tasks that a task spawns, and waits for if it wants."""
+"""Children: tasks that a task spawns, and waits for if it wants.
+
+A child lives in the queue that its spawn names, else its class, else in its parent's.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from durable._inheritance import inherited
 from durable._names import check_step_name
 from durable._requests import OMITTED, spawn_request, task_json
-from durable._sync.calling import Calling
+from durable._sync.joining import Joining, Timeout
 from durable._time import seconds
 from durable._values import Codec
 from durable._worker.history import Call
-from durable._worker.outcomes import child_of, joined
-from durable._worker.waits import Wait
+from durable._worker.outcomes import child_of
 from durable.children import ChildHandle
-from durable.errors import InvalidArgument
 from durable.options import SpawnOptions
 from durable.registry import AnyTask
 from durable.task import Task
@@ -29,7 +29,17 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 
-class Family(Calling):
+class _Child(NamedTuple):
+    """A child that is being spawned: its call and name, where, and as JSON."""
+
+    call: Call
+    name: str
+    queue: str
+    text: str
+    codec: Codec[Any]
+
+
+class Family(Joining):
     """The children of a task."""
 
     @overload
@@ -49,11 +59,12 @@ class Family(Calling):
     ) -> Any:
         """Spawn a child, once, together with the checkpoint that says so.
 
-        If this task fails or is cancelled the child is cancelled; if it completes the
-        child goes on. Options are those of `spawn`; this task's headers and identity
-        are also the child's. Raises as `spawn` does.
+        With `queue` it lives there, and that queue's workers run it. If this task fails
+        or is cancelled the child is cancelled; if it completes the child goes on.
+        Options are those of `spawn`; this task's headers and identity are also the
+        child's. Raises as `spawn` does, UnknownQueue and Forbidden too.
         """
-        return self._spawn(*self._child(name, task, params, options))
+        return self._spawn(self._child(name, task, params, options))
 
     @overload
     def spawn_many(
@@ -83,87 +94,72 @@ class Family(Calling):
 
     def _child(
         self, name: str, task: AnyTask | str, params: Any, options: Mapping[str, Any]
-    ) -> tuple[Call, str, str, Codec[Any]]:
+    ) -> _Child:
         check_step_name(name)
         application = self._run.application
         given = application.stamped(options)
         request = spawn_request(application.registry, self.queue, task, params, given)
-        if request.queue != self.queue:
-            raise InvalidArgument(
-                f"a child lives in its parent's queue {self.queue!r},"
-                f" not in {request.queue!r}"
-            )
         if self._run.claimed.headers:
             request = inherited(request, self._run.all_headers, options)
-        request = request.sealed(self._run.application.vault)
+        request = request.sealed(application.vault)
         call = self._take("spawn", name)
         extra = (
             f'"name":{json.dumps(call.key)},'
             f'"position":{call.position},"after":{call.after},'
         )
-        return call, name, task_json(request, extra), request.result_codec
+        text = task_json(request, extra)
+        return _Child(call, name, request.queue, text, request.result_codec)
 
-    def _spawn(
-        self, call: Call, name: str, child: str, kind: Codec[Any]
-    ) -> ChildHandle[Any]:
-        return child_of(self._run.spawn(call, child), name, self.queue, kind)
+    def _spawn(self, child: _Child) -> ChildHandle[Any]:
+        saved = self._run.spawn(child.call, child.queue, child.text)
+        return child_of(saved, child.name, self.queue, child.codec)
 
-    def _spawn_many(
-        self, children: Sequence[tuple[Call, str, str, Codec[Any]]]
-    ) -> list[ChildHandle[Any]]:
-        asked = [(call, child) for call, _, child, _ in children]
+    def _spawn_many(self, children: Sequence[_Child]) -> list[ChildHandle[Any]]:
+        asked = [(child.call, child.queue, child.text) for child in children]
         saved = self._run.spawn_all(asked)
         return [
-            child_of(one, name, self.queue, kind)
-            for one, (_, name, _, kind) in zip(saved, children, strict=True)
+            child_of(one, child.name, self.queue, child.codec)
+            for one, child in zip(saved, children, strict=True)
         ]
 
-    def join(
-        self, child: ChildHandle[R], *, timeout: timedelta | float | None = None
-    ) -> R:
-        """Wait for a child to finish and return its output.
-
-        Raises TaskFailed with its error, TaskCancelled, or the builtin TimeoutError
-        after `timeout`; each is recorded, so every replay sees the same.
-        """
-        call, wait = self._joining(child.name, [child], timeout)
-        return self._join(call, wait, child)
-
-    def _join(self, call: Call, wait: Wait, child: ChildHandle[R]) -> R:
-        (output,) = joined(self._run.wait(call, wait), [child])
-        found: R = output
-        return found
-
-    def join_all(
-        self,
-        children: Iterable[ChildHandle[R]],
-        *,
-        timeout: timedelta | float | None = None,
-        name: str = "all",
-    ) -> list[R]:
-        """Wait for all children to finish; return their outputs in the order given.
-
-        It is one wait, however many they are. Raises as `join` does, for the first of
-        them that did not complete.
-        """
-        awaited = list(children)
-        call, wait = self._joining(check_step_name(name), awaited, timeout)
-        return self._join_all(call, wait, awaited)
-
-    def _join_all(
-        self, call: Call, wait: Wait, children: list[ChildHandle[R]]
-    ) -> list[R]:
-        return joined(self._run.wait(call, wait), children)
-
-    def _joining(
+    @overload
+    def call(
         self,
         name: str,
-        children: Sequence[ChildHandle[Any]],
-        timeout: timedelta | float | None,
-    ) -> tuple[Call, Wait]:
+        task: type[Task[P, R]] | Task[P, R],
+        params: P = ...,
+        *,
+        timeout: Timeout = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> R: ...
+    @overload
+    def call(
+        self,
+        name: str,
+        task: str,
+        params: Any = ...,
+        *,
+        timeout: Timeout = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> Any: ...
+    def call(
+        self,
+        name: str,
+        task: AnyTask | str,
+        params: Any = OMITTED,
+        *,
+        timeout: Timeout = None,
+        **options: Any,
+    ) -> Any:
+        """Spawn a child and wait for its output: `spawn` and `join` under one name.
+
+        Each leaves its checkpoint. Options are those of `spawn`; `timeout` is that of
+        `join`, counts from now, and leaves the child alone. Raises as both do.
+        """
+        child = self._child(name, task, params, options)
         limit = seconds(timeout, "timeout")
-        call = self._take("join", name)
-        wait = Wait(call.key, call.position, call.after)
-        wait.task_ids = [str(child.task_id) for child in children]
-        wait.due = None if limit is None else call.made + limit
-        return call, wait
+        return self._call(child, self._take("join", name), limit)
+
+    def _call(self, child: _Child, call: Call, limit: float | None) -> Any:
+        handle = self._spawn(child)
+        return self._join(call, self._waiting(call, [handle], limit), handle)

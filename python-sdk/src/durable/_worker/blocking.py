@@ -187,11 +187,11 @@ class BlockingRun:
         """Send a message."""
         return self.block(lambda: self._run.send(call, message))
 
-    def spawn(self, call: Call, child: str) -> Resolved:
+    def spawn(self, call: Call, queue: str, child: str) -> Resolved:
         """Spawn a child."""
-        return self.block(lambda: self._run.spawn(call, child))
+        return self.block(lambda: self._run.spawn(call, queue, child))
 
-    def spawn_all(self, children: Sequence[tuple[Call, str]]) -> list[Resolved]:
+    def spawn_all(self, children: Sequence[tuple[Call, str, str]]) -> list[Resolved]:
         """Spawn children."""
         return self.block(lambda: self._run.spawn_all(children))
 

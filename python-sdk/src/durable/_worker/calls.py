@@ -393,18 +393,20 @@ class Calls(Baggage):
         finally:
             self._waits.exit(branch)
 
-    async def spawn(self, call: Call, child: str) -> Resolved:
+    async def spawn(self, call: Call, queue: str, child: str) -> Resolved:
         """Spawn a child, given as JSON, with the checkpoint that records it."""
-        (saved,) = await self.spawn_all([(call, child)])
+        (saved,) = await self.spawn_all([(call, queue, child)])
         return saved
 
-    async def spawn_all(self, children: Sequence[tuple[Call, str]]) -> list[Resolved]:
-        """Spawn children in one statement, each with its checkpoint."""
+    async def spawn_all(
+        self, children: Sequence[tuple[Call, str, str]]
+    ) -> list[Resolved]:
+        """Spawn children, in one statement for each queue, with their checkpoints."""
         if not children:
             return []
         known = self._history.saved
-        missing = [call for call, _ in children if call.key not in known]
-        for call, _ in children if self._history.replays else ():
+        missing = [call for call, *_ in children if call.key not in known]
+        for call, *_ in children if self._history.replays else ():
             self._history.asked(call.key)
         saved, branch = await self.begin((missing or [children[0][0]])[0])
         if saved is None:
@@ -412,19 +414,16 @@ class Calls(Baggage):
                 await self._spawn_missing(children)
             finally:
                 self._waits.exit(branch)
-        return [known[call.key] for call, _ in children]
+        return [known[call.key] for call, *_ in children]
 
-    async def _spawn_missing(self, children: Sequence[tuple[Call, str]]) -> None:
+    async def _spawn_missing(self, children: Sequence[tuple[Call, str, str]]) -> None:
         await self.save_failures(children[0][0].position)
         claimed, history, run = self.claimed, self._history, self._run
-        missing = [pair for pair in children if pair[0].key not in history.saved]
+        missing = [asked for asked in children if asked[0].key not in history.saved]
         submitted = [
-            run.services.spawning.submit(
-                (claimed.queue, claimed.task_id, claimed.claim, child)
-            )
-            for _, child in missing
+            run.services.spawn(claimed, queue, child) for _, queue, child in missing
         ]
-        for (call, _), answer in zip(missing, submitted, strict=True):
+        for (call, *_), answer in zip(missing, submitted, strict=True):
             text = await run.refusable(answer)
             history.remember(call.key, Resolved("done", text))
 

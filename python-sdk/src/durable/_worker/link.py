@@ -109,12 +109,13 @@ class Link:
         self._closed = False
 
     async def fetch(
-        self, statement: Statement, *, patient: bool = True
+        self, statement: Statement, *, patient: bool = True, own: bool = True
     ) -> list[tuple[Any, ...]]:
         """Return the rows, all of them, after the commit.
 
         Not `patient`, an error that says the rows are in other hands is raised, for the
-        caller to divide what it sent.
+        caller to divide what it sent. Not `own`, it is about a queue that a task has
+        named: a refusal of that is the task's, and the worker goes on.
         """
         failures = 0
         said: set[type[Exception]] = set()
@@ -129,7 +130,7 @@ class Link:
                 raise
             except (psycopg.Error, OSError) as error:
                 if not heals(error) or (is_busy(error) and not patient):
-                    raise self._translated(error)  # noqa: B904 - it has its cause
+                    raise self._translated(error, own=own)  # noqa: B904 - it has its cause
                 if type(error) not in said:
                     said.add(type(error))
                     logger.warning("%s: %s; trying again", self._name, error)
@@ -182,10 +183,11 @@ class Link:
         self._cursor = connection.cursor(binary=True)
         return self._cursor
 
-    def _translated(self, error: Exception) -> Exception:
+    def _translated(self, error: Exception, *, own: bool) -> Exception:
         """Return durable's own error, telling the worker if it cannot go on."""
         ours = from_database(error)
-        if isinstance(ours, SchemaVersion | UnknownQueue) or is_forbidden(error):
+        refused = isinstance(ours, UnknownQueue) or is_forbidden(error)
+        if isinstance(ours, SchemaVersion) or (refused and own):
             self._hopeless(ours)
         return ours
 

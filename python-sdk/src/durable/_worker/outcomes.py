@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from durable._values import Codec
@@ -13,9 +13,26 @@ from durable._worker.waits import Resolved
 from durable.children import ChildHandle
 from durable.errors import NotFound, TaskCancelled, TaskFailed
 
-__all__ = ["child_of", "joined", "outcome_error", "read"]
+__all__ = ["Joinable", "child_of", "joined", "outcome_error", "read", "winner"]
 
 T = TypeVar("T")
+J = TypeVar("J", bound="Joinable")
+
+
+class Joinable(Protocol):
+    """What may be waited for: a child, or the handle of any other task."""
+
+    @property
+    def task_id(self) -> UUID:
+        """The task."""
+
+    @property
+    def queue(self) -> str:
+        """Its queue."""
+
+    @property
+    def codec(self) -> Codec[Any]:
+        """How its output is read."""
 
 
 def read(saved: Resolved, how: Codec[T]) -> T:
@@ -34,34 +51,50 @@ def child_of(saved: Resolved, name: str, queue: str, how: Codec[T]) -> ChildHand
         name,
         UUID(child["task_id"]),
         UUID(child["run_id"]),
-        queue,
+        child.get("queue", queue),
         child["attempt"],
         child["created"],
         how,
     )
 
 
-def joined(saved: Resolved, children: Sequence[ChildHandle[T]]) -> list[T]:
+def joined(saved: Resolved, tasks: Sequence[Joinable]) -> list[Any]:
     """Return the outputs of tasks that were waited for, or raise for the first."""
     if saved.state == "timed_out":
         raise mark_recorded(TimeoutError("the tasks did not finish in time"))
     outputs = []
-    for child, outcome in zip(children, json.loads(saved.value), strict=True):
-        error = outcome_error(child.task_id, outcome["state"], outcome["error"])
+    for task, outcome in zip(tasks, json.loads(saved.value), strict=True):
+        name = getattr(task, "name", None)
+        error = outcome_error(task.task_id, outcome["state"], outcome["error"], name)
         if error is not None:
             raise mark_recorded(error)
-        outputs.append(child.codec.load(json.dumps(outcome["result"])))
+        outputs.append(task.codec.load(json.dumps(outcome["result"])))
     return outputs
 
 
+def winner(saved: Resolved, tasks: Sequence[J]) -> J:
+    """Return that of several tasks which is on record as the first to finish."""
+    if saved.state == "timed_out":
+        raise mark_recorded(TimeoutError("none of the tasks finished in time"))
+    task_id = UUID(json.loads(saved.value)["task_id"])
+    for task in tasks:
+        if task.task_id == task_id:
+            return task
+    raise RuntimeError(
+        f"task {task_id} is on record as the first to finish, and is none of these:"
+        " the tasks that are given have changed since"
+    )
+
+
 def outcome_error(
-    task_id: UUID, state: str, error: dict[str, Any] | None
+    task_id: UUID, state: str, error: dict[str, Any] | None, name: str | None = None
 ) -> Exception | None:
     """Return the exception a task's end stands for; None if it completed."""
     if state == "failed":
-        return TaskFailed(task_error(error))
+        return TaskFailed(task_error(error), task_id=task_id, name=name)
     if state == "cancelled":
-        return TaskCancelled((error or {}).get("message"))
+        reason = (error or {}).get("message")
+        return TaskCancelled(reason, task_id=task_id, name=name)
     if state == "not_found":
         return NotFound(f"task {task_id} is gone")
     return None

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -38,8 +38,15 @@ __all__ = ["Child", "Services"]
 
 _NOTES_SECONDS: Final = 0.02
 
-# queue, parent, its claim, and the child as JSON
-Child = tuple[str, UUID, int, str]
+
+class Child(NamedTuple):
+    """A child to be spawned, as JSON, by a parent under its claim."""
+
+    queue: str
+    task_id: UUID
+    claim: int
+    child_queue: str
+    child: str
 
 
 class Services:
@@ -75,7 +82,7 @@ class Services:
         self.polling: WaitLane = Lane(self._poll)
         self._noting: Lane[str, None] = Lane(self._apply_notes)
         self.spawning: Lane[Child, str] = Lane(
-            self._spawn, size=lambda child: len(child[3])
+            self._spawn, size=lambda child: len(child.child)
         )
 
     async def close(self) -> None:
@@ -121,6 +128,12 @@ class Services:
         )
         ((is_new,),) = await self.calling.fetch(statement)
         return "true" if is_new else "false"
+
+    def spawn(self, claimed: Claimed, queue: str, child: str) -> asyncio.Future[str]:
+        """Spawn a child of a task in a queue. Gives what its checkpoint says."""
+        return self.spawning.submit(
+            Child(claimed.queue, claimed.task_id, claimed.claim, queue, child)
+        )
 
     async def extend(self, run: Run) -> str:
         """Extend one lease. Returns the outcome."""
@@ -194,7 +207,9 @@ class Services:
             for item in items
         )
         try:
-            return await self.calling.fetch(ask(f"[{tasks}]"), patient=False)
+            return await self.calling.fetch(
+                ask(f"[{tasks}]"), patient=False, own='"queues"' not in tasks
+            )
         except (DurableError, psycopg.Error) as error:
             if len(items) == 1:
                 refused[items[0].task_id] = AGAIN if is_busy(error) else error
@@ -206,27 +221,30 @@ class Services:
             ]
 
     async def _spawn(self, children: Sequence[Child]) -> Outcomes:
-        by_parent: defaultdict[tuple[str, UUID, int], list[int]] = defaultdict(list)
-        for index, (queue, task_id, claim, _) in enumerate(children):
-            by_parent[queue, task_id, claim].append(index)
+        together: defaultdict[Child, list[int]] = defaultdict(list)
+        for index, child in enumerate(children):
+            together[child._replace(child="")].append(index)
         outcomes: list[Any] = [None] * len(children)
-        for parent, indexes in by_parent.items():
-            texts = [children[index][3] for index in indexes]
+        for parent, indexes in together.items():
+            texts = [children[index].child for index in indexes]
             for index, spawned in zip(
                 indexes, await self._spawn_of(parent, texts), strict=True
             ):
                 outcomes[index] = spawned
         return outcomes
 
-    async def _spawn_of(
-        self, parent: tuple[str, UUID, int], children: Sequence[str]
-    ) -> Outcomes:
-        """Spawn one task's children; what is refused is refused alone."""
+    async def _spawn_of(self, parent: Child, children: Sequence[str]) -> Outcomes:
+        """Spawn one task's children in one queue; what is refused is refused alone."""
+        queue, task_id, claim, there, _ = parent
+        texts = f"[{','.join(children)}]"
+        own = there == queue
+        statement = (
+            _sql.spawn_children(queue, task_id, claim, texts)
+            if own
+            else _sql.spawn_children_in(queue, task_id, claim, there, texts)
+        )
         try:
-            rows = await self.calling.fetch(
-                _sql.spawn_children(*parent, f"[{','.join(children)}]"),
-                patient=False,
-            )
+            rows = await self.calling.fetch(statement, patient=False, own=own)
         except (DurableError, psycopg.Error) as error:
             if len(children) == 1:
                 return [AGAIN if is_busy(error) else error]
@@ -242,6 +260,7 @@ class Services:
                     "run_id": str(run_id),
                     "attempt": attempt,
                     "created": created,
+                    **({} if own else {"queue": there}),
                 }
             )
             for _, task_id, run_id, attempt, created in rows

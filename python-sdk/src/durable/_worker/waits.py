@@ -51,6 +51,8 @@ class Wait:
     after: int
     event: str | None = None
     task_ids: Sequence[str] | None = None
+    queues: Sequence[str | None] | None = None  # of each of them; None: the task's own
+    any_of: bool = False  # the first of them ends the wait
     due: float | None = None  # by time.monotonic(); when a sleep ends, or a timeout
     until: str | None = None  # the same as a moment of the database's clock
     topic: str | None = None
@@ -69,6 +71,10 @@ class Wait:
             spec["task_ids"] = self.task_ids
         if self.topic is not None:
             spec["topic"] = self.topic
+        if self.queues is not None:
+            spec["queues"] = self.queues
+        if self.any_of:
+            spec["any_of"] = True
         if self.until is not None:
             spec["until"] = self.until
         elif self.due is not None:

@@ -1,0 +1,124 @@
+begin;
+\ir _setup.sql
+select plan(24);
+
+create function pg_temp.below_in(parent text, nick text, there text default 'other', options jsonb default '{}')
+returns uuid
+language sql
+as $$
+  select tap.call_it(nick, spawned.task_id)
+  from tap.task(parent) as task
+  cross join lateral durable.spawn_children_in(task.queue, task.task_id, task.claim, there,
+    jsonb_build_array(jsonb_build_object('name', '$spawn:' || nick, 'task', nick, 'options', options))) as spawned;
+$$;
+
+-- Held by a worker of its own queue.
+create function pg_temp.taken(nick text)
+returns integer
+language sql
+as $$
+  select taken.claim
+  from tap.task(nick) as task
+  cross join lateral durable.claim_tasks(task.queue, 'worker', array[task.name]) as taken;
+$$;
+
+create function pg_temp.done(nick text)
+returns text
+language sql
+as $$
+  select outcome
+  from tap.task(nick) as task
+  cross join lateral durable.complete_tasks(task.queue, tap.held(nick, '{"result": 7}'));
+$$;
+
+create function pg_temp.joining_in(nick text, others text)
+returns text
+language sql
+as $$
+  select outcome
+  from tap.task(nick) as task
+  cross join lateral durable.suspend_tasks(task.queue, tap.held(nick, jsonb_build_object('waits',
+    jsonb_build_array(jsonb_build_object('name', '$join', 'task_ids', to_jsonb(tap.ids(others)), 'queues',
+      (select jsonb_agg((tap.task(other.nick)).queue) from tap.words(others) as other (nick))))))) as outcome;
+$$;
+
+-- spawning
+
+select started('p'), pg_temp.below_in('p', 'c') \g /dev/null
+select is((select queue || ' ' || parent_queue || ' ' || nick(parent_task_id) from task('c')), 'other q p',
+  'a child elsewhere knows where its parent is');
+select is((task('p')).child_queues, array['other'], 'and its parent where it reaches');
+select pg_temp.below_in('p', 'c2'), pg_temp.below_in('p', 'c3', 'q') \g /dev/null
+select is((task('p')).child_queues, array['other'], 'each queue once, its own never');
+select is((task('c3')).parent_queue, null, 'a child at home is as any other');
+select id('c') as before \gset
+select pg_temp.below_in('p', 'c') \g /dev/null
+select is(id('c'), :'before', 'a child that is on record is not spawned again');
+select throws_ok($$ select pg_temp.below_in('p', 'x', 'nowhere') $$, 'WFQUE', null, 'the queue must be there');
+select throws_ok(
+  $$ select durable.spawn_children_in('q', id('p'), 7, 'other', '[{"name": "x", "task": "x"}]') $$,
+  'WFLST', null, 'and the claim must hold');
+select ok(id('c') > id('p'), 'ids ascend across queues');
+
+-- waiting
+
+select is(pg_temp.joining_in('p', 'c c3'), 'suspended', 'a task may wait for tasks of several queues');
+select is((select nick(task_id) || ' ' || nick(waiter_task_id) from durable.watches), null,
+  'it watches the last of them, at home');
+select claimed('c3'), completed('c3') \g /dev/null
+select is((select nick(task_id) || ' ' || nick(waiter_task_id) from durable.watches), 'c p',
+  'then the one elsewhere');
+select is(states('p'), 'sleeping', 'as long as that lives');
+select pg_temp.taken('c'), pg_temp.done('c') \g /dev/null
+select is(states('p'), 'pending', 'whose end wakes it');
+select claimed('p') \g /dev/null
+select is((select value #>> '{0,result}' from durable.load_checkpoints('q', held('p')) where name = '$join'), '7',
+  'and brings its result');
+
+-- ending
+
+select started('r', '{"max_attempts": 1}'), pg_temp.below_in('r', 'd'), pg_temp.taken('d'),
+  pg_temp.below_in('d', 'dd', 'q'), claimed('dd'), pg_temp.below_in('dd', 'ddd') \g /dev/null
+select pg_temp.done('d') \g /dev/null
+select failed('r') \g /dev/null
+select is(states('d dd ddd'), 'completed cancelled cancelled',
+  'a failure reaches what lives below it, there and back, also below what has completed');
+select is((select string_agg(distinct error ->> 'by', ' ') from durable.tasks
+  where task_id = any (ids('dd ddd'))), id('r')::text, 'and each knows whose it was');
+select durable.retry_task('q', id('r')) \g /dev/null
+select is(states('r d dd ddd'), 'pending completed pending pending', 'retry_task() revives exactly these');
+select is_empty($$ select * from durable.notes $$, 'with nobody in the way nothing is left for later');
+
+-- notes come late, and twice
+
+create function pg_temp.note(queue text, kind durable.note_kind, nick text, root text)
+returns void
+language sql
+as $$
+  select durable._leave_again((queue, null, kind, tap.id(nick), null, 'q', tap.id(root))::durable.notes);
+$$;
+
+select pg_temp.note('other', 'ended_above', 'r', 'r'), pg_temp.note('q', 'ended_above', 'd', 'r') \g /dev/null
+select is(durable.apply_notes('other') + durable.apply_notes('q'), 2, 'notes on an end');
+select is(states('d dd ddd'), 'completed pending pending', 'do nothing when that is over');
+select durable.cancel_task('q', id('r')) \g /dev/null
+select pg_temp.note('q', 'revived_above', 'd', 'r'), durable.apply_notes('q') \g /dev/null
+select is(states('dd ddd'), 'cancelled cancelled', 'nor does one on a revival that is');
+
+-- what is left to a note keeps those through whom it is found
+
+select started('old', '{"max_attempts": 1}'), pg_temp.below_in('old', 'young'), failed('old'),
+  pg_temp.note('other', 'ended_above', 'old', 'old') \g /dev/null
+select durable.create_queue('q', '{"keep_tasks": 1}'), move_to(100), durable.cleanup('q') \g /dev/null
+select is(states('old'), 'failed', 'cleanup leaves a task whose end has yet to reach another queue');
+select durable.apply_notes('other'), durable.cleanup('q') \g /dev/null
+select is(states('old young'), 'gone cancelled', 'until it has');
+
+-- a queue goes
+
+select started('w'), pg_temp.below_in('w', 'gone'), pg_temp.joining_in('w', 'gone'),
+  durable.drop_queue('other'), durable.apply_notes('q') \g /dev/null
+select is(states('w'), 'pending', 'who waits for a task of a queue that is dropped waits no more');
+
+select * from finish();
+rollback;

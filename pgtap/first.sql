@@ -1,0 +1,76 @@
+begin;
+\ir _setup.sql
+select plan(17);
+
+create function pg_temp.racing(nick text, others text, said jsonb default '{}', name text default '$first')
+returns text
+language sql
+as $$
+  select outcome
+  from durable.suspend_tasks('q', tap.held(nick, jsonb_build_object('waits', jsonb_build_array(
+    jsonb_build_object('name', name, 'any_of', true, 'task_ids', to_jsonb(tap.ids(others))) || said))));
+$$;
+
+create function pg_temp.winner(nick text)
+returns text
+language sql
+as $$
+  select tap.nick((value ->> 'task_id')::uuid) || ' ' || (value ->> 'state')
+  from durable.load_checkpoints('q', tap.held(nick)) where name = '$first';
+$$;
+
+-- any end is the one
+
+select started('p'), started_below('p', 'a'), started_below('p', 'b'), started_below('p', 'c') \g /dev/null
+select is(pg_temp.racing('p', 'a b c'), 'suspended', 'a task may wait for the first of three');
+select is((select count(*) from durable.watches where waiter_task_id = id('p')), 3::bigint,
+  'it watches each of them');
+select is((select target_task_id from durable.waits where task_id = id('p')), null, 'and no one more than the others');
+select move_to(5), completed('b', '1') \g /dev/null
+select is(states('p'), 'pending', 'the first end wakes it');
+select move_to(6), failed('a', '{"retryable": false}') \g /dev/null
+select claimed('p') \g /dev/null
+select is(pg_temp.winner('p'), 'b completed', 'it finds who was first, whatever has ended since');
+select is_empty($$ select * from durable.waits $$, 'and waits no more');
+select completed('c') \g /dev/null
+select is(states('p'), 'running', 'who comes later wakes nobody');
+
+-- whichever way
+
+select started('f'), started('broken', '{"max_attempts": 1}'), started('slow') \g /dev/null
+select pg_temp.racing('f', 'slow broken') \g /dev/null
+select failed('broken') \g /dev/null
+select is(states('f'), 'pending', 'a failure is an end');
+select claimed('f') \g /dev/null
+select is(pg_temp.winner('f'), 'broken failed', 'and may be first');
+
+-- over already, at one moment, or gone
+
+select started('t'), started('x'), started('y') \g /dev/null
+select completed('x y') \g /dev/null
+select is(pg_temp.racing('t', 'slow y x'), 'resolved', 'one that has finished is not waited for');
+select is(pg_temp.winner('t'), 'y completed', 'of those at one moment it is the one given first');
+select started('g'), call_it('gone', gen_random_uuid()) \g /dev/null
+select is(pg_temp.racing('g', 'gone x'), 'resolved', 'nor one that is gone');
+select is(pg_temp.winner('g'), 'x completed', 'which comes last');
+
+-- in time, and again
+
+select started('i') \g /dev/null
+select is(pg_temp.racing('i', 'slow', '{"seconds": 30}'), 'suspended', 'it may have a timeout');
+select move_to(36), claimed('i') \g /dev/null
+select results_eq($$ select state, value::text from durable.load_checkpoints('q', held('i')) $$,
+  $$ values ('timed_out', 'null') $$, 'which is on record');
+
+select started('r'), started('phoenix', '{"max_attempts": 1}') \g /dev/null
+select pg_temp.racing('r', 'phoenix'), pg_temp.racing('r', 'slow', '{}', '$second') \g /dev/null
+update durable.tasks set state = 'failed', claim = 2, lease_expires_at = null, finished_at = at(36), error = '{}'
+where task_id = id('phoenix');
+select durable._leave_note('q', 'waiter', id('r')), durable.retry_task('q', id('phoenix')),
+  durable.apply_notes('q') \g /dev/null
+select is(states('r'), 'sleeping', 'one that is tried again has not finished');
+select claimed('phoenix'), completed('phoenix') \g /dev/null
+select is(states('r'), 'pending', 'and is watched still');
+
+select * from finish();
+rollback;
