@@ -137,7 +137,8 @@ drop index durable.notes_task_idx;
 
 drop view durable.waiting, durable.task_list;
 drop table durable.mailboxes, durable.messages, durable.message_keys;
-alter table durable.waits drop column topic, drop column task_queues, drop column any_of,
+alter table durable.waits
+  drop column topic, drop column task_queues, drop column any_of,
   add constraint waits_are_for_one_thing
     check (num_nonnulls(event_name, task_ids) <= 1
       and (event_name is not null or task_ids is not null or deadline_at is not null));
@@ -176,13 +177,6 @@ alter type durable._spawn_options
   drop attribute deadline, drop attribute version, drop attribute fingerprint;
 
 comment on table durable.queues is 'As it was.';
-drop view durable.task_list, durable.waiting;
-alter table durable.tasks drop column parent_queue, drop column child_queues;
-alter table durable.waits drop column task_queues, drop column any_of;
-comment on column durable.waits.task_ids is 'As it was.';
-alter table durable.notes drop column root_queue, drop column root_task_id;
-drop table durable.watches;
-delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
 delete from durable.migrations where number > 1;
 """)
     migrate()
