@@ -178,4 +178,3 @@ def test_asks_the_model_again_only_for_what_was_cut_off(
         "agent, attempt 2: the model is asked for answer 3",
         "fork, attempt 1: the model is asked for answer 3",
     ]
-    assert shown(processes, "agent.py").count("the model is asked") == len(asked)
