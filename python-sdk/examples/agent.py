@@ -19,7 +19,8 @@ from pydantic import BaseModel
 
 from durable import AsyncDurable, AsyncTaskHandle, TaskContext, task
 
-CRASH = os.environ.get("CRASH")  # a word
+CRASH = os.environ.get("CRASH")  # at which word
+PATIENCE = timedelta(days=1)
 ENDINGS = {
     "plain": "We are sorry for the kettle, and have paid back 120.",
     "haiku": "kettle came in shards / your money flows back to you / tea can wait",
@@ -27,6 +28,7 @@ ENDINGS = {
 
 
 class Case(BaseModel):
+    number: int
     complaint: str
     style: str = "plain"
 
@@ -79,10 +81,9 @@ async def agent(case: Case, ctx: TaskContext) -> str:
         if answer.tool is None:
             return answer.text
         if answer.tool in DANGEROUS:
-            wanted = f"{answer.tool} {answer.subject}"
+            wanted = f"case {case.number}: {answer.tool} {answer.subject}"
             await ctx.set_value("waits for", wanted)
-            event, day = f"decided: {wanted}", timedelta(days=1)
-            if not await ctx.await_event(event, timeout=day, as_type=bool):
+            if not await ctx.await_event(wanted, timeout=PATIENCE, as_type=bool):
                 return "I may not do that."
         found = await ctx.call(answer.tool, TOOLS[answer.tool], answer.subject)
         said += [answer.text, found]
@@ -108,20 +109,20 @@ async def read_along(handle: AsyncTaskHandle[str]) -> None:
 async def supervise(handle: AsyncTaskHandle[str]) -> None:
     """Be the person who is asked: here one who agrees to everything."""
     wanted = await handle.value("waits for", as_type=str)
-    await app.emit_event(f"decided: {wanted}", payload=True)
+    await app.emit_event(wanted, payload=True)
 
 
 async def main() -> None:
     async with app:
         await app.migrate()
-        case = Case(complaint="My kettle, order 7, came in pieces!")
-        handle = await app.spawn(agent, case, idempotency_key="case 7")
+        case = Case(number=9, complaint="My kettle, order 7, came in pieces!")
+        handle = await app.spawn(agent, case, idempotency_key="case 9")
         print("customer:", case.complaint, end="")
         async with app.worker(lease=2):
             await asyncio.gather(read_along(handle), supervise(handle))
-            haiku = Case(complaint=case.complaint, style="haiku")
+            haiku = case.model_copy(update={"style": "haiku"})
             fork = await handle.fork(
-                before="think#3", params=haiku, idempotency_key="case 7, haiku"
+                before="think#3", params=haiku, idempotency_key="case 9, haiku"
             )
             print("\nforked:", await fork.result(timeout=60))
         for name, one in {"agent": handle, "fork": fork}.items():
