@@ -57,7 +57,7 @@ app = AsyncDurable(queue="orders", tasks=[ChargeAndShip, Charge, Ship])
 
 async def work(queue: str) -> None:
     """Work on a queue until whoever started this process is gone."""
-    async with app, app.worker(queues=[queue], lease=1):
+    async with app, app.worker(queues=[queue], lease=2):
         await asyncio.to_thread(sys.stdin.read)
 
 

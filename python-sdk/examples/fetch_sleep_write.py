@@ -2,10 +2,11 @@
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     pip install 'durable[http]'
-    python fetch_sleep_write.py
+    python fetch_sleep_write.py & sleep 1.5; kill -9 $!   # while it sleeps
+    python fetch_sleep_write.py                           # goes on, and asks nobody
 
-Kill it while it sleeps (`kill -9`) and start it again: it asks the weather station no
-second time, for the answer is recorded, and sleeps only the rest.
+The answer of the weather station is recorded, and so is the sleep: it lasts only the
+rest. The row is written together with the checkpoint that says so, so it is there once.
 """
 
 from __future__ import annotations
@@ -52,7 +53,6 @@ async def weather_station() -> AsyncIterator[str]:
 
 
 async def insert(conn: AsyncConnection, city: str, sky: str, at: datetime) -> str:
-    """Write the row: it commits together with the checkpoint, or not at all."""
     await conn.execute("insert into weather values (%s, %s, %s)", [city, sky, at])
     return sky
 
@@ -63,7 +63,7 @@ async def record_weather(city: str, ctx: TaskContext[str]) -> str:
     sky = response.json()["sky"]
     asked_at = await ctx.now()
     ctx.logger.info("%s sky over %s", sky, city)
-    await ctx.sleep_for("settle", timedelta(seconds=1))
+    await ctx.sleep_for("settle", timedelta(seconds=1.5))
     ctx.logger.info("slept well")
     return await ctx.transaction("write", insert, city, sky, asked_at)
 
