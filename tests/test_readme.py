@@ -21,7 +21,7 @@ from tests.support.wait import eventually
 Run: TypeAlias = Callable[..., str]
 
 README = ROOT / "README.md"
-SHOP, PLACE_ORDER = blocks(README, "python")
+SHOP, PLACE_ORDER, AGENT = blocks(README, "python")
 LOOK, ORDER = blocks(README, "sql")
 
 
@@ -108,6 +108,14 @@ def test_does_the_same_in_a_transaction(
 
 def test_shows_the_same_start_in_the_package() -> None:
     assert blocks(ROOT / "python-sdk" / "README.md", "python")[0] == SHOP
+
+
+def test_shows_the_loop_of_the_example() -> None:
+    """Which runs in tests/test_examples.py."""
+    examples = ROOT / "python-sdk" / "examples"
+    assert AGENT in (examples / "agent.py").read_text()
+    listed = {Path(link).name for link in links(README) if "examples/" in link}
+    assert listed >= {path.name for path in examples.glob("*.py")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
