@@ -202,21 +202,19 @@ begin
     from durable.tasks
     where tasks.queue = _queue
       and tasks.task_id = _id
-      and tasks.state = 'cancelled'
-      and (tasks.error ->> 'by' = any (_ends)
-        or tasks.error ->> 'type' = '$DeadlineExceeded' and tasks.complete_by = root.complete_by)
+      and durable._fell_with(tasks, _ends, root.complete_by)
     for no key update;
     if found then
       if not _below.error ? 'by' then
         _ends := _ends || _id::text; -- so what this one's end cancelled comes back too
       end if;
       perform durable._revive(_queue, _below,
-        case when _below.complete_by = root.complete_by then deadline else _below.complete_by end);
+        durable._new_deadline(_below.complete_by, root.complete_by, deadline));
     end if;
   end loop;
-  perform durable._reach_below(_queue,
-    array(select tree.task_id from durable._tree(_queue, root.task_id) as tree),
-    'revived_above', _queue, root.task_id);
+  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[ended.id::uuid]),
+    'revived_above', _queue, ended.id::uuid, root.complete_by)
+  from unnest(_ends) as ended (id);
 end;
 $$;
 
