@@ -177,14 +177,6 @@ alter type durable._spawn_options
   drop attribute deadline, drop attribute version, drop attribute fingerprint;
 
 comment on table durable.queues is 'As it was.';
-drop view durable.task_list, durable.waiting;
-alter table durable.tasks drop column parent_queue, drop column child_queues;
-alter table durable.waits drop column task_queues, drop column any_of;
-comment on column durable.waits.task_ids is 'As it was.';
-alter table durable.notes drop column root_queue, drop column root_task_id,
-  drop column root_deadline;
-drop table durable.watches;
-delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
 delete from durable.migrations where number > 1;
 """)
     migrate()
