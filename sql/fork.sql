@@ -8,7 +8,8 @@
 --   * Of those with a lower `after`, which were called before the call was, the first so
 --     many to be saved were complete. Others ran beside it, and are run again. What one
 --     commit has saved was complete together.
---   * A step whose failure the task had caught was complete too, and is saved with the next.
+--   * A step whose failure the task had caught was complete too, and is saved with the next:
+--     what is saved with the call itself is among those that were complete when it was made.
 --
 -- So is whatever a kept checkpoint itself came after: the fork has no effect without its
 -- cause. The tries of a step that is not done are left behind: a fork counts anew.
@@ -167,26 +168,32 @@ declare
   _queue text collate "C" := queue;
 begin
   return array(
-    select earlier.saved
-    from (
+    with known as (
       select
         saved,
-        -- a worker counts what fails under its own claim once another has loaded it
-        count(*) filter (where (saved.state, saved.claim) <> ('failed', point.claim) and saved.after < point.after)
-          over (order by saved.claim, saved.saved_at
-            range between unbounded preceding and current row exclude group) as rank
+        saved.state = 'failed' and saved.claim = point.claim and saved.saved_at = point.saved_at
+          and saved.position < point.position and saved.after < point.after as was_caught
       from durable.checkpoints as saved
       where saved.queue = _queue and saved.task_id = point.task_id
-    ) as earlier
-    where (earlier.saved).name !~ '^\$(try|retry):'
-      and case
-        when point.position = 0
-          then ((earlier.saved).claim, (earlier.saved).saved_at) < (point.claim, point.saved_at)
-        when (earlier.saved).state = 'failed' and (earlier.saved).claim = point.claim
-          and (earlier.saved).saved_at = point.saved_at
-          then (earlier.saved).position < point.position and (earlier.saved).after <= point.after
-        else (earlier.saved).after < point.after and earlier.rank < point.after
-      end
+        and saved.name !~ '^\$(try|retry):'
+    ),
+    ranked as (
+      select
+        known.saved, known.was_caught,
+        count(*) filter (where (known.saved).after < point.after)
+          over (order by (known.saved).claim, (known.saved).saved_at
+            range between unbounded preceding and current row exclude group) as before,
+        count(*) filter (where known.was_caught) over () as caught
+      from known
+    )
+    select ranked.saved
+    from ranked
+    where case
+      when point.position = 0
+        then ((ranked.saved).claim, (ranked.saved).saved_at) < (point.claim, point.saved_at)
+      else ranked.was_caught
+        or (ranked.saved).after < point.after and ranked.before + ranked.caught < point.after
+    end
   );
 end;
 $$;

@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -351,8 +352,9 @@ async def test_goes_on_beside_a_long_transaction_that_sends(
 async def test_sends_in_a_tasks_own_transaction(dsn: str, app: AsyncDurable) -> None:
     reading = await app.spawn(read, Topics(topics=["t"]))
     async with AsyncDurable(dsn) as inner:
-        sender = AsyncDurable(dsn, tasks=[transact], lifespan=lambda: _as_state(inner))
-        async with sender, app.worker(), sender.worker():
+        lifespan = partial(_as_state, inner)
+        sender = AsyncDurable(dsn, tasks=[read, transact], lifespan=lifespan)
+        async with sender, sender.worker():
             handle = await sender.spawn(transact, reading.task_id)
             assert await handle.result(timeout=10) is True
             assert await reading.result(timeout=10) == ["from a transaction"]

@@ -137,7 +137,8 @@ drop index durable.notes_task_idx;
 
 drop view durable.waiting, durable.task_list;
 drop table durable.mailboxes, durable.messages, durable.message_keys;
-alter table durable.waits drop column topic, drop column task_queues, drop column any_of,
+alter table durable.waits
+  drop column topic, drop column task_queues, drop column any_of,
   add constraint waits_are_for_one_thing
     check (num_nonnulls(event_name, task_ids) <= 1
       and (event_name is not null or task_ids is not null or deadline_at is not null));
