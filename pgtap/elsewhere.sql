@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(31);
+select plan(33);
 
 create function pg_temp.below_in(parent text, nick text, there text default 'other', options jsonb default '{}')
 returns uuid
@@ -145,6 +145,13 @@ select is((select array_agg(complete_by) from durable.tasks where task_id = any 
 select started('w'), pg_temp.below_in('w', 'gone'), pg_temp.joining_in('w', 'gone'),
   durable.drop_queue('other'), durable.apply_notes('q') \g /dev/null
 select is(states('w'), 'pending', 'who waits for a task of a queue that is dropped waits no more');
+
+select durable.create_queue('other'), started('m'), pg_temp.below_in('m', 'n') \g /dev/null
+select started('k'), spawned_below('k', 'kk'), claimed('kk'), pg_temp.below_in('kk', 'kkk'), completed('kk') \g /dev/null
+select started('o'), pg_temp.below_in('o', 'oo'), completed('o') \g /dev/null
+select durable.drop_queue('q'), durable.apply_notes('other') \g /dev/null
+select is(states('n kkk'), 'cancelled cancelled', 'what lives below the tasks of a queue that is dropped ends with them');
+select is(states('oo'), 'pending', 'not below one that was over before');
 
 select * from finish();
 rollback;

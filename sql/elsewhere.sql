@@ -278,3 +278,50 @@ begin
   delete from durable.watches where watches.queue = _queue;
 end;
 $$;
+
+
+-- And what lives in another one below its live tasks ends with them.
+create or replace function durable._part_from_children(queue text)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform durable._leave_again(
+    (reached.queue, null, 'ended_above', parent.task_id, null, _queue, parent.task_id, null)::durable.notes)
+  from (
+    select tasks.task_id, tasks.child_queues
+    from durable.tasks
+    where tasks.queue = _queue and tasks.child_queues is not null
+  ) as parent
+  cross join lateral unnest(parent.child_queues) as reached (queue)
+  cross join lateral (
+    select from durable.queues where queues.queue = reached.queue offset 0
+  ) as known
+  where durable._has_live_line(_queue, parent.task_id);
+end;
+$$;
+
+
+-- Whether a task lives, or one above it in its queue.
+create or replace function durable._has_live_line(queue text, task_id uuid)
+returns boolean
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _id uuid := task_id;
+  _finished_at timestamptz;
+begin
+  while _id is not null loop
+    select tasks.parent_task_id, tasks.finished_at into _id, _finished_at
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = _id;
+    if found and _finished_at is null then
+      return true;
+    end if;
+  end loop;
+  return false;
+end;
+$$;
