@@ -625,8 +625,8 @@ FAMILIES: Final = [
     Mutant(
         "revives nobody in other queues",
         "elsewhere.sql",
-        "      perform durable._revive(_queue, _id);\n",
-        "      null;\n",
+        "      perform durable._revive(_queue, _below,\n",
+        "      perform (_below,\n",
         "pgtap/elsewhere.sql",
     ),
     Mutant(
@@ -981,22 +981,22 @@ LIFECYCLE: Final = [
     Mutant(
         "keeps in a fork what ran beside its step",
         "fork.sql",
-        "        else (earlier.saved).after < point.after and earlier.rank < point.after",
-        "        else (earlier.saved).after < point.after",
+        "        or (ranked.saved).after < point.after and ranked.before + ranked.caught < point.after",
+        "        or (ranked.saved).after < point.after",
         "pgtap/fork.sql",
     ),
     Mutant(
         "keeps in a fork what its step has led to",
         "fork.sql",
-        "        else (earlier.saved).after < point.after and earlier.rank < point.after",
-        "        else earlier.rank < point.after",
+        "        or (ranked.saved).after < point.after and ranked.before + ranked.caught < point.after",
+        "        or ranked.before + ranked.caught < point.after",
         "pgtap/fork.sql",
     ),
     Mutant(
         "runs a failure again that the origin of a fork had caught",
         "fork.sql",
-        "          then (earlier.saved).position < point.position and (earlier.saved).after <= point.after",
-        "          then (earlier.saved).position < point.position and (earlier.saved).after < point.after",
+        "      else ranked.was_caught\n",
+        "      else false\n",
         "pgtap/fork.sql",
     ),
     Mutant(

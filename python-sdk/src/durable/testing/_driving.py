@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 from uuid import UUID
@@ -192,4 +192,5 @@ async def run_until_idle(*apps: App, patience: float = PATIENCE) -> list[Ran]:
     database = apps[0].application.conninfo
     with psycopg.connect(database, autocommit=True) as session:
         async with Driver(apps, session, patience=patience) as driver:
-            return await driver.settle(datetime.now(UTC))
+            ((now,),) = session.execute("select durable._now()")
+            return await driver.settle(now)

@@ -43,6 +43,7 @@ __all__ = ["History", "check_replay"]
 History: TypeAlias = "Mapping[str, Any] | str | os.PathLike[str]"
 """The history of a task: as a mapping, as JSON text, or the path of a file of that."""
 
+_SOME_MOMENT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # nothing new is recorded
 _END: Final = "the history ends"
 _READERS: Final = {read.__code__, joined.__code__}
 
@@ -230,7 +231,7 @@ class _Recorded(BaseModel):
 
     def claimed(self) -> Claimed:
         """Return the task as a worker would claim it now."""
-        now = datetime.now(UTC)
+        now = _SOME_MOMENT
         return Claimed(
             queue=self.queue,
             asked=time.monotonic(),
