@@ -81,29 +81,3 @@ async def test_wakes_a_task_that_was_falling_asleep_when_the_other_finished(
     await ending
     assert state() == ("pending",)
     assert db.execute("select from durable.notes").rowcount == 0
-
-
-async def test_wakes_a_task_that_falls_asleep_again_while_the_first_is_finishing(
-    db: psycopg.Connection, connect: Callable[[], psycopg.Connection]
-) -> None:
-    """Watched since an earlier sleep: awake, it was passed over by who finishes."""
-    suspension, completion, state = about_to_wait(db, {"any_of": True})
-    (task,) = json.loads(suspension)
-    nap = {"name": "$sleep", "seconds": 0.001}
-    db.execute(SUSPEND, [json.dumps([{**task, "waits": [*task["waits"], nap]}])])
-    (claim,) = await aeventually(
-        lambda: asyncio.to_thread(
-            lambda: db.execute(CLAIM, ["default", "waiter"]).fetchone()
-        )
-    )
-    other = connect()
-    with other.transaction():
-        other.execute(COMPLETE, [completion])
-        db.execute(
-            "select from durable.load_checkpoints('default', %s)",
-            [json.dumps([{**task, "claim": claim}])],
-        )
-        again = json.dumps([{**task, "claim": claim}])
-        assert db.execute(SUSPEND, [again]).fetchone() == ("suspended",)
-    db.execute("select durable.apply_notes('default')")
-    assert state() == ("pending",)
