@@ -216,7 +216,7 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.list_versions(), list[VersionStats])
     assert_type(await app.set_version(None, from_version="2026.10"), int)
     await app.create_queue(versions="pin", max_lost_leases=None)
-    await app.create_queue(versions="both")  # type: ignore[arg-type]
+    await app.create_queue(versions="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, max_delay=60)
     await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
