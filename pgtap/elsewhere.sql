@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(24);
+select plan(33);
 
 create function pg_temp.below_in(parent text, nick text, there text default 'other', options jsonb default '{}')
 returns uuid
@@ -95,7 +95,7 @@ create function pg_temp.note(queue text, kind durable.note_kind, nick text, root
 returns void
 language sql
 as $$
-  select durable._leave_again((queue, null, kind, tap.id(nick), null, 'q', tap.id(root))::durable.notes);
+  select durable._leave_again((queue, null, kind, tap.id(nick), null, 'q', tap.id(root), null)::durable.notes);
 $$;
 
 select pg_temp.note('other', 'ended_above', 'r', 'r'), pg_temp.note('q', 'ended_above', 'd', 'r') \g /dev/null
@@ -114,11 +114,44 @@ select is(states('old'), 'failed', 'cleanup leaves a task whose end has yet to r
 select durable.apply_notes('other'), durable.cleanup('q') \g /dev/null
 select is(states('old young'), 'gone cancelled', 'until it has');
 
+-- one deadline for all of them, and a new one
+
+select durable.create_queue('third') \g /dev/null
+select started('late', format('{"deadline": "%s"}', at(200))::jsonb) \g /dev/null
+select pg_temp.below_in('late', 'heir'), pg_temp.below_in('late', 'brief', 'other', '{"max_duration": 5}'),
+  pg_temp.below_in('late', 'hasty', 'other', format('{"deadline": "%s"}', at(150))::jsonb) \g /dev/null
+select pg_temp.taken('heir'), pg_temp.taken('brief'), pg_temp.below_in('heir', 'far', 'third'),
+  pg_temp.below_in('late', 'home', 'q', '{"max_duration": 5}'), claimed('home') \g /dev/null
+select is((task('far')).complete_by, at(200), 'a deadline goes down through every queue');
+select move_to(105), durable.expire_deadlines('other'), durable.expire_deadlines('q') \g /dev/null
+select move_to(150), durable.expire_deadlines('other') \g /dev/null
+select is(states('late heir brief hasty far home'), 'running running cancelled cancelled pending cancelled',
+  'their own limits end some before');
+select move_to(200), durable.expire_deadlines('other') \g /dev/null
+select is((select error ->> 'by' from durable.tasks where task_id = id('far')), id('heir')::text,
+  'it ends a child in its own queue, and by that what is below it');
+select durable.expire_deadlines('q') \g /dev/null
+select durable.retry_task('q', id('late'), format('{"deadline": "%s"}', at(300))::jsonb) \g /dev/null
+select is(states('late heir far'), 'pending pending pending', 'retry_task() revives what that deadline has ended');
+select is(states('brief hasty home'), 'cancelled cancelled cancelled', 'not what had a limit of its own, here or there');
+select is((select array_agg(distinct complete_by) from durable.tasks where task_id = any (ids('late heir far'))),
+  array[at(300)], 'with the new deadline for all of them');
+select durable.cancel_task('q', id('late')), durable.retry_task('q', id('late'), '{"deadline": null}') \g /dev/null
+select is((select array_agg(complete_by) from durable.tasks where task_id = any (ids('late heir far'))),
+  array[null, null, null]::timestamptz[], 'or none, also for those who had inherited one that has not passed');
+
 -- a queue goes
 
 select started('w'), pg_temp.below_in('w', 'gone'), pg_temp.joining_in('w', 'gone'),
   durable.drop_queue('other'), durable.apply_notes('q') \g /dev/null
 select is(states('w'), 'pending', 'who waits for a task of a queue that is dropped waits no more');
+
+select durable.create_queue('other'), started('m'), pg_temp.below_in('m', 'n') \g /dev/null
+select started('k'), spawned_below('k', 'kk'), claimed('kk'), pg_temp.below_in('kk', 'kkk'), completed('kk') \g /dev/null
+select started('o'), pg_temp.below_in('o', 'oo'), completed('o') \g /dev/null
+select durable.drop_queue('q'), durable.apply_notes('other') \g /dev/null
+select is(states('n kkk'), 'cancelled cancelled', 'what lives below the tasks of a queue that is dropped ends with them');
+select is(states('oo'), 'pending', 'not below one that was over before');
 
 select * from finish();
 rollback;

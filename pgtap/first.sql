@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(17);
+select plan(19);
 
 create function pg_temp.racing(nick text, others text, said jsonb default '{}', name text default '$first')
 returns text
@@ -71,6 +71,18 @@ select durable._leave_note('q', 'waiter', id('r')), durable.retry_task('q', id('
 select is(states('r'), 'sleeping', 'one that is tried again has not finished');
 select claimed('phoenix'), completed('phoenix') \g /dev/null
 select is(states('r'), 'pending', 'and is watched still');
+
+-- an end that is still to be told, as outside READ COMMITTED
+
+select started('l'), started('left') \g /dev/null
+select pg_temp.racing('l', 'left') \g /dev/null
+update durable.tasks set state = 'completed', claim = 2, lease_expires_at = null, finished_at = at(36)
+where task_id = id('left');
+select durable._leave_note('q', 'finished', id('left')) \g /dev/null
+select is((durable.delete_tasks('q', jsonb_build_object('task_ids', ids('left')))).tasks, 0,
+  'a task is not deleted before its end is told, since the watches go with it');
+select durable.apply_notes('q') \g /dev/null
+select is(states('l'), 'pending', 'so who waits for it hears of it');
 
 select * from finish();
 rollback;

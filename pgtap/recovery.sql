@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(43);
+select plan(45);
 
 -- expire_leases
 
@@ -141,6 +141,21 @@ select move_to(700) \g /dev/null
 alter table durable.tasks drop constraint poisoned;
 select durable.keep_house('q') \g /dev/null
 select is(states('infant'), 'cancelled', 'once it can be, it is');
+
+-- a snapshot that is too old, as a SERIALIZABLE caller may have it, is no poison
+
+select started('lost'), spawned('due', '{"max_delay": 5}') \g /dev/null
+create or replace function durable._end_attempt(queue text, task_id uuid, outcome durable.run_outcome, error jsonb, retryable boolean)
+returns void
+language plpgsql
+as $$ begin raise serialization_failure; end; $$;
+create or replace function durable._cancel_one(queue text, task_id uuid, error jsonb)
+returns boolean
+language plpgsql
+as $$ begin raise serialization_failure; end; $$;
+select move_to(800) \g /dev/null
+select throws_ok($$ select durable.expire_leases('q') $$, '40001', null, 'expire_leases() says so to its caller');
+select throws_ok($$ select durable.expire_deadlines('q') $$, '40001', null, 'so does expire_deadlines()');
 
 select * from finish();
 rollback;

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(53);
+select plan(54);
 
 -- what can be tried again
 
@@ -119,6 +119,8 @@ select is((task('old')).params, '{}', 'which leaves the old one as it is');
 
 select started('late', '{"retry": {"kind": "fixed", "base_seconds": 1000}}'), failed('late') \g /dev/null
 select is(states('late'), 'sleeping', 'a task sleeps until its next attempt');
+select throws_ok($$ select durable.retry_task('q', id('late'), '{"deadline": "2040-01-01T00:00:00Z"}') $$,
+  '22023', null, 'a deadline is for one that has ended');
 select throws_ok(format('select durable.retry_task(%L, %L, %L)', 'q', id('late'), options), code, null,
   format('retry_task() refuses it with %s', options))
 from (values ('{"spawn_new": true}', 'WFFIN'), ('{"max_attempts": 1}', '22023')) as refused (options, code);

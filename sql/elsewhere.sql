@@ -53,9 +53,10 @@ $$;
 
 
 -- What tasks of a tree have below them in other queues follows the end of a task above
--- them, or its revival.
+-- them, or its revival; deadline: the one it had until then.
 create or replace function durable._reach_below(
-  queue text, task_ids uuid[], kind durable.note_kind, root_queue text, root uuid
+  queue text, task_ids uuid[], kind durable.note_kind, root_queue text, root uuid,
+  deadline timestamptz default null
 )
 returns void
 language plpgsql
@@ -75,7 +76,8 @@ begin
     ) as reached
     order by parent.task_id, reached.queue
   loop
-    perform durable._follow((_there.queue, null, kind, _there.task_id, null, root_queue, root)::durable.notes);
+    perform durable._follow(
+      (_there.queue, null, kind, _there.task_id, null, root_queue, root, deadline)::durable.notes);
   end loop;
 end;
 $$;
@@ -128,20 +130,21 @@ end;
 $$;
 
 
--- Exactly those that the root's end cancelled, or its deadline, which they had inherited,
--- as far as they can be had. They have the root's deadline, as it is now, at the latest.
+-- Exactly those that the root's end cancelled, or the deadline it had, which they had
+-- inherited, as far as they can be had. What such a one's own end cancelled comes back
+-- with it.
 create or replace function durable._revive_elsewhere(note durable.notes)
 returns void
 language plpgsql
 as $$
 declare
   _queue text collate "C" := note.queue;
-  _now timestamptz := durable._now();
   _tree uuid[] := array(select tree.task_id from durable._tree(note.queue, note.task_id) as tree);
+  _root text[] := array[note.root_task_id::text];
   _deadline timestamptz := durable._deadline_of(note.root_queue, note.root_task_id);
-  _in_time boolean := not durable._was_late(note.root_queue, note.root_task_id);
   _id uuid;
   _below durable.tasks;
+  _late uuid[] := array[]::uuid[];
   _left_over boolean := false;
 begin
   for _id in
@@ -152,7 +155,7 @@ begin
       from durable.tasks
       where tasks.queue = _queue
         and tasks.task_id = member.task_id
-        and durable._fell_with(tasks.state, tasks.error, note.root_task_id, _in_time)
+        and durable._fell_with(tasks, _root, note.root_deadline)
       offset 0
     ) as taken
     order by taken.task_id
@@ -161,11 +164,12 @@ begin
     from durable.tasks
     where tasks.queue = _queue
       and tasks.task_id = _id
-      and durable._fell_with(tasks.state, tasks.error, note.root_task_id, _in_time)
+      and durable._fell_with(tasks, _root, note.root_deadline)
     for no key update skip locked;
     if found then
       perform durable._revive(_queue, _below,
-        least(case when _below.complete_by > _now then _below.complete_by end, _deadline));
+        durable._new_deadline(_below.complete_by, note.root_deadline, _deadline));
+      _late := _late || case when not _below.error ? 'by' then _id end;
     else
       _left_over := true;
     end if;
@@ -173,41 +177,38 @@ begin
   if _left_over then
     perform durable._leave_again(note);
   end if;
-  perform durable._reach_below(_queue, _tree, 'revived_above', note.root_queue, note.root_task_id);
+  perform durable._follow(
+    (_queue, null, 'revived_above', late.task_id, null, _queue, late.task_id, note.root_deadline)::durable.notes)
+  from unnest(array_remove(_late, null)) as late (task_id);
+  perform durable._reach_below(
+    _queue, _tree, 'revived_above', note.root_queue, note.root_task_id, note.root_deadline);
   perform durable._knock(_queue, 'work');
 end;
 $$;
 
 
--- Whether a task's end was that of one above it.
-create or replace function durable._fell_with(
-  state durable.task_state, error jsonb, root uuid, in_time boolean
-)
+-- Whether a task's end was that of one of these above it, or of the deadline that it shared
+-- with them. One that its max_duration ended before has ended by itself.
+create or replace function durable._fell_with(task durable.tasks, roots text[], deadline timestamptz)
 returns boolean
 language sql
 immutable
 as $$
-  select state = 'cancelled'
-    and (error ->> 'by' = root::text or not in_time and error ->> 'type' = '$DeadlineExceeded');
+  select task.state = 'cancelled'
+    and (task.error ->> 'by' = any (roots)
+      or task.error ->> 'type' = '$DeadlineExceeded'
+        and task.complete_by = deadline and task.finished_at >= deadline);
 $$;
 
 
--- Whether it was its deadline that ended the last attempt but the present one.
-create or replace function durable._was_late(queue text, task_id uuid)
-returns boolean
-language plpgsql
+-- By when a task is to be finished whose root, tried again, has a new deadline: it too, if
+-- it had inherited the old one, and never later.
+create or replace function durable._new_deadline(own timestamptz, old timestamptz, new timestamptz)
+returns timestamptz
+language sql
+immutable
 as $$
-declare
-  _queue text collate "C" := queue;
-begin
-  return coalesce((
-    select runs.error ->> 'type' = '$DeadlineExceeded'
-    from durable.runs
-    where runs.queue = _queue and runs.task_id = _was_late.task_id
-    order by runs.attempt desc
-    limit 1
-  ), false);
-end;
+  select case when own = old then new else least(own, new) end;
 $$;
 
 
@@ -220,7 +221,7 @@ begin
   if by_queue = queue and by = root then
     perform durable._leave_note(queue, 'cascade', root);
   else
-    perform durable._leave_again((queue, null, 'ended_above', root, null, by_queue, by)::durable.notes);
+    perform durable._leave_again((queue, null, 'ended_above', root, null, by_queue, by, null)::durable.notes);
   end if;
 end;
 $$;
@@ -275,5 +276,52 @@ begin
     select from durable.queues where queues.queue = waiter.queue offset 0
   ) as known;
   delete from durable.watches where watches.queue = _queue;
+end;
+$$;
+
+
+-- And what lives in another one below its live tasks ends with them.
+create or replace function durable._part_from_children(queue text)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform durable._leave_again(
+    (reached.queue, null, 'ended_above', parent.task_id, null, _queue, parent.task_id, null)::durable.notes)
+  from (
+    select tasks.task_id, tasks.child_queues
+    from durable.tasks
+    where tasks.queue = _queue and tasks.child_queues is not null
+  ) as parent
+  cross join lateral unnest(parent.child_queues) as reached (queue)
+  cross join lateral (
+    select from durable.queues where queues.queue = reached.queue offset 0
+  ) as known
+  where durable._has_live_line(_queue, parent.task_id);
+end;
+$$;
+
+
+-- Whether a task lives, or one above it in its queue.
+create or replace function durable._has_live_line(queue text, task_id uuid)
+returns boolean
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _id uuid := task_id;
+  _finished_at timestamptz;
+begin
+  while _id is not null loop
+    select tasks.parent_task_id, tasks.finished_at into _id, _finished_at
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = _id;
+    if found and _finished_at is null then
+      return true;
+    end if;
+  end loop;
+  return false;
 end;
 $$;

@@ -2,13 +2,14 @@
 --
 -- Each of them is watched, for any end is the one waited for. As everywhere a watch is
 -- set under a share lock on the watched row: whoever ends that task waits for this
--- commit and reads the watches after it. One that is there already was set like that,
--- so it needs no lock again. The first end wakes the waiter; what comes after it finds
--- nobody asleep. So n tasks cost n rows and n looks, however they end.
+-- commit and reads the watches after it. That holds as long as the waiter sleeps: awake
+-- it is passed over, so when it falls asleep again each is locked again, though its row
+-- is there. The first end wakes the waiter; what comes after it finds nobody asleep. So
+-- n tasks cost n rows and n looks, however they end.
 
--- Watches all of them. The caller holds the waiter.
+-- Watches all of them. The caller holds the waiter. anew: it has been awake.
 -- watched: done. over: one has finished. unsure: some live one was in other hands.
-create or replace function durable._watch_each(wait durable.waits)
+create or replace function durable._watch_each(wait durable.waits, anew boolean)
 returns text
 language plpgsql
 as $$
@@ -40,11 +41,11 @@ begin
     where tasks.queue = coalesce(wanted.queue, _queue) collate "C"
       and tasks.task_id = wanted.task_id
       and tasks.finished_at is null
-      and watched.times = 0
+      and (anew or watched.times = 0)
     offset 0
     for share skip locked
   ) as task on true
-  where watched.times = 0;
+  where anew or watched.times = 0;
   insert into durable.watches (queue, task_id, waiter_queue, waiter_task_id)
   select held.queue, held.task_id, _queue, wait.task_id
   from unnest(_there, _held) as held (queue, task_id)

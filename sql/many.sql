@@ -97,7 +97,7 @@ begin
     end if;
   end loop;
   perform durable._reach_below(_queue, durable._with_all_below(_queue, array[tried.task_id]),
-    'revived_above', _queue, tried.task_id)
+    'revived_above', _queue, tried.task_id, durable._deadline_of(_queue, tried.task_id))
   from unnest(_tried) as tried (task_id);
   perform durable._knock(_queue, 'work');
   return (cardinality(_tried), _busy, _last);
@@ -217,8 +217,7 @@ begin
   from durable.tasks
   where tasks.queue = _queue
     and tasks.task_id = _revive_with.task_id
-    and tasks.state = 'cancelled'
-    and tasks.error ->> 'by' = any (roots::text[])
+    and durable._fell_with(tasks, roots::text[], null)
     and (tasks.complete_by > _now) is not false
   for no key update;
   if found then

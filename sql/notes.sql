@@ -31,8 +31,11 @@ as $$
 declare
   _note_id uuid := durable._uuid7(durable._id_milliseconds(durable._now()));
 begin
-  insert into durable.notes (queue, note_id, kind, task_id, event_name, root_queue, root_task_id)
-  values (note.queue, _note_id, note.kind, note.task_id, note.event_name, note.root_queue, note.root_task_id);
+  insert into durable.notes (
+    queue, note_id, kind, task_id, event_name, root_queue, root_task_id, root_deadline
+  )
+  values (note.queue, _note_id, note.kind, note.task_id, note.event_name, note.root_queue,
+    note.root_task_id, note.root_deadline);
 end;
 $$;
 

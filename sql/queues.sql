@@ -115,7 +115,8 @@ $$;
 
 comment on function durable.drop_queue is
 'Deletes a queue and everything in it, running tasks too: their workers'' writes are
-refused from then on. Returns false when there is no such queue.';
+refused from then on, and what lives below them in other queues is cancelled. Returns false
+when there is no such queue.';
 
 
 -- A spawn that was under way while its queue was dropped may leave a task behind, so
@@ -139,6 +140,7 @@ begin
   delete from durable.mailboxes where mailboxes.queue = _queue;
   perform durable._purge_published(_queue);
   perform durable._part_from_watchers(_queue);
+  perform durable._part_from_children(_queue);
   delete from durable.waits where waits.queue = _queue;
   delete from durable.notes where notes.queue = _queue;
   delete from durable.checkpoints where checkpoints.queue = _queue;

@@ -1,6 +1,7 @@
 -- What time ends: leases and deadlines. Range scans, bounded, skipping what others
 -- hold; each row in a sub-transaction of its own, so that one poisoned row cannot
--- stop the others: it is pushed a minute away, with a warning.
+-- stop the others: it is pushed a minute away, with a warning. A caller's snapshot that is
+-- too old poisons nothing: that is the caller's to say again.
 
 create or replace function durable.expire_leases(queue text, quantity integer default 100)
 returns integer
@@ -37,7 +38,10 @@ begin
         _ended := _ended || _lost.task_id;
       end if;
       _expired := _expired + 1;
-    exception when others then
+    exception
+    when serialization_failure then
+      raise;
+    when others then
       raise warning 'durable: the lost lease of task % cannot be handled: %', _lost.task_id, sqlerrm;
       update durable.tasks set lease_expires_at = _now + make_interval(secs => 60)
       where tasks.queue = _queue and tasks.task_id = _lost.task_id;
@@ -86,7 +90,10 @@ begin
       then
         _ended := _ended || _late.task_id;
       end if;
-    exception when others then
+    exception
+    when serialization_failure then
+      raise;
+    when others then
       raise warning 'durable: the deadline of task % cannot be handled: %', _late.task_id, sqlerrm;
       update durable.tasks set deadline_at = _now + make_interval(secs => 60)
       where tasks.queue = _queue and tasks.task_id = _late.task_id;
@@ -160,7 +167,10 @@ begin
     perform durable._finished(queue, task_ids);
     perform durable._cascade(queue, ended.task_id) from unnest(task_ids) as ended (task_id);
   end if;
-exception when others then
+exception
+when serialization_failure then
+  raise;
+when others then
   raise warning 'durable: what follows from the end of % cannot be done yet: %', task_ids, sqlerrm;
   perform
     durable._leave_note(queue, 'finished', ended.task_id),

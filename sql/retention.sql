@@ -56,9 +56,10 @@ them, looking at no more than quantity tasks. A finished child stays while its p
 is there. Returns how many were deleted.';
 
 
--- Proves under the lock that the tasks are still over (retry_task), that nothing which
--- they take with them is left to a note, that nobody is being told about their keys, and
--- that no parent is there to join or cancel them: so parents go first, then children.
+-- Proves under the lock that the tasks are still over (retry_task), that neither what they
+-- take with them nor whom they wake is left to a note, that nobody is being told about
+-- their keys, and that no parent is there to join or cancel them: so parents go first, then
+-- children.
 create or replace function durable._delete_tasks(queue text, task_ids uuid[], cutoff timestamptz)
 returns integer
 language plpgsql
@@ -89,7 +90,7 @@ begin
     cross join lateral (
       select count(*) as times
       from durable.notes
-      where notes.queue = _queue and notes.task_id = held.task_id and notes.kind = 'cascade'
+      where notes.queue = _queue and notes.task_id = held.task_id and notes.kind in ('cascade', 'finished')
       offset 0
     ) as left_over
     cross join lateral (

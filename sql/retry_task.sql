@@ -37,6 +37,10 @@ begin
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
   elsif _task.state = 'sleeping' and _task.error is not null and not options @> '{"spawn_new": true}' then
+    if options ? 'deadline' then
+      perform durable._refuse_argument(format('task %s has not ended, so its deadline stands', task_id),
+        'Leave deadline out, or cancel it first.');
+    end if;
     return durable._skip_delay(_queue, _task, _max_attempts, _params);
   elsif _task.state not in ('failed', 'cancelled') then
     raise exception using errcode = 'WFFIN',
@@ -75,7 +79,7 @@ max_attempts (the new limit; must leave room for an attempt), params (from now o
 idempotency key stands for these then), deadline (a new one, or null for none, also for
 those below that had inherited the old one), spawn_new (true: a new task with the same
 name, params and options instead, without checkpoints, key and parent). A task that sleeps
-until its next attempt starts that now. Refuses an unknown task WFNFD, any other state
+until its next attempt starts that now, by the deadline it has. Refuses an unknown task WFNFD, any other state
 WFFIN, bad options and a deadline that has passed 22023.';
 
 
@@ -202,21 +206,19 @@ begin
     from durable.tasks
     where tasks.queue = _queue
       and tasks.task_id = _id
-      and tasks.state = 'cancelled'
-      and (tasks.error ->> 'by' = any (_ends)
-        or tasks.error ->> 'type' = '$DeadlineExceeded' and tasks.complete_by = root.complete_by)
+      and durable._fell_with(tasks, _ends, root.complete_by)
     for no key update;
     if found then
       if not _below.error ? 'by' then
         _ends := _ends || _id::text; -- so what this one's end cancelled comes back too
       end if;
       perform durable._revive(_queue, _below,
-        case when _below.complete_by = root.complete_by then deadline else _below.complete_by end);
+        durable._new_deadline(_below.complete_by, root.complete_by, deadline));
     end if;
   end loop;
-  perform durable._reach_below(_queue,
-    array(select tree.task_id from durable._tree(_queue, root.task_id) as tree),
-    'revived_above', _queue, root.task_id);
+  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[ended.id::uuid]),
+    'revived_above', _queue, ended.id::uuid, root.complete_by)
+  from unnest(_ends) as ended (id);
 end;
 $$;
 

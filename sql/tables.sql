@@ -377,6 +377,7 @@ create table durable.notes (
   event_name   text collate "C",
   root_queue   text collate "C",
   root_task_id uuid,
+  root_deadline timestamptz,
   primary key (queue, note_id)
 );
 
@@ -390,6 +391,7 @@ comment on column durable.notes.task_id    is 'To which task.';
 comment on column durable.notes.event_name is 'Or which event.';
 comment on column durable.notes.root_queue   is 'Where the task is whose end, or revival, reaches into this queue.';
 comment on column durable.notes.root_task_id is 'That task.';
+comment on column durable.notes.root_deadline is 'By when it was to be finished until it was tried again.';
 comment on index  durable.notes_task_idx is 'Cleanup asks whether a task that is over still has something to be done for it.';
 
 

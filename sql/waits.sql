@@ -417,6 +417,7 @@ as $$
 declare
   _queue text collate "C" := queue;
   _wait durable.waits;
+  _watch text;
 begin
   for _wait in
     select wait.*
@@ -438,7 +439,8 @@ begin
   loop
     _wait.target_task_id := null;
     _wait.watched := null;
-    if durable._watch(_wait) <> 'watched' then
+    _watch := case when _wait.any_of then durable._watch_each(_wait, true) else durable._watch(_wait) end;
+    if _watch <> 'watched' then
       perform durable._leave_note(_queue, 'waiter', _wait.task_id);
     end if;
   end loop;

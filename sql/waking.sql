@@ -212,7 +212,7 @@ declare
   _passed_over integer;
 begin
   if wait.any_of then
-    return durable._watch_each(wait);
+    return durable._watch_each(wait, false);
   elsif durable._is_live(
     coalesce(_queues[array_position(_ids, wait.target_task_id)], _queue), wait.target_task_id)
   then

@@ -714,6 +714,23 @@ def test_wakes_a_parent_that_joins_again_while_the_child_is_finishing(
     assert stage.db.state(parent.task_id) == "pending"
 
 
+def test_wakes_who_falls_asleep_again_while_the_first_is_finishing(
+    stage: Stage,
+) -> None:
+    """Watched since an earlier sleep: awake, it was passed over by who finishes."""
+    parent, child = stage.family()
+    first = {**join(child.task_id), "any_of": True}
+    stage.db.suspend(parent, first, event())
+    stage.db.emit()
+    (parent,) = stage.db.claim("parent")
+    worker = stage.session()
+    assert worker.complete(child) == "ok"
+    assert stage.db.suspend(parent, first) == "suspended"
+    worker.commit()
+    stage.db.apply_notes()
+    assert stage.db.state(parent.task_id) == "pending"
+
+
 def test_wakes_a_parent_of_a_child_that_was_tried_again(stage: Stage) -> None:
     parent = stage.held("parent")
     first = stage.held("child", parent_task_id=parent.task_id)

@@ -149,7 +149,8 @@ drop type durable.stream_entry, durable.log_line cascade;
 
 alter table durable.tasks drop column parent_queue, drop column child_queues;
 comment on column durable.waits.task_ids is 'As it was.';
-alter table durable.notes drop column root_queue, drop column root_task_id;
+alter table durable.notes drop column root_queue, drop column root_task_id,
+  drop column root_deadline;
 drop table durable.watches;
 delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
 

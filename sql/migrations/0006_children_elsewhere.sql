@@ -32,7 +32,9 @@ comment on column durable.watches.waiter_task_id is 'The waiting task.';
 
 alter table durable.notes
   add column root_queue text collate "C",
-  add column root_task_id uuid;
+  add column root_task_id uuid,
+  add column root_deadline timestamptz;
 
 comment on column durable.notes.root_queue   is 'Where the task is whose end, or revival, reaches into this queue.';
 comment on column durable.notes.root_task_id is 'That task.';
+comment on column durable.notes.root_deadline is 'By when it was to be finished until it was tried again.';

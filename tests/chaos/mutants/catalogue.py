@@ -471,6 +471,27 @@ WAITS: Final = [
         "pgtap/first.sql",
     ),
     Mutant(
+        "takes a watch for set that its waiter has slept through",
+        "waits.sql",
+        "durable._watch_each(_wait, true)",
+        "durable._watch_each(_wait, false)",
+        "test_wakes_who_falls_asleep_again_while_the_first_is_finishing",
+    ),
+    Mutant(
+        "deletes a task whose end is still to be told",
+        "retention.sql",
+        "notes.kind in ('cascade', 'finished')",
+        "notes.kind = 'cascade'",
+        "pgtap/first.sql",
+    ),
+    Mutant(
+        "revives what had a limit of its own",
+        "elsewhere.sql",
+        " and task.finished_at >= deadline);",
+        ");",
+        "pgtap/elsewhere.sql",
+    ),
+    Mutant(
         "tells the one given first from who was first",
         "first.sql",
         "    order by task.finished_at nulls last, wanted.ordinal\n",
@@ -697,8 +718,8 @@ FAMILIES: Final = [
     Mutant(
         "revives children that were cancelled by somebody else",
         "retry_task.sql",
-        "      and (tasks.error ->> 'by' = any (_ends)\n",
-        "      and (true\n",
+        "      and durable._fell_with(tasks, _ends, root.complete_by)\n",
+        "      and tasks.state = 'cancelled'\n",
         "pgtap/retry_task.sql",
     ),
     Mutant(
@@ -1016,8 +1037,8 @@ LIFECYCLE: Final = [
     Mutant(
         "revives with many what nobody's end had cancelled",
         "many.sql",
-        "    and tasks.error ->> 'by' = any (roots::text[])\n",
-        "",
+        "    and durable._fell_with(tasks, roots::text[], null)\n",
+        "    and tasks.state = 'cancelled'\n",
         "pgtap/many.sql",
     ),
     Mutant(
