@@ -122,6 +122,17 @@ def test_tells_a_failure_and_tries_again(run: Run, work: Work) -> None:
     assert run("retry", "default", task_id) == "attempt 2"
 
 
+@pytest.mark.parametrize("command", ["retry", "fork"])
+def test_knows_null_from_params_that_are_left_out(
+    run: Run, db: psycopg.Connection, command: str
+) -> None:
+    task_id = run("spawn", "default", "double", "--params", "7")
+    run("cancel", "default", task_id)
+    run(command, "default", task_id, "--params", "null")
+    last = "select params from durable.tasks order by task_id desc limit 1"
+    assert db.execute(last).fetchone() == (None,)
+
+
 def test_lists_forks_and_tells_of_tasks(run: Run, work: Work) -> None:
     assert run("tasks", "default") == ""
     worker = work()

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from tests.support.markdown import blocks
+import durable
+import durable.testing
+from durable import cli
+from durable._policy import QueuePolicy
+from durable.options import SpawnOptions, StepOptions
+from durable.task import TASK_OPTIONS
+from tests.support.markdown import blocks, links
 from tests.support.processes import ROOT
+from tests.test_api import members
 
 SDK = ROOT / "python-sdk"
 TESTS = ["-m", "pytest", "-o", "asyncio_default_fixture_loop_scope=function"]
 DATABASES = ["DURABLE_DATABASE_URL", "DURABLE_TEST_DATABASE_URL"]
+MADE = {"sql-api.md", "errors.md"}
+PAGES = sorted(SDK.glob("docs/*.md"))
+GUIDE = [page for page in PAGES if page.name not in MADE]
+CODE = re.compile(r"^```.*?^```$|`[^`]+`", re.MULTILINE | re.DOTALL)
+LONGEST_PAGE = 300
 PROGRAMS = [page for page in SDK.glob("docs/*.md") if blocks(page, "python")]
 
 
@@ -39,3 +54,74 @@ def test_shows_a_program_that_runs(page: Path, dsn: str, tmp_path: Path) -> None
         timeout=100,
     )
     assert run.returncode == 0, run.stderr + run.stdout
+
+
+def unsaid(names: Iterable[str], pages: Iterable[Path] = GUIDE) -> set[str]:
+    """Return which of the names no code on these pages has."""
+    code = [span for page in pages for span in CODE.findall(page.read_text())]
+    said = set(re.findall(r"\w+", "\n".join(code)))
+    return {name for name in names if not set(re.findall(r"\w+", name)) <= said}
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        durable.AsyncDurable,
+        durable.TaskContext,
+        durable.AsyncTaskHandle,
+        durable.AsyncTaskStream,
+        durable.Retry,
+        durable.Worker,
+        durable.RecordedResponse,
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_mentions_every_method(cls: type) -> None:
+    inner = {"fetch", "close", "as_options", "delay", "of"}
+    assert unsaid(members(cls).keys() - inner) == set()
+
+
+def test_mentions_every_public_name() -> None:
+    assert unsaid(durable.__all__, PAGES) == set()
+    assert unsaid(durable.testing.__all__) == set()
+
+
+def test_mentions_every_option() -> None:
+    workers = durable.WorkerOptions.__annotations__
+    for options in (SpawnOptions, StepOptions, QueuePolicy):
+        assert unsaid(options.__annotations__) == set()
+    assert unsaid([*TASK_OPTIONS, *workers]) == set()
+
+
+def test_mentions_every_command() -> None:
+    functions = [command.callback for command in cli.app.registered_commands]
+    commands = [f"durable {one.__name__}" for one in functions if one is not None]
+    said = "\n".join(page.read_text() for page in GUIDE)
+    assert [command for command in commands if command not in said] == []
+
+
+def test_mentions_what_clients_and_operators_call(db: psycopg.Connection) -> None:
+    """What only workers call, and the parts of housekeeping, has the SQL API's page."""
+    granted = db.execute(
+        """
+        select distinct proname::text
+        from pg_proc
+        where pronamespace = 'durable'::regnamespace
+          and (has_function_privilege('durable_client', oid, 'execute')
+            or has_function_privilege('durable_operator', oid, 'execute')
+            and not has_function_privilege('durable_worker', oid, 'execute'))
+        """
+    ).fetchall()
+    assert len(granted) > 20
+    assert unsaid(name for (name,) in granted) == set()
+
+
+def test_lists_every_page_in_reading_order() -> None:
+    index = SDK / "docs" / "README.md"
+    listed = {link.partition("#")[0] for link in links(index)}
+    assert {page.name for page in PAGES} - {index.name} <= listed
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
+def test_is_read_at_one_sitting(page: Path) -> None:
+    assert len(page.read_text().splitlines()) < LONGEST_PAGE

@@ -106,8 +106,9 @@ Outcomes of tasks, and what passes between a task and its worker.
 
 """
 BUILTIN: Final = """
-- **`TimeoutError`**, the builtin. `handle.result`, `ctx.await_event`, `ctx.recv`,
-  `ctx.join` and `ctx.join_all` raise it after their `timeout`.
+- **`TimeoutError`**, the builtin. `handle.result`, `handle.value`, `ctx.await_event`,
+  `ctx.recv`, `ctx.join`, `ctx.join_all`, `ctx.call`, `ctx.gather` and `ctx.first` raise
+  it after their `timeout`.
 - **`psycopg.Error`**, the driver's. The database cannot do it now: it is away, or has
   been silent for a minute (`OperationalError`); no connection came free and nothing was
   sent (`psycopg_pool.PoolTimeout`, an `OperationalError` too); it only reads

@@ -51,6 +51,11 @@ def _json(text: str) -> Any:
         raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
 
 
+def _params(text: str) -> dict[str, Any]:
+    """Return params that might have been left out; null is not that."""
+    return {"params": _json(text)}
+
+
 Dsn = Annotated[
     str, typer.Option(envvar=ENVIRONMENT, help="The database: a URL or conninfo.")
 ]
@@ -169,17 +174,16 @@ def retry(
     dsn: Dsn,
     max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
     params: Annotated[
-        Any, typer.Option(parser=_json, metavar="JSON", help="From now on.")
+        Any, typer.Option(parser=_params, metavar="JSON", help="From now on.")
     ] = None,
 ) -> None:
     """Give a failed or cancelled task one more attempt, and print its number.
 
     What sleeps until its next attempt starts that now.
     """
-    changed = {} if params is None else {"params": params}
     with _client(dsn, queue) as client:
         handle: TaskHandle[Any] = client.retry(
-            task_id, max_attempts=max_attempts, **changed
+            task_id, max_attempts=max_attempts, **(params or {})
         )
     typer.echo(f"attempt {handle.attempt}")
 
@@ -198,14 +202,13 @@ def fork(
     ] = None,
     params: Annotated[
         Any,
-        typer.Option(parser=_json, metavar="JSON", help="Others than its origin's."),
+        typer.Option(parser=_params, metavar="JSON", help="Others than its origin's."),
     ] = None,
 ) -> None:
     """Spawn a task that begins where another one stood, and print its id."""
-    changed = {} if params is None else {"params": params}
     with _client(dsn, queue) as client:
         origin = client.handle(task_id)
-        typer.echo(origin.fork(before=before, after=after, **changed).task_id)
+        typer.echo(origin.fork(before=before, after=after, **(params or {})).task_id)
 
 
 @app.command()
