@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
+
+from durable._vault import Vault
 
 __all__ = ["HistoryEntry", "history_entry"]
+
+_KEPT_BACK: Final = {"traceback", "args"}  # long, and to be had elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,13 @@ class HistoryEntry:
         return ", ".join(_said(key, value) for key, value in self.detail.items())
 
 
-def history_entry(row: tuple[Any, ...]) -> HistoryEntry:
+def history_entry(row: tuple[Any, ...], vault: Vault) -> HistoryEntry:
     """Return a row of `durable.task_history` as a value."""
     at, kind, name, attempt, worker, duration_ms, detail = row
     known = json.loads(detail or "{}")
+    if "error" in known:
+        error = vault.shown_error(known["error"])
+        known["error"] = {k: v for k, v in error.items() if k not in _KEPT_BACK}
     return HistoryEntry(at, kind, name, attempt, worker, duration_ms, known)
 
 

@@ -460,6 +460,8 @@ class Calls(Baggage):
                 f"{kind} {name!r} is published inside a transaction's function:"
                 " publish it before or after the transaction"
             )
+        if value is not None:
+            value = self.application.vault.sealed(value)
         publishing = run.publishing()
         publishing.refuse(name if kind == "stream" else "")
         if kind == "value":
