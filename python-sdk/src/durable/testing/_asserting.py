@@ -63,10 +63,11 @@ def spawned(app: App, task: AnyTask | str) -> list[Spawned[Any]]:
     """Return the tasks of this kind that were spawned, by whomever, oldest first."""
     registry = app.application.registry
     definition = registry.definition_for(task)
+    opened = app.application.vault.opened
     with psycopg.connect(app.application.conninfo, autocommit=True) as session:
         rows = session.execute(_SPAWNED, [definition.name]).fetchall()
     return [
-        Spawned(definition.load_params(params), queue, task_id, parent, state)
+        Spawned(definition.load_params(opened(params)), queue, task_id, parent, state)
         for queue, task_id, params, parent, state in rows
     ]
 
