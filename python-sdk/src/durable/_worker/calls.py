@@ -229,6 +229,11 @@ class Calls(Baggage):
         await self._run.refusable(self._run.save(write))
         return self._history.remember(call.key, Resolved("done", value))
 
+    async def save_published(self) -> None:
+        """Save what the task has published."""
+        if self._run.publishes:
+            await self._run.refusable(self._run.save())
+
     async def save_failures(self, before: float = float("inf")) -> None:
         """Save what the task has published, and the failed steps it caught, before."""
         write = self._history.failures(before)
@@ -372,13 +377,19 @@ class Calls(Baggage):
 
     async def emit(self, call: Call, event: str, payload: str) -> Resolved:
         """Emit an event, with the checkpoint that records it."""
-        emit = self._run.services.emit
-        return await self._tell(call, partial(emit, self.claimed, call, event, payload))
+
+        def tell() -> Coroutine[Any, Any, str]:
+            return self._run.services.emit(self.claimed, call, event, payload)
+
+        return await self._tell(call, tell)
 
     async def send(self, call: Call, message: Message) -> Resolved:
         """Send a message, with the checkpoint that records it."""
-        send = self._run.services.send
-        return await self._tell(call, partial(send, self.claimed, call, message))
+
+        def tell() -> Coroutine[Any, Any, str]:
+            return self._run.services.send(self.claimed, call, message)
+
+        return await self._tell(call, tell)
 
     async def _tell(
         self, call: Call, tell: Callable[[], Coroutine[Any, Any, str]]
@@ -454,7 +465,7 @@ class Calls(Baggage):
         run.refuse_unless_open()
         execution = inside_a_step.get()
         if execution is None or value is None:
-            self.take(kind, f"{prefix}{name}", branch)
+            self._key(kind, f"{prefix}{name}", branch)  # it has no place among calls
         elif execution.in_transaction:
             raise RuntimeError(
                 f"{kind} {name!r} is published inside a transaction's function:"

@@ -139,6 +139,14 @@ class Past:
                 self._accuse(None)
         return self.refused or error
 
+    def ends(self, branch: Branch | None) -> None:
+        """Judge a run whose task is about to complete, before its code has ended.
+
+        Raises NonDeterminism where a strict task may not go on.
+        """
+        if self.to_come and self._is_certain(branch):
+            self._accuse(None)
+
     def stuck(self, key: str) -> None:
         """Judge a run that can go no further without new calls, of which this is one.
 
