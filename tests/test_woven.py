@@ -36,6 +36,17 @@ from tests.support.working import working
 SECRET: Final = "attack-at-dawn"  # noqa: S105 - what nobody may read
 CODEC: Final = AESGCMCodec({"k": bytes(32)})  # every process has to have it
 Apps = AppFactory[Any]
+KINDS: Final = {
+    "$send:mine": "message_sent",
+    "$recv:mine": "message_received",
+    "$first:first": "first_finished",
+    "$patch:newer": "patched",
+    "$spawn:there": "child_spawned",
+    "$join:gather": "joined",
+    "set-out": "step",
+    "give-up": "step_failed",
+    "insert": "step",
+}
 
 
 def answer(request: httpx.Request) -> httpx.Response:
@@ -179,6 +190,17 @@ async def test_every_tool_knows_every_feature(durable_app: Apps, code: Any) -> N
         assert await handle.value("at") == "the end"
         assert [line.message async for line in handle.logs()] == ["begun", "ends"]
         exported = await handle.export_history()
+        entries = await handle.history()
+        kinds = {one.name: one.kind for one in entries}
+        assert {name: kinds[name] for name in KINDS} == KINDS
+        assert [
+            one for one in entries if one.kind == "recorded" and one.name != "$now"
+        ] == []
+        (there,) = [one for one in entries if one.name == "$spawn:there"]
+        assert there.detail["queue"] == "elsewhere"
+        child = app.handle(there.detail["task_id"], echo, queue="elsewhere")
+        spawning, *_ = await child.history()
+        assert spawning.detail["parent_queue"] == "default"
     saved = exported["checkpoints"]
     for length in range(len(saved) + 1):
         check_replay(code, {**exported, "checkpoints": saved[:length]}, tasks=[echo])
@@ -301,3 +323,71 @@ async def test_completes_no_strict_task_that_has_left_out_a_call(
             await handle.result(10)
     assert failed.value.error.type == "NonDeterminism"
     assert db.execute("select count(*) from public.done").fetchone() == (0,)
+
+
+async def test_completes_no_strict_task_that_has_room_for_what_it_left_out(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """A branch that failed has left a gap; so the call itself cannot be refused."""
+    db.execute("create table public.done (said text)")
+    versions = iter([True, False, False])
+
+    @task(replay_check="strict", max_attempts=2, retry=Retry.fixed(0))
+    async def shipping(said: str, ctx: TaskContext) -> str:
+        await ctx.step("charge", sets_out, said)
+        if next(versions):
+            told = asyncio.Event()
+
+            async def fails() -> None:
+                await told.wait()
+                raise ValueError("once more")
+
+            async def tells() -> None:
+                await ctx.step("tell", sets_out, said)
+                told.set()
+
+            await asyncio.gather(ctx.step("fail", fails), tells())
+        return await ctx.transaction("end", said_and_done, said, completes=True)
+
+    async with working(dsn, shipping) as (app, _):
+        handle = await app.spawn(shipping, "it")
+        with pytest.raises(TaskFailed) as failed:
+            await handle.result(10)
+    assert failed.value.error.type == "NonDeterminism"
+    assert db.execute("select count(*) from public.done").fetchone() == (0,)
+
+
+@task
+async def tells_whose(deeper: int, ctx: TaskContext) -> Any:
+    """Tell the headers and who asked, and what the children say to that."""
+    here = [dict(ctx.headers), dict(ctx.identity or {})]
+    if not deeper:
+        return here
+    below = await ctx.call("there", tells_whose, deeper - 1, queue="elsewhere")
+    return [here, below]
+
+
+async def test_headers_and_identity_go_wherever_a_task_goes(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    db.execute("select durable.create_queue('elsewhere')")
+    who, own = {"user": "ada"}, {"tenant": 7}
+    async with (
+        AsyncDurable(dsn, tasks=[tells_whose]) as app,
+        app.worker(queues=["default", "elsewhere"]),
+    ):
+        handle = await app.spawn(tells_whose, 1, headers=own, identity=who)
+        assert await handle.result(10) == [[own, who], [own, who]]
+        fork = await app.fork(handle, before="$spawn:there")
+        whose = {"durable:forked_from": {"task_id": str(handle.task_id)}}
+        assert await fork.result(10) == [[{**own, **whose}, who], [own, who]]
+        waiting = await app.spawn("nobody-runs", 1, headers=own, identity=who)
+        await app.cancel(waiting)
+        anew = await app.retry(waiting, spawn_new=True)
+        (listed,) = await app.list_tasks(task_ids=[anew.task_id], headers=own)
+        assert listed.task_id == anew.task_id
+        row = db.execute(
+            "select headers -> 'durable:identity' from durable.tasks where task_id = %s",
+            [anew.task_id],
+        ).fetchone()
+        assert row == (who,)

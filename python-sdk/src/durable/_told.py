@@ -19,13 +19,15 @@ class HistoryEntry:
     """Something that happened to a task, or, without `at`, is still going on.
 
     `kind` is spawned, copied (what a fork began with), started; step, step_failed,
-    try_failed; slept, event, joined, timed_out; child_spawned, event_emitted, recorded
-    (whatever else is saved); attempt_failed, lease_lost, attempt_cancelled; completed,
-    failed, cancelled; or running, waiting, retrying. `name` is the task's or the
+    try_failed; slept, event, joined, first_finished, message_received, timed_out;
+    child_spawned, event_emitted, message_sent, patched, recorded (whatever else is
+    saved); attempt_failed, lease_lost, attempt_cancelled; completed, failed, cancelled;
+    or running, waiting, retrying. `name` is the task's or the
     checkpoint's, `worker` who ran the attempt, `duration_ms` how long a step took.
-    `detail` has what else is known: `error` (type, message), `until`, `event`,
-    `task_ids`, `task_id` of a child; `parent_task_id`, `idempotency_key`,
-    `forked_from`; `saved_at` of what was copied.
+    `detail` has what else is known: `error` (type, message), `until`, `event`, `topic`,
+    `task_ids`, `queues` and `any_of` of a wait; `task_id`, and `queue` if it is another,
+    of a child; `parent_task_id`, `parent_queue`, `idempotency_key`, `forked_from`,
+    `deadline`; `version`; `saved_at` of what was copied.
     """
 
     at: datetime | None
