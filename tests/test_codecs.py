@@ -281,7 +281,8 @@ async def test_tells_without_a_key_what_can_be_told(
             await handle.result(30)
     async with AsyncDurable(dsn) as other:
         found = other.handle(handle.task_id)
-        assert [line.message async for line in found.logs()] == ["sealed by aes-gcm/new"]
+        (line,) = [line async for line in found.logs()]
+        assert line.message == "sealed by aes-gcm/new"
         (listed,) = await other.list_tasks(name="logs-and-fails")
         assert listed.error is not None
         assert listed.error.message == "sealed by aes-gcm/new"

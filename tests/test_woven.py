@@ -291,7 +291,7 @@ async def test_loses_nothing_that_was_said_before_a_transaction_completes_the_ta
 async def test_completes_no_strict_task_that_has_left_out_a_call(
     dsn: str, db: psycopg.Connection, colour: str
 ) -> None:
-    """What was recorded and is not asked for is found before, not behind, the commit."""
+    """What was recorded and is not asked for is found before the commit."""
     db.execute("create table public.done (said text)")
     versions = iter([True, False, False])
 
@@ -387,7 +387,8 @@ async def test_headers_and_identity_go_wherever_a_task_goes(
         (listed,) = await app.list_tasks(task_ids=[anew.task_id], headers=own)
         assert listed.task_id == anew.task_id
         row = db.execute(
-            "select headers -> 'durable:identity' from durable.tasks where task_id = %s",
+            "select headers -> 'durable:identity'"
+            " from durable.tasks where task_id = %s",
             [anew.task_id],
         ).fetchone()
         assert row == (who,)

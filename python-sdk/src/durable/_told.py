@@ -25,8 +25,8 @@ class HistoryEntry:
     or running, waiting, retrying. `name` is the task's or the
     checkpoint's, `worker` who ran the attempt, `duration_ms` how long a step took.
     `detail` has what else is known: `error` (type, message), `until`, `event`, `topic`,
-    `task_ids`, `queues` and `any_of` of a wait; `task_id`, and `queue` if it is another,
-    of a child; `parent_task_id`, `parent_queue`, `idempotency_key`, `forked_from`,
+    `task_ids`, `queues` and `any_of` of a wait; `task_id` of a child, and its `queue`
+    if it is another; `parent_task_id`, `parent_queue`, `idempotency_key`, `forked_from`,
     `deadline`; `version`; `saved_at` of what was copied.
     """
 

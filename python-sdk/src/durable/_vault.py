@@ -90,7 +90,7 @@ class Vault:
         return json.dumps(error | {"sealed": sealed})
 
     def shown_error(self, error: dict[str, Any]) -> dict[str, Any]:
-        """Return a recorded error, to be shown; "sealed by …" if it cannot be opened."""
+        """Return an error, to be shown; "sealed by …" if it cannot be opened."""
         with contextlib.suppress(UnreadablePayload):
             error = unsealed_error(self._opened_inside(error))
         return {key: value for key, value in error.items() if key != "sealed"}

@@ -89,7 +89,7 @@ def params_for(
     """Return the options that say new params, validated as the task takes them, sealed.
 
     What takes them is found by the task's name: if it is not registered here, they must
-    be plain JSON. If there is, or may be, an idempotency key, fingerprints go with them.
+    be plain JSON. If there may be an idempotency key, fingerprints go with them.
     Raises NotFound, and pydantic's ValidationError.
     """
     rows = app.fetch(_sql.get_task_name(task.queue, task.task_id))

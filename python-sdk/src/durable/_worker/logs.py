@@ -42,9 +42,7 @@ class TaskLogger(logging.Logger):
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - of logging
         """Whether the line would be kept, or printed; never while the run replays."""
         wanted = level >= self._run.services.application.logs_from
-        return not self._run.history.replays and (
-            wanted or self._outside.isEnabledFor(level)
-        )
+        return not self._run.replays and (wanted or self._outside.isEnabledFor(level))
 
     def getEffectiveLevel(self) -> int:  # noqa: N802 - of logging
         """Return the level from which on lines are kept."""
@@ -70,7 +68,7 @@ class _Keeper(logging.Handler):
             return
         record.__dict__[_KEPT] = True  # a process may have several workers
         level = run.services.application.logs_from
-        if record.levelno >= level and not run.history.replays:
+        if record.levelno >= level and not run.replays:
             keep(run, record)
 
 

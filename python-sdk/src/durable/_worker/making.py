@@ -165,8 +165,6 @@ class Making(Baggage):
         except BaseException:
             self._waits.exit(branch)
             raise
-        if self._history.replays:
-            self._history.asked(call.key)
         saved = self._history.saved.get(call.key)
         if saved is not None:
             self._waits.exit(branch)
@@ -179,8 +177,6 @@ class Making(Baggage):
             run.loop.call_soon_threadsafe(run.leave, "lease lost")
             raise Suspended("lease lost")
         run.refuse_unless_open()
-        if self._history.replays:
-            self._history.asked(call.key)
         return self._history.saved.get(call.key)
 
     async def _save(self, call: Call, value: str) -> Resolved:

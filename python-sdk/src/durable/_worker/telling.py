@@ -62,8 +62,6 @@ class Telling(Making):
             return []
         known = self._history.saved
         missing = [call for call, *_ in children if call.key not in known]
-        for call, *_ in children if self._history.replays else ():
-            self._history.asked(call.key)
         saved, branch = await self.begin((missing or [children[0][0]])[0])
         if saved is None:
             try:

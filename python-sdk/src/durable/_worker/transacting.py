@@ -94,7 +94,7 @@ class AsyncTransacting(_Common):
     async def begin(self, *, completes: bool) -> Resolved | None:
         """Begin the call; returns its checkpoint, if it has one. Else it must `end`.
 
-        Raises NonDeterminism if the task is to complete, and recorded calls are missing.
+        Raises NonDeterminism if the task is to complete without recorded calls.
         """
         saved, self._branch = await self._calls.begin(self._call)
         if saved is None:

@@ -105,7 +105,8 @@ async def crash_everywhere(
     undisturbed: with the same state, the same output as far as `compare` of it, and the
     same effects; and if `check` of a life raises an AssertionError. `events` and
     `options` are as in `run_inline`, `only` chooses among the boundaries. Tasks,
-    lifespan and codecs must be importable: not inside a function. The functions may be async.
+    lifespan and codecs must be importable: not inside a function. The functions may be
+    async.
     """
     asked = request_of(app, task, params, options)
     lives: list[Life] = []
