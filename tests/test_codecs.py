@@ -234,8 +234,7 @@ async def test_leaves_nothing_to_read_of_what_tasks_tell(
         handle = await app.spawn(publishes, SECRET)
         await app.send(handle, "theirs", SECRET)
         async with await psycopg.AsyncConnection.connect(dsn) as conn:
-            async with conn.transaction():
-                await app.send_with(conn, handle, "with", SECRET)
+            await app.send_with(conn, handle, "with", SECRET)
         await handle.send("of-handle", SECRET)
         stream = handle.stream("thoughts")
         assert [one async for one in stream] == [SECRET] * 2

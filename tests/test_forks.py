@@ -226,17 +226,17 @@ async def speaker(goal: Goal, ctx: TaskContext) -> str:
 
 
 @pytest.mark.parametrize(
-    ("place", "copied", "has_other"),
+    ("place", "copied", "other"),
     [
-        ({"before": "tokens"}, 0, False),
-        ({"after": "tokens"}, 3, False),
-        ({"before": "tokens-again"}, 4, True),
-        ({"after": "middle"}, 4, True),
-        ({}, 7, True),
+        ({"before": "tokens"}, 0, "B"),
+        ({"after": "tokens"}, 3, "B"),
+        ({"before": "tokens-again"}, 4, "A"),
+        ({"after": "middle"}, 4, "A"),
+        ({}, 7, "A"),
     ],
 )
 async def test_has_said_what_its_origin_had_by_then(
-    dsn: str, place: Any, copied: int, has_other: bool
+    dsn: str, place: Any, copied: int, other: str
 ) -> None:
     """Each entry once, without gaps; what comes behind it the fork says itself."""
     async with working(dsn, speaker) as (app, _):
@@ -256,7 +256,7 @@ async def test_has_said_what_its_origin_had_by_then(
         assert {entry.attempt for entry in words[:copied]} <= {0}
         assert {entry.attempt for entry in words[copied:]} == {1}
         others = [value async for value in fork.stream("other")]
-        assert others == ["A" if has_other else "B"]
+        assert others == [other]
         assert await fork.value("at") == "middle"
         assert await fork.value("only") == ("A" if copied else "B")
         lines = [line.message async for line in fork.logs()]

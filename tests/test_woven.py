@@ -216,6 +216,7 @@ async def test_every_tool_knows_every_feature(durable_app: Apps, code: Any) -> N
 
 @pytest.mark.slow
 async def test_names_the_boundaries_of_every_feature(durable_app: Apps) -> None:
+    wanted: tuple[str, ...]
     wanted = ("set-out", "$send:mine", "$recv:mine", "$spawn:there", "$first:first")
     wanted += ("$join:gather", "$patch:newer", "last", "insert", "ask", "$join:call")
     points = {f"sent:{name}" for name in wanted} | {"during:last", "after:last"}

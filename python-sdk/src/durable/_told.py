@@ -26,8 +26,8 @@ class HistoryEntry:
     checkpoint's, `worker` who ran the attempt, `duration_ms` how long a step took.
     `detail` has what else is known: `error` (type, message), `until`, `event`, `topic`,
     `task_ids`, `queues` and `any_of` of a wait; `task_id` of a child, and its `queue`
-    if it is another; `parent_task_id`, `parent_queue`, `idempotency_key`, `forked_from`,
-    `deadline`; `version`; `saved_at` of what was copied.
+    if it is another; `parent_task_id`, `parent_queue`, `idempotency_key`,
+    `forked_from`, `deadline`; `version`; `saved_at` of what was copied.
     """
 
     at: datetime | None

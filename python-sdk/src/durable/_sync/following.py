@@ -172,9 +172,10 @@ class Following:
                     _sql.get_log_lines(self.queue, self.task_id, after)
                 )
                 news = [row for row in rows if row[1] is not None]
-                for _, number, *about, message in news:
+                for _, number, *line in news:
                     after = number + 1
-                    yield LogLine(*about, vault.shown_text(message))
+                    line[-1] = vault.shown_text(line[-1])
+                    yield LogLine(*line)
                 if len(news) == _sql.PUBLISHED_AT_ONCE:
                     continue
                 if not follow or rows[-1][0] in FINAL:

@@ -121,8 +121,8 @@ class Boundaries:
                 boundaries._call_begins(self.claimed, call)
             return saved
 
-        Calls.begin = watched_begin  # type: ignore[method-assign]
-        Calls.replayed = watched_replayed  # type: ignore[method-assign]
+        Calls.begin = watched_begin  # type: ignore[method-assign, assignment]
+        Calls.replayed = watched_replayed  # type: ignore[method-assign, assignment]
 
     # -- where they are saved ------------------------------------------------------
 

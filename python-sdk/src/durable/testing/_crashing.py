@@ -340,7 +340,9 @@ class _Stage:
             died,
             state,
             self._asked.result_codec.load(result) if completed else None,
-            failure and f"{failure.get('type')}: {failure.get('message')}",
+            None
+            if failure is None
+            else f"{failure.get('type')}: {failure.get('message')}",
             await _counted(self._world.effects, database),
             steps_that_ran(list(filter(is_named, passed)), self._asked.task),
             attempt,
