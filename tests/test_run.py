@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from durable import TaskContext, task
+from durable._vault import PLAIN_VAULT
 from durable._worker.calls import Calls
 from durable._worker.run import Claimed, Run
 from durable._worker.saving import Write
@@ -46,7 +47,10 @@ def run_of(happened: list[str]) -> Run:
         *(now, None, now, now, task_id),
     )
     services: Any = SimpleNamespace(
-        lease=30.0, saving=Saved(happened), loop=asyncio.get_running_loop()
+        lease=30.0,
+        saving=Saved(happened),
+        loop=asyncio.get_running_loop(),
+        application=SimpleNamespace(vault=PLAIN_VAULT),
     )
     return Run(
         claimed,
