@@ -90,6 +90,15 @@ class Calls(Baggage):
         if run.past is not None:
             run.past.begin()
 
+    def end(self) -> None:
+        """Let go of the asyncio tasks of a run that has ended.
+
+        Their contexts hold what holds these calls: memory is freed at once, as long as
+        none of it waits for the garbage collector.
+        """
+        self._names = Names()
+        self._run.task = None
+
     # -- what is known ------------------------------------------------------------
 
     @property
@@ -454,7 +463,8 @@ class Calls(Baggage):
         run.refuse_unless_open()
         execution = inside_a_step.get()
         if execution is None or value is None:
-            self.take(kind, f"{prefix}{name}", branch)
+            # it has no checkpoint, so it takes no place among those that have
+            self._key(kind, f"{prefix}{name}", branch)
         elif execution.in_transaction:
             raise RuntimeError(
                 f"{kind} {name!r} is published inside a transaction's function:"
