@@ -72,7 +72,8 @@ comment on function durable.fork_task is
 'Spawns a task with the name, params and options of another one, in whatever state that
 is, and with copies of its checkpoints: all there are; with before, those that were
 complete when the call of that checkpoint was made; with after, that one and those saved
-before it; with position, as before the call at that position. options: one of before,
+before it; with position, as before the call at that position. With them go the values
+and the entries of streams that it had published by then. options: one of before,
 after, position; params; queue; and those of spawn but for parent_task_id, headers being
 added to. Children recorded in what is copied are the other''s. Without a key and a
 parent; its header durable:forked_from says whose fork it is, {"task_id"}, with "queue" if
@@ -329,6 +330,9 @@ begin
     _copy_history.task_id, saved.saved_at, saved.claim, saved.attempt, saved.position, saved.after,
     saved.duration_ms, saved.state, _queue, saved.name, saved.value
   from unnest(history) as saved;
+  if cardinality(history) > 0 then
+    perform durable._copy_published(_queue, task_id, history);
+  end if;
   update durable.tasks
   set claim = 2
   where tasks.queue = _queue and tasks.task_id = _copy_history.task_id;

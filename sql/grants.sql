@@ -20,11 +20,15 @@ declare
 begin
   foreach _role in array array['durable_client', 'durable_worker', 'durable_operator'] loop
     if to_regrole(_role) is null then
-      case _role
-        when 'durable_client' then create role durable_client nologin;
-        when 'durable_worker' then create role durable_worker nologin;
-        when 'durable_operator' then create role durable_operator nologin;
-      end case;
+      begin
+        case _role
+          when 'durable_client' then create role durable_client nologin;
+          when 'durable_worker' then create role durable_worker nologin;
+          when 'durable_operator' then create role durable_operator nologin;
+        end case;
+      exception when duplicate_object or unique_violation then
+        null; -- it is being installed in another database of this server, too
+      end;
     end if;
   end loop;
 

@@ -48,9 +48,9 @@ $$;
 
 comment on function durable.task_history is
 'What has happened to a task, in order: spawned, copied (what a fork began with), started,
-step or step_failed, try_failed, slept, event, joined or timed_out, child_spawned,
-event_emitted, recorded (anything else that is saved), attempt_failed, lease_lost and
-attempt_cancelled, completed, failed or cancelled; without a moment what goes on: running,
+step or step_failed, try_failed, slept, event, joined, first_finished, message_received or
+timed_out, child_spawned, event_emitted, message_sent, patched, recorded (anything else
+that is saved), attempt_failed, lease_lost and attempt_cancelled, completed, failed or cancelled; without a moment what goes on: running,
 waiting, retrying. Refuses an unknown queue WFQUE, an unknown task WFNFD.';
 
 
@@ -68,10 +68,12 @@ as $$
 begin
   return query
     select task.spawned_at, 'spawned', task.name::text, null::integer, null, null::integer,
-      jsonb_build_object('parent_task_id', task.parent_task_id, 'idempotency_key', task.idempotency_key,
-        'forked_from', task.headers -> 'durable:forked_from'), -2, 0
+      jsonb_build_object('parent_task_id', task.parent_task_id, 'parent_queue', task.parent_queue,
+        'idempotency_key', task.idempotency_key, 'forked_from', task.headers -> 'durable:forked_from',
+        'deadline', task.complete_by), -2, 0
     union all
-    select task.started_at, 'started', null, coalesce(min(runs.attempt), task.attempt), null, null, null, -1, 0
+    select task.started_at, 'started', null, coalesce(min(runs.attempt), task.attempt), null, null,
+      jsonb_build_object('version', task.version), -1, 0
     from durable.runs
     where task.started_at is not null
       and runs.queue = task.queue
@@ -129,7 +131,9 @@ begin
           select known.kind
           from (values
             ('$sleep', 'slept'), ('$event', 'event'), ('$join', 'joined'), ('$spawn', 'child_spawned'),
-            ('$emit', 'event_emitted'), ('$try', 'try_failed'), ('$retry', 'slept')
+            ('$emit', 'event_emitted'), ('$try', 'try_failed'), ('$retry', 'slept'),
+            ('$send', 'message_sent'), ('$recv', 'message_received'), ('$first', 'first_finished'),
+            ('$patch', 'patched')
           ) as known (prefix, kind)
           where known.prefix = split_part(saved.name, ':', 1)
         ), 'recorded')
@@ -139,7 +143,8 @@ begin
       case
         when saved.claim = 0 then jsonb_build_object('saved_at', saved.saved_at)
         when saved.state = 'failed' then jsonb_build_object('error', saved.value::jsonb - 'traceback')
-        when saved.name like '$spawn:%' then jsonb_build_object('task_id', saved.value ->> 'task_id')
+        when saved.state = 'done' and saved.name ~ '^\$(spawn|first):' then jsonb_build_object(
+          'task_id', saved.value ->> 'task_id', 'queue', saved.value ->> 'queue')
         when saved.name like '$try:%' then jsonb_build_object('until', saved.value #>> '{}')
       end,
       case when saved.claim = 0 then -1 else 1 end, saved.position
@@ -194,8 +199,9 @@ begin
   return query
     select
       null::timestamptz, 'waiting', waits.name::text, null::integer, null::text, null::integer,
-      jsonb_build_object('event', waits.event_name, 'task_ids', to_jsonb(waits.task_ids),
-        'until', waits.deadline_at), 4, waits.position
+      jsonb_build_object('event', waits.event_name, 'topic', waits.topic,
+        'task_ids', to_jsonb(waits.task_ids), 'queues', to_jsonb(waits.task_queues),
+        'any_of', waits.any_of, 'until', waits.deadline_at), 4, waits.position
     from durable.waits
     where waits.queue = _queue and waits.task_id = _waits_left.task_id
       and durable._is_live(_queue, _waits_left.task_id);

@@ -279,6 +279,46 @@ comment on function durable.load_published is
 publish to go on, and for a replay to pass over what its code has said before.';
 
 
+-- What a fork has published when it begins: what the kept steps of its origin wrote, and
+-- what the code said before the last of what is kept was saved. All that was said ahead of
+-- a checkpoint is saved with it or before. What a replay says again it passes over by
+-- count, and what was not copied it says anew. A value that was set again later has no
+-- past: the replay sets it.
+create or replace function durable._copy_published(queue text, task_id uuid, history durable.checkpoints[])
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _from text collate "C" := history[1].queue;
+  _origin uuid := history[1].task_id;
+  _names text[] collate "C";
+  _until timestamptz;
+begin
+  select array_agg(saved.name), max(saved.saved_at) into _names, _until
+  from unnest(history) as saved;
+  insert into durable.stream_entries (
+    task_id, written_at, number, claim, attempt, restarted, queue, stream, source, value
+  )
+  select
+    _copy_published.task_id, entry.written_at,
+    row_number() over (partition by entry.stream order by entry.number) - 1,
+    0, 0, entry.restarted, _queue, entry.stream, entry.source, entry.value
+  from durable.stream_entries as entry
+  where entry.queue = _from
+    and entry.task_id = _origin
+    and case
+      when entry.source like '$stream:%' then entry.written_at <= _until
+      else entry.source = any (_names)
+    end;
+  insert into durable.task_values (task_id, set_at, times, queue, key, value)
+  select _copy_published.task_id, known.set_at, known.times, _queue, known.key, known.value
+  from durable.task_values as known
+  where known.queue = _from and known.task_id = _origin and known.set_at <= _until;
+end;
+$$;
+
+
 -- Once the tasks are gone, or with them.
 create or replace function durable._delete_published(queue text, task_ids uuid[])
 returns void

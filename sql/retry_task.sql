@@ -22,12 +22,15 @@ declare
 begin
   perform durable._require_queue(_queue);
   perform durable._check_keys('options', options,
-    array['max_attempts', 'params', 'spawn_new', 'deadline']);
+    array['max_attempts', 'params', 'fingerprint', 'spawn_new', 'deadline']);
   _max_attempts := durable._max_attempts(options);
   _deadline := durable._checked_moment('options', options, 'deadline');
   if jsonb_typeof(options -> 'spawn_new') <> 'boolean' then
     perform durable._refuse_argument('spawn_new in options must be true or false',
       'Pass true for a new task without the old one''s checkpoints.');
+  end if;
+  if options ? 'params' and not options @> '{"spawn_new": true}' then
+    perform durable._change_fingerprint(_queue, task_id, options);
   end if;
   perform durable._hold_parent_of(_queue, task_id);
   select * into _task
@@ -72,7 +75,7 @@ comment on function durable.retry_task is
 'Gives a failed or cancelled task one more attempt, at once, with its checkpoints, and
 revives exactly the tasks below it that its own end had cancelled. options:
 max_attempts (the new limit; must leave room for an attempt), params (from now on; its
-idempotency key stands for these then), deadline (a new one, or null for none, also for
+idempotency key stands for these then), fingerprint (of those, as in spawn), deadline (a new one, or null for none, also for
 those below that had inherited the old one), spawn_new (true: a new task with the same
 name, params and options instead, without checkpoints, key and parent). A task that sleeps
 until its next attempt starts that now. Refuses an unknown task WFNFD, any other state
@@ -101,6 +104,32 @@ begin
   where tasks.queue = _queue and tasks.task_id = task.task_id and _max_attempts is not null;
   perform durable._wake(_queue, task.task_id);
   return (task.task_id, durable._run_id(task.task_id, task.attempt), task.attempt, false);
+end;
+$$;
+
+
+-- What tells the new params again. Before any task row is locked: keys come first.
+create or replace function durable._change_fingerprint(queue text, task_id uuid, options jsonb)
+returns void
+language plpgsql
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  _queue text collate "C" := queue;
+  _fingerprint text collate "C" := (durable._checked_fingerprint(
+    jsonb_build_object('idempotency_key', '', 'fingerprint', options -> 'fingerprint')))[1];
+  _key text collate "C";
+begin
+  select tasks.idempotency_key into _key
+  from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = _change_fingerprint.task_id;
+  update durable.idempotency_keys
+  set fingerprint = _fingerprint
+  where idempotency_keys.queue = _queue
+    and idempotency_keys.key = _key
+    and idempotency_keys.task_id = _change_fingerprint.task_id
+    and idempotency_keys.fingerprint is distinct from _fingerprint;
 end;
 $$;
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 
+import durable
 from durable import (
     AsyncDurable,
     Conflict,
@@ -28,6 +29,7 @@ from durable import (
 )
 from durable._json import MAX_BYTES, UnsavableValue
 from durable._vault import Vault
+from durable._worker.logs import sealed_line
 from durable.encryption import AESGCMCodec
 from durable.registry import AnyTask
 from tests.support.clock import Clock
@@ -110,6 +112,49 @@ async def everything(said: str, ctx: TaskContext) -> list[Any]:
     return found
 
 
+async def think_aloud(said: str) -> None:
+    ctx = durable.current()
+    ctx.write_stream("thoughts", said)
+    ctx.logger.info("inside: %s", said)
+
+
+async def fails(said: str) -> None:
+    raise Told(said)
+
+
+@task
+async def publishes(said: str, ctx: TaskContext) -> list[Any]:
+    """All that a task tells others, and hears of them."""
+    ctx.logger.info("outside: %s", said)
+    await ctx.set_value("status", {"is": said})
+    await ctx.write_stream("thoughts", said)
+    await ctx.step("think", think_aloud, said)
+    with contextlib.suppress(Told):
+        await ctx.step("fails", fails, said)
+    own = durable.current().task_id
+    await ctx.send(own, "mine", said)
+    found = [await ctx.recv("mine"), await ctx.recv("theirs"), await ctx.recv("with")]
+    found.append(await ctx.recv("of-handle"))
+    there = await ctx.spawn("there", echo, said, queue="elsewhere")
+    here = await ctx.spawn("here", echo, said)
+    found += await ctx.gather(there, here)
+    found.append(await ctx.join(await ctx.first(here, there)))
+    found.append(await ctx.call("call", echo, said, queue="elsewhere"))
+    many = await ctx.spawn_many("many", echo, [said], queue="elsewhere")
+    found += await ctx.join_all(many)
+    if await ctx.patched("new"):
+        found.append(said)
+    result: list[Any] = await ctx.transaction("end", ends, said, found, completes=True)
+    return result
+
+
+async def ends(
+    conn: psycopg.AsyncConnection[Any], said: str, found: list[Any]
+) -> list[Any]:
+    await conn.execute("select 1")
+    return [*found, said]
+
+
 @task
 def in_a_thread(said: str, ctx: SyncTaskContext) -> list[Any]:
     child = ctx.spawn("child", echo, said)
@@ -124,7 +169,7 @@ async def echo_twice(said: str) -> str:
     return said * 2
 
 
-TASKS: Final[list[AnyTask]] = [echo, tell, everything, in_a_thread]
+TASKS: Final[list[AnyTask]] = [echo, tell, everything, publishes, in_a_thread]
 
 
 def application(dsn: str, codec: Any, *tasks: AnyTask) -> AsyncDurable:
@@ -175,6 +220,122 @@ async def test_leaves_nothing_to_read_in_any_table(
         "select error ->> 'message' from durable.tasks where name = 'tell' limit 1"
     ).fetchone()
     assert row == ("sealed by aes-gcm/new",) or codec is None
+
+
+@pytest.mark.parametrize("codec", [ROTATED, None])
+async def test_leaves_nothing_to_read_of_what_tasks_tell(
+    dsn: str, db: psycopg.Connection, codec: Any
+) -> None:
+    db.execute("select durable.create_queue('elsewhere')")
+    async with (
+        application(dsn, codec) as app,
+        app.worker(queues=["default", "elsewhere"]) as worker,
+    ):
+        handle = await app.spawn(publishes, SECRET)
+        await app.send(handle, "theirs", SECRET)
+        async with await psycopg.AsyncConnection.connect(dsn) as conn:
+            async with conn.transaction():
+                await app.send_with(conn, handle, "with", SECRET)
+        await handle.send("of-handle", SECRET)
+        stream = handle.stream("thoughts")
+        assert [one async for one in stream] == [SECRET] * 2
+        assert await handle.result(30) == [SECRET] * 11
+        await worker.drain()
+        assert await handle.value("status") == {"is": SECRET}
+        lines = [line.message async for line in handle.logs()]
+        assert lines == [f"outside: {SECRET}", f"inside: {SECRET}"]
+        exported = await handle.export_history()
+        assert exported["params"] == SECRET
+        assert {"$recv:mine", "$first:first"} <= {
+            one["name"] for one in exported["checkpoints"]
+        }
+        assert "durable:codec" not in json.dumps(exported)
+        (failed,) = [one for one in await handle.history() if one.name == "fails"]
+        assert failed.detail["error"]["message"] == SECRET
+        assert failed.detail["error"].keys() == {"type", "message", "module"}
+        fork = await app.fork(handle, before="think")
+        other = await app.fork(handle, before="think", params=SECRET)
+        for one in (fork, other):
+            for topic in ("theirs", "with", "of-handle"):
+                await one.send(topic, SECRET)
+            assert await one.result(30) == [SECRET] * 11
+        bad = await app.spawn(tell, SECRET)
+        with pytest.raises(TaskFailed):
+            await bad.result(30)
+        await app.retry(bad, params=SECRET + SECRET)
+        with pytest.raises(TaskFailed, match=SECRET * 2):
+            await bad.result(30)
+        (listed,) = await app.list_tasks(name="tell")
+        assert listed.error is not None
+        assert listed.error.message == SECRET * 2
+    assert (SECRET in stored(db)) == (codec is None)
+
+
+async def test_tells_without_a_key_what_can_be_told(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """A list, a history and a log say by what they are sealed."""
+    async with application(dsn, NEW, logs_and_fails) as app, app.worker():
+        handle = await app.spawn(logs_and_fails, SECRET)
+        with pytest.raises(TaskFailed):
+            await handle.result(30)
+    async with AsyncDurable(dsn) as other:
+        found = other.handle(handle.task_id)
+        (line,) = [line async for line in found.logs()]
+        assert line.message == "sealed by aes-gcm/new"
+        (listed,) = await other.list_tasks(name="logs-and-fails")
+        assert listed.error is not None
+        assert listed.error.message == "sealed by aes-gcm/new"
+        (ended,) = [one for one in await found.history() if one.kind == "failed"]
+        assert ended.detail["error"] == {
+            "type": "Told",
+            "message": "sealed by aes-gcm/new",
+        }
+        with pytest.raises(UnreadablePayload, match="aes-gcm/new"):
+            await found.export_history()
+
+
+@task(max_attempts=1)
+async def logs_and_fails(said: str, ctx: TaskContext) -> None:
+    ctx.logger.info(said)
+    raise Told(said)
+
+
+@pytest.mark.parametrize(
+    "line", ["x" * 100_000, "\u2028" * 100_000, "\x00\x01" * 8000, "é" * 8000]
+)
+def test_seals_the_longest_line_as_a_whole(line: str) -> None:
+    """The engine would cut what it does not keep whole, and nobody could open it."""
+    sealed = sealed_line(Vault([NEW]), line)
+    assert len(sealed) <= 20_000
+    assert len(Vault([NEW]).shown_text(sealed)) > 1_000
+
+
+def test_shows_a_plain_line_that_looks_sealed() -> None:
+    line = Vault([NEW]).sealed_text("x")
+    plain = Vault()
+    assert plain.shown_text(plain.sealed_text(line)) == f" {line}"
+
+
+async def test_knows_new_params_again_after_a_retry(dsn: str) -> None:
+    async with application(dsn, NEW) as app:
+        handle = await app.spawn(tell, "one", idempotency_key="k")
+        await app.cancel(handle)
+        await app.retry(handle, params="two")
+        again = await app.spawn(tell, "two", idempotency_key="k")
+        assert (again.task_id, again.created) == (handle.task_id, False)
+        with pytest.raises(Conflict):
+            await app.spawn(tell, "one", idempotency_key="k")
+
+
+async def test_knows_the_same_fork_again(dsn: str) -> None:
+    async with application(dsn, NEW) as app:
+        origin = await app.spawn(echo, "one")
+        fork = await app.fork(origin, params="two", idempotency_key="k")
+        again = await app.fork(origin, params="two", idempotency_key="k")
+        assert (again.task_id, again.created) == (fork.task_id, False)
+        with pytest.raises(Conflict):
+            await app.fork(origin, params="three", idempotency_key="k")
 
 
 def test_serves_synchronous_clients(dsn: str, db: psycopg.Connection) -> None:

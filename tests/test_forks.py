@@ -20,6 +20,7 @@ from durable import (
     TaskContext,
     TaskFailed,
     UnknownQueue,
+    current,
     task,
 )
 from tests.support.processes import Processes
@@ -197,6 +198,69 @@ async def test_joins_the_children_of_its_origin(dsn: str) -> None:
         await worker.drain()
         assert await fork.result(timeout=10) == "X2"
         assert len(await app.list_tasks(name="asks")) == 1
+
+
+async def tokens(goal: Goal) -> str:
+    CALLS.append("tokens")
+    for word in ("one", "two"):
+        current().write_stream("words", f"{word} {goal.question}")
+    return goal.question
+
+
+@task(max_attempts=1)
+async def speaker(goal: Goal, ctx: TaskContext) -> str:
+    await ctx.write_stream("words", f"begin {goal.question}")
+    await ctx.set_value("at", "begin")
+    await ctx.set_value("only", goal.question)
+    await ctx.step("tokens", tokens, goal)
+    await ctx.write_stream("words", f"said {goal.question}")
+    await ctx.write_stream("other", goal.question)
+    await ctx.step("middle", think, "middle", goal)
+    await ctx.write_stream("words", f"middle {goal.question}")
+    await ctx.set_value("at", "middle")
+    await ctx.step("tokens-again", tokens, goal)
+    await ctx.write_stream("words", f"end {goal.question}")
+    await ctx.close_stream("words")
+    ctx.logger.info("it is said")
+    return goal.question
+
+
+@pytest.mark.parametrize(
+    ("place", "copied", "has_other"),
+    [
+        ({"before": "tokens"}, 0, False),
+        ({"after": "tokens"}, 3, False),
+        ({"before": "tokens-again"}, 4, True),
+        ({"after": "middle"}, 4, True),
+        ({}, 7, True),
+    ],
+)
+async def test_has_said_what_its_origin_had_by_then(
+    dsn: str, place: Any, copied: int, has_other: bool
+) -> None:
+    """Each entry once, without gaps; what comes behind it the fork says itself."""
+    async with working(dsn, speaker) as (app, _):
+        origin = await app.spawn(speaker, Goal(question="A"))
+        assert await origin.result(timeout=10) == "A"
+        fork = await origin.fork(**place, params=Goal(question="B"))
+        assert await fork.result(timeout=10) == "B"
+        whole = [entry.value async for entry in origin.stream("words").entries()]
+        assert len(whole) == 8
+        words = [entry async for entry in fork.stream("words").entries()]
+        assert [entry.offset for entry in words] == list(range(8))
+        expected = [
+            said if index < copied else said.replace("A", "B")
+            for index, said in enumerate(whole)
+        ]
+        assert [entry.value for entry in words] == expected
+        assert {entry.attempt for entry in words[:copied]} <= {0}
+        assert {entry.attempt for entry in words[copied:]} == {1}
+        others = [value async for value in fork.stream("other")]
+        assert others == ["A" if has_other else "B"]
+        assert await fork.value("at") == "middle"
+        assert await fork.value("only") == ("A" if copied else "B")
+        lines = [line.message async for line in fork.logs()]
+        assert lines == ["it is said"]
 
 
 async def test_says_whose_fork_it_is(dsn: str) -> None:

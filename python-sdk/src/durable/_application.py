@@ -42,7 +42,8 @@ class Application:
         self.prepare = prepare
         self.keep_logs = keep_logs
         self.logs_from = logging.INFO if keep_logs is None else keep_logs
-        self.vault = Vault(_listed(codec))
+        self.codecs = _listed(codec)
+        self.vault = Vault(self.codecs)
         found = version if version is not None else os.environ.get(VERSION_VARIABLE)
         self.version = None if found is None else check_version(found)
 

@@ -13,6 +13,7 @@ from durable._ids import as_uuid
 from durable._json import JSON
 from durable._time import moment
 from durable._values import PLAIN
+from durable._vault import Vault
 from durable._worker.failures import task_error
 from durable.errors import InvalidArgument, TaskError
 from durable.options import unknown_option
@@ -119,10 +120,12 @@ def checked_limit(limit: object) -> int:
     return limit
 
 
-def task_info(queue: str, row: tuple[Any, ...]) -> TaskInfo:
+def task_info(queue: str, row: tuple[Any, ...], vault: Vault) -> TaskInfo:
     """Return a row of `durable.list_tasks` as a value."""
     known = dict(zip(_COLUMNS, row[:-1], strict=True))
-    error = None if row[-1] is None else task_error(json.loads(row[-1]))
+    error = None
+    if row[-1] is not None:
+        error = task_error(vault.shown_error(json.loads(row[-1])))
     return TaskInfo(queue, **known, error=error)
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from durable._ids import as_uuid
 from durable._names import check_dedup_key, check_queue_name, check_topic
 from durable._values import codec
+from durable._vault import Vault
 
 __all__ = ["Addressed", "Message", "Recipient", "message"]
 
@@ -36,6 +37,10 @@ class Message(NamedTuple):
     topic: str
     payload: str
     dedup_key: str | None
+
+    def sealed(self, vault: Vault) -> Message:
+        """Return it with its payload as it is to be stored."""
+        return self._replace(payload=vault.sealed(self.payload))
 
 
 def message(

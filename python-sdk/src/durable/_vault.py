@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any, Final
@@ -23,6 +24,7 @@ __all__ = ["PLAIN_VAULT", "Vault", "unsealed_error"]
 
 _MARK: Final = "durable:codec"
 _WORD: Final = f'"{_MARK}"'
+_SEALED_TEXT: Final = f'{{"{_MARK}":'  # as it is written here, to the letter
 _ENVELOPE: Final = {_MARK, "data"}
 # What of an error says more than its class; the engine bounds errors to 256 KiB.
 _SAYING: Final = ("message", "traceback", "args")
@@ -86,6 +88,27 @@ class Vault:
         sealed = json.loads(self._seal(self._sealing, json.dumps(said)))
         error["message"] = f"sealed by {sealed[_MARK]}"
         return json.dumps(error | {"sealed": sealed})
+
+    def shown_error(self, error: dict[str, Any]) -> dict[str, Any]:
+        """Return an error, to be shown; "sealed by …" if it cannot be opened."""
+        with contextlib.suppress(UnreadablePayload):
+            error = unsealed_error(self._opened_inside(error))
+        return {key: value for key, value in error.items() if key != "sealed"}
+
+    def sealed_text(self, text: str) -> str:
+        """Return text as it is to be stored; plain, it never looks sealed."""
+        if self._sealing is not None:
+            return self._seal(self._sealing, json.dumps(text))
+        return f" {text}" if text.startswith(_SEALED_TEXT) else text
+
+    def shown_text(self, text: str) -> str:
+        """Return text as it was, to be shown; "sealed by …" if it cannot be opened."""
+        if not text.startswith(_SEALED_TEXT):
+            return text
+        try:
+            return str(json.loads(self.opened(text)))
+        except UnreadablePayload as error:
+            return f"sealed by {error.mark}"
 
     def fingerprints(self, text: str) -> list[str]:
         """Return what tells these params again, however they were sealed."""

@@ -69,7 +69,7 @@ class AsyncTaskStream(Generic[T_co]):
         A step's function that was interrupted writes again what it writes: the first
         of its new entries is `restarted`, and those before it of this step are void.
         """
-        after = self.start
+        after, vault = self.start, self._app.application.vault
         with Watching(self._app, self._queue, self._task_id) as watching:
             while True:
                 rows = await watching.look(
@@ -80,7 +80,8 @@ class AsyncTaskStream(Generic[T_co]):
                     if closes:
                         return
                     after = number + 1
-                    yield StreamEntry(number, self._codec.load(text), *about)
+                    value = self._codec.load(vault.opened(text))
+                    yield StreamEntry(number, value, *about)
                 if len(news) == _sql.PUBLISHED_AT_ONCE:
                     continue
                 if rows[-1][0] in FINAL:  # as it was at that very moment
@@ -119,11 +120,12 @@ class Following:
         limit, kind = seconds(timeout, "timeout"), codec(as_type)
         check_step_name(key, "a value's name")
         statement = _sql.get_value(self.queue, self.task_id, key)
+        vault = self._app.application.vault
         with Watching(self._app, self.queue, self.task_id, limit) as watching:
             while True:
                 ((state, text),) = await watching.look(statement)
                 if text is not None:
-                    return kind.load(text)
+                    return kind.load(vault.opened(text))
                 if state in FINAL:
                     raise AlreadyFinished(
                         f"task {self.task_id} is {state}, without a value {key!r}"
@@ -159,18 +161,19 @@ class Following:
     async def logs(self, *, follow: bool = False) -> AsyncIterator[LogLine]:
         """Iterate over what the task has logged; `follow` goes on until it has ended.
 
-        Raises NotFound if there is no such task, or not yet.
+        A line that is sealed and cannot be opened here says so. Raises NotFound if
+        there is no such task, or not yet.
         """
-        after = 0
+        after, vault = 0, self._app.application.vault
         with Watching(self._app, self.queue, self.task_id) as watching:
             while True:
                 rows = await watching.look(
                     _sql.get_log_lines(self.queue, self.task_id, after)
                 )
                 news = [row for row in rows if row[1] is not None]
-                for _, number, *line in news:
+                for _, number, *about, message in news:
                     after = number + 1
-                    yield LogLine(*line)
+                    yield LogLine(*about, vault.shown_text(message))
                 if len(news) == _sql.PUBLISHED_AT_ONCE:
                     continue
                 if not follow or rows[-1][0] in FINAL:

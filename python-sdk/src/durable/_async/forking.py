@@ -63,7 +63,8 @@ async def fork(
     if queue != origin.queue:
         options["queue"] = queue
     if params is not OMITTED:
-        options["params"] = await params_for(app, origin, params)
+        has_key = "idempotency_key" in options
+        options |= await params_for(app, origin, params, has_key=has_key)
     statement = _sql.fork_task(origin.queue, origin.task_id, options)
     ((task_id, run_id, attempt, created),) = await app.fetch(statement)
     return type(origin)(
@@ -77,15 +78,28 @@ async def fork(
     )
 
 
-async def params_for(app: Connected, task: AsyncTaskHandle[Any], params: Any) -> Any:
-    """Return new params of a task as plain JSON, validated as the task takes them.
+async def params_for(
+    app: Connected,
+    task: AsyncTaskHandle[Any],
+    params: Any,
+    *,
+    has_key: bool,
+) -> dict[str, Any]:
+    """Return the options that say new params, validated as the task takes them, sealed.
 
     What takes them is found by the task's name: if it is not registered here, they must
-    be plain JSON. Raises NotFound, and pydantic's ValidationError.
+    be plain JSON. If there may be an idempotency key, fingerprints go with them.
+    Raises NotFound, and pydantic's ValidationError.
     """
     rows = await app.fetch(_sql.get_task_name(task.queue, task.task_id))
     if not rows:
         raise not_found(task.queue, task.task_id)
     known = app.application.registry.find(rows[0][0])
     how = PLAIN if known is None else known.params_codec
-    return json.loads(how.dump(how.validate(params)))
+    plain = how.dump(how.validate(params))
+    vault = app.application.vault
+    sealed = vault.sealed(plain)
+    said: dict[str, Any] = {"params": json.loads(sealed)}
+    if sealed is not plain and has_key:
+        said["fingerprint"] = vault.fingerprints(plain)
+    return said

@@ -16,6 +16,7 @@ from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._time import seconds
 from durable._told import HistoryEntry, history_entry
 from durable._values import Codec
+from durable._vault import Vault
 from durable.options import SpawnOptions
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class AsyncTaskHandle(Following, Generic[R_co]):
 
     async def snapshot(self) -> TaskResult[R_co]:
         """Return where the task stands. Raises NotFound as `state` does."""
-        row = opened(await self._row(), self._app.application.vault)
+        row = opened(await self._row(), self._vault)
         return task_result(row, self.codec)
 
     async def result(self, timeout: timedelta | float | None = None) -> R_co:
@@ -86,14 +87,15 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         """
         limit = seconds(timeout, "timeout")
         row = await self._app.results.wait(self.queue, self.task_id, limit)
-        return output(opened(row, self._app.application.vault), self.codec)
+        return output(opened(row, self._vault), self.codec)
 
     async def send(
         self, topic: str, payload: Any = None, *, dedup_key: str | None = None
     ) -> bool:
         """Send the task a message, as `app.send` does."""
         sent = message(self, self.queue, topic, payload, dedup_key=dedup_key)
-        ((is_new,),) = await self._app.fetch(_sql.send_message(sent))
+        sealed = sent.sealed(self._vault)
+        ((is_new,),) = await self._app.fetch(_sql.send_message(sealed))
         return bool(is_new)
 
     async def history(self) -> list[HistoryEntry]:
@@ -103,18 +105,20 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         woken are not. Raises NotFound.
         """
         statement = _sql.task_history(self.queue, self.task_id)
-        return [history_entry(row) for row in await self._app.fetch(statement)]
+        rows = await self._app.fetch(statement)
+        return [history_entry(row, self._vault) for row in rows]
 
     async def export_history(self) -> dict[str, Any]:
         """Return the task and its checkpoints as plain JSON, for a replay elsewhere.
 
         The keys are version (1), queue, task_id, name, params, headers, attempt, and
         checkpoints: a list of name, position, after, state, value and attempt, in order
-        of position. Raises NotFound.
+        of position. What is sealed is opened. Raises NotFound, and UnreadablePayload
+        where a codec or a key is missing.
         """
         statement = _sql.export_history(self.queue, self.task_id)
         ((text,),) = await self._app.fetch(statement)
-        exported: dict[str, Any] = json.loads(text)
+        exported: dict[str, Any] = json.loads(self._vault.opened(text))
         return exported
 
     async def fork(
@@ -129,6 +133,10 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         """Spawn a task that begins where this one stood: the client's `fork`."""
         place = forking.Place(before, after, position)
         return await forking.fork(self._app, self, place, params, options)
+
+    @property
+    def _vault(self) -> Vault:
+        return self._app.application.vault
 
     async def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)

@@ -42,7 +42,8 @@ class Mail(Calling):
         """
         home = self.queue if queue is None else queue
         sent = message(to, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
-        return self._send(self._take("send", topic), sent)
+        sealed = sent.sealed(self._run.application.vault)
+        return self._send(self._take("send", topic), sealed)
 
     async def _send(self, call: Call, sent: Message) -> bool:
         return bool(read(await self._run.send(call, sent), PLAIN))

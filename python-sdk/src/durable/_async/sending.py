@@ -31,7 +31,8 @@ class Sending(Connected):
         Raises NotFound, UnknownQueue, and AlreadyFinished if the task is over.
         """
         sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
-        ((is_new,),) = await self.fetch(_sql.send_message(sent))
+        sealed = sent.sealed(self.application.vault)
+        ((is_new,),) = await self.fetch(_sql.send_message(sealed))
         return bool(is_new)
 
     async def send_with(
@@ -50,5 +51,6 @@ class Sending(Connected):
         others who send to the task on this topic wait.
         """
         sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
-        row = await _foreign.execute_async(conn, _sql.send_message(sent))
+        sealed = sent.sealed(self.application.vault)
+        row = await _foreign.execute_async(conn, _sql.send_message(sealed))
         return bool(row[0])

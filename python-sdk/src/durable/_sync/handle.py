@@ -17,6 +17,7 @@ from durable._sync.following import Following
 from durable._time import seconds
 from durable._told import HistoryEntry, history_entry
 from durable._values import Codec
+from durable._vault import Vault
 from durable.options import SpawnOptions
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class TaskHandle(Following, Generic[R_co]):
 
     def snapshot(self) -> TaskResult[R_co]:
         """Return where the task stands. Raises NotFound as `state` does."""
-        row = opened(self._row(), self._app.application.vault)
+        row = opened(self._row(), self._vault)
         return task_result(row, self.codec)
 
     def result(self, timeout: timedelta | float | None = None) -> R_co:
@@ -87,14 +88,15 @@ class TaskHandle(Following, Generic[R_co]):
         """
         limit = seconds(timeout, "timeout")
         row = self._app.results.wait(self.queue, self.task_id, limit)
-        return output(opened(row, self._app.application.vault), self.codec)
+        return output(opened(row, self._vault), self.codec)
 
     def send(
         self, topic: str, payload: Any = None, *, dedup_key: str | None = None
     ) -> bool:
         """Send the task a message, as `app.send` does."""
         sent = message(self, self.queue, topic, payload, dedup_key=dedup_key)
-        ((is_new,),) = self._app.fetch(_sql.send_message(sent))
+        sealed = sent.sealed(self._vault)
+        ((is_new,),) = self._app.fetch(_sql.send_message(sealed))
         return bool(is_new)
 
     def history(self) -> list[HistoryEntry]:
@@ -104,18 +106,20 @@ class TaskHandle(Following, Generic[R_co]):
         woken are not. Raises NotFound.
         """
         statement = _sql.task_history(self.queue, self.task_id)
-        return [history_entry(row) for row in self._app.fetch(statement)]
+        rows = self._app.fetch(statement)
+        return [history_entry(row, self._vault) for row in rows]
 
     def export_history(self) -> dict[str, Any]:
         """Return the task and its checkpoints as plain JSON, for a replay elsewhere.
 
         The keys are version (1), queue, task_id, name, params, headers, attempt, and
         checkpoints: a list of name, position, after, state, value and attempt, in order
-        of position. Raises NotFound.
+        of position. What is sealed is opened. Raises NotFound, and UnreadablePayload
+        where a codec or a key is missing.
         """
         statement = _sql.export_history(self.queue, self.task_id)
         ((text,),) = self._app.fetch(statement)
-        exported: dict[str, Any] = json.loads(text)
+        exported: dict[str, Any] = json.loads(self._vault.opened(text))
         return exported
 
     def fork(
@@ -130,6 +134,10 @@ class TaskHandle(Following, Generic[R_co]):
         """Spawn a task that begins where this one stood: the client's `fork`."""
         place = forking.Place(before, after, position)
         return forking.fork(self._app, self, place, params, options)
+
+    @property
+    def _vault(self) -> Vault:
+        return self._app.application.vault
 
     def _row(self) -> tuple[Any, ...]:
         statement = _sql.get_task_result(self.queue, self.task_id)

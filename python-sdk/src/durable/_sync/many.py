@@ -56,7 +56,7 @@ class Many(Connected):
         start = None if after is None else as_uuid(after)
         statement = _sql.list_tasks(name, said, checked_limit(limit), start)
         rows = self._database.fetch(statement)
-        return [task_info(name, row) for row in rows]
+        return [task_info(name, row, self.application.vault) for row in rows]
 
     def cancel_many(
         self,

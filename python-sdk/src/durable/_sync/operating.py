@@ -66,7 +66,7 @@ class Operating(Connected):
         if max_attempts is not None:
             options["max_attempts"] = max_attempts
         if params is not OMITTED:
-            options["params"] = forking.params_for(self, found, params)
+            options |= forking.params_for(self, found, params, has_key=True)
         if deadline is not OMITTED:
             options["deadline"] = moment_text(deadline, "deadline")
         statement = _sql.retry_task(found.queue, found.task_id, options)

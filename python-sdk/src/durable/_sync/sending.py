@@ -32,7 +32,8 @@ class Sending(Connected):
         Raises NotFound, UnknownQueue, and AlreadyFinished if the task is over.
         """
         sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
-        ((is_new,),) = self.fetch(_sql.send_message(sent))
+        sealed = sent.sealed(self.application.vault)
+        ((is_new,),) = self.fetch(_sql.send_message(sealed))
         return bool(is_new)
 
     def send_with(
@@ -51,5 +52,6 @@ class Sending(Connected):
         others who send to the task on this topic wait.
         """
         sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
-        row = _foreign.execute(conn, _sql.send_message(sent))
+        sealed = sent.sealed(self.application.vault)
+        row = _foreign.execute(conn, _sql.send_message(sealed))
         return bool(row[0])

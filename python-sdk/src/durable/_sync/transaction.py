@@ -96,7 +96,7 @@ class Transaction:
 
         What it raises is told to `failed`, else it is kept as the step's failure.
         """
-        saved = self._run.begin()
+        saved = self._run.begin(completes=self._completes)
         if saved is not None:
             return read(saved, codec)
         try:
@@ -156,10 +156,18 @@ class Transaction:
                 self._raised = error
                 raise
             text = codec.dump(value)
-            (outcome,) = execute(connection, self._saving(text))
+            outcome = self._save(connection, text)
             if outcome != "ok":
                 raise _Refused(outcome)
         return Resolved("done", text)
+
+    def _save(self, connection: Any, value: str) -> str:
+        with contextlib.ExitStack() as exits:
+            if self._completes:  # what is published meanwhile would be refused
+                exits.enter_context(self._run.lease_rests())
+                self._run.save_published()
+            (outcome,) = execute(connection, self._saving(value))
+        return str(outcome)
 
     def _saving(self, value: str) -> Statement:
         """Return what saves, as the last of the transaction, that it was done."""

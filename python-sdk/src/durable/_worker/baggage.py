@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from durable._inheritance import IDENTITY, RESERVED
+from durable._inheritance import IDENTITY
 
 if TYPE_CHECKING:
     import httpx
@@ -32,12 +32,12 @@ class Baggage:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """What was spawned with the task beside its params."""
+        """What was spawned with the task beside its params, but who asked for it."""
         if self._headers is None:
             self._headers = {
                 name: value
                 for name, value in self.all_headers.items()
-                if not name.startswith(RESERVED)
+                if name != IDENTITY
             }
         return self._headers
 

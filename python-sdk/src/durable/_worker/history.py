@@ -53,10 +53,8 @@ class History:
         "_claimed",
         "_failures",
         "_holder",
-        "_unasked",
         "_vault",
         "aside",
-        "replays",
         "saved",
     )
 
@@ -72,13 +70,6 @@ class History:
         self._claimed = claimed
         self._holder = f'{{"task_id":"{claimed.task_id}","claim":{claimed.claim},'
         self._failures: list[_Failure] = []
-        self._unasked = {key for key in saved if not key.startswith(INTERNAL)}
-        self.replays = bool(self._unasked)  # nothing new has been called for yet
-
-    def asked(self, key: str) -> None:
-        """Know that a call was made: the run replays until all that is saved was."""
-        self._unasked.discard(key)
-        self.replays = bool(self._unasked) and key in self.saved
 
     def open(self) -> None:
         """Open what was loaded sealed. Raises UnreadablePayload."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Final
 
+from durable._vault import Vault
 from durable._worker.executing import current_run, inside_a_step
 from durable._worker.publishing import Line
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["TaskLogger", "kept_logs"]
 
 _LONGEST: Final = 8_000
+_LONGEST_STORED: Final = 20_000  # what the engine keeps whole, which sealed it must be
+_LONGEST_IF_LONGER: Final = 2_000
 _OURS: Final = ("durable.worker", "durable.client")  # not about the task
 _KEPT: Final = "durable_kept"
 _text: Final = logging.Formatter()
@@ -39,9 +42,7 @@ class TaskLogger(logging.Logger):
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - of logging
         """Whether the line would be kept, or printed; never while the run replays."""
         wanted = level >= self._run.services.application.logs_from
-        return not self._run.history.replays and (
-            wanted or self._outside.isEnabledFor(level)
-        )
+        return not self._run.replays and (wanted or self._outside.isEnabledFor(level))
 
     def getEffectiveLevel(self) -> int:  # noqa: N802 - of logging
         """Return the level from which on lines are kept."""
@@ -67,7 +68,7 @@ class _Keeper(logging.Handler):
             return
         record.__dict__[_KEPT] = True  # a process may have several workers
         level = run.services.application.logs_from
-        if record.levelno >= level and not run.history.replays:
+        if record.levelno >= level and not run.replays:
             keep(run, record)
 
 
@@ -75,18 +76,26 @@ def keep(run: Run, record: logging.LogRecord) -> None:
     """Keep a line with its task, unless the run has ended; from any thread."""
     if run.has_ended:
         return
-    message = _text.format(record)
-    if len(message) > _LONGEST:
-        message = f"{message[:_LONGEST]}…"
     execution = inside_a_step.get()
     line = Line(
         run.database_now().astimezone(UTC).isoformat(),
         record.levelno,
         record.name,
         None if execution is None else execution.step,
-        message.replace("\x00", "\\x00").encode(errors="backslashreplace").decode(),
+        sealed_line(run.services.application.vault, _text.format(record)),
     )
     run.publishing().hand_in("log", line)
+
+
+def sealed_line(vault: Vault, message: str) -> str:
+    """Return a line as it is to be stored, so short that it is kept as a whole."""
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}…"
+    text = message.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+    sealed = vault.sealed_text(text)
+    if len(sealed) > _LONGEST_STORED:
+        sealed = vault.sealed_text(f"{text[:_LONGEST_IF_LONGER]}…")
+    return sealed
 
 
 @contextlib.contextmanager

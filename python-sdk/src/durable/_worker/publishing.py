@@ -220,7 +220,7 @@ class Publishing:
             while self._entries or self._settings or self._lines:
                 await asyncio.sleep(0)  # what is said in one go is saved in one go
                 await run.waits.gate_opens()
-                if run.left is not None or run.has_ended:
+                if run.left is not None or run.completed or run.has_ended:
                     return
                 if run.resting:  # a transaction of its own holds the row
                     await asyncio.sleep(_RESTING_SECONDS)

@@ -52,6 +52,7 @@ _past: contextvars.ContextVar[Past | None] = contextvars.ContextVar(
 class Past:
     """What was recorded before this run began, and how far the run has come in it.
 
+    `replays` says that the last call made is a recorded one, and not the last of those.
     `refused` is what a strict run was refused for: from then on it is over.
     """
 
@@ -68,7 +69,9 @@ class Past:
         "_keys",
         "_met",
         "_positions",
+        "_unmet",
         "refused",
+        "replays",
     )
 
     def __init__(self, history: History, claimed: Claimed, check: ReplayCheck) -> None:
@@ -79,6 +82,8 @@ class Past:
         self._positions = [saved[key].position for key in keys]
         self._index = {key: index for index, key in enumerate(keys)}
         self._met = bytearray(len(keys))
+        self._unmet = len(keys)
+        self.replays = bool(keys)
         self._frontier = 0  # all before it were asked for, or missed
         self._added: str | None = None  # the first new call since that moved
         self._history = history
@@ -118,11 +123,14 @@ class Past:
             self._branches.add(branch)
         index = self._index.get(key)
         if index is None:
+            self.replays = False
             if self._frontier < len(self._keys):
                 self._add(key, branch, own=own)
             return position
         self._history.aside -= 1
         self._met[index] = True
+        self._unmet -= 1
+        self.replays = self._unmet > 0
         if index == self._frontier:
             self._advance()
         elif index > self._frontier and own:
@@ -138,6 +146,14 @@ class Past:
             with contextlib.suppress(NonDeterminism):  # it is kept as `refused`
                 self._accuse(None)
         return self.refused or error
+
+    def ends(self, branch: Branch | None) -> None:
+        """Judge a run whose task is about to complete, before its code has ended.
+
+        Raises NonDeterminism where a strict task may not go on.
+        """
+        if self.to_come and self._is_certain(branch):
+            self._accuse(None)
 
     def stuck(self, key: str) -> None:
         """Judge a run that can go no further without new calls, of which this is one.

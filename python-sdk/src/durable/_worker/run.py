@@ -192,6 +192,11 @@ class Run:
         return self._logger
 
     @property
+    def replays(self) -> bool:
+        """Whether its code repeats what is recorded, and has made no new call yet."""
+        return self.past is not None and self.past.replays
+
+    @property
     def publishes(self) -> bool:
         """Whether the run has published anything."""
         return self._publishing is not None

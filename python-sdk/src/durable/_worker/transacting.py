@@ -91,11 +91,17 @@ class AsyncTransacting(_Common):
         """Return the worker's own connections."""
         return await self._run.services.pools.asynchronous()
 
-    async def begin(self) -> Resolved | None:
-        """Begin the call; returns its checkpoint, if it has one. Else it must `end`."""
+    async def begin(self, *, completes: bool) -> Resolved | None:
+        """Begin the call; returns its checkpoint, if it has one. Else it must `end`.
+
+        Raises NonDeterminism if the task is to complete without recorded calls.
+        """
         saved, self._branch = await self._calls.begin(self._call)
         if saved is None:
             try:
+                past = self._run.past
+                if completes and past is not None:
+                    past.ends(self._branch if self._run.root is not None else None)
                 await self._calls.save_failures(self._call.position)
             except BaseException:
                 await self.end(None)
@@ -108,6 +114,10 @@ class AsyncTransacting(_Common):
             self._run.history.remember(self.key, saved)
         if self._branch is not None:
             self._run.waits.exit(self._branch)
+
+    async def save_published(self) -> None:
+        """Save what was published until now: once the task has completed nothing is."""
+        await self._calls.save_published()
 
     async def extend_lease(self) -> None:
         """Extend the lease now. Raises Suspended if it is lost."""
@@ -139,13 +149,17 @@ class Transacting(_Common):
         """Return the worker's own connections."""
         return self._run.services.pools.synchronous()
 
-    def begin(self) -> Resolved | None:
+    def begin(self, *, completes: bool) -> Resolved | None:
         """Begin the call; returns its checkpoint, if it has one. Else it must `end`."""
-        return self._blocking.block(self._there.begin)
+        return self._blocking.block(lambda: self._there.begin(completes=completes))
 
     def end(self, saved: Resolved | None) -> None:
         """End the call, with what has been committed for it."""
         self._blocking.block(lambda: self._there.end(saved))
+
+    def save_published(self) -> None:
+        """Save what was published until now: once the task has completed nothing is."""
+        self._blocking.block(self._there.save_published)
 
     def extend_lease(self) -> None:
         """Extend the lease now. Raises Suspended if it is lost."""

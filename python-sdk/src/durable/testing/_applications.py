@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypedDict, TypeVar, Unpack
 
 import psycopg
 
@@ -11,13 +11,22 @@ from durable._application import Application, Lifespan
 from durable._async.client import AsyncDurable
 from durable._supervisor import load_app
 from durable._sync.client import Durable
+from durable.codecs import PayloadCodec
 from durable.errors import InvalidArgument
 from durable.registry import AnyTask
 from durable.testing._databases import create_queues
 
-__all__ = ["AppFactory", "queues_of"]
+__all__ = ["AppFactory", "AppOptions", "options_of", "queues_of"]
 
 A = TypeVar("A", bound=AsyncDurable | Durable)
+
+
+class AppOptions(TypedDict, total=False):
+    """What else an application takes that its tasks may notice."""
+
+    codec: PayloadCodec | Sequence[PayloadCodec] | None
+    version: str | None
+    keep_logs: int | None
 
 
 class AppFactory(Generic[A]):
@@ -35,24 +44,40 @@ class AppFactory(Generic[A]):
         tasks: Iterable[AnyTask] = (),
         queue: str | None = None,
         lifespan: Lifespan | None = None,
+        **more: Unpack[AppOptions],
     ) -> A:
         """Return an application, not yet entered.
 
-        `like` is one to copy, or where it is: "shop.tasks:app"; its tasks, its queue
-        and its lifespan hold where nothing else is said. Its tasks come first.
+        `like` is one to copy, or where it is: "shop.tasks:app"; its tasks, its queue,
+        its lifespan, and its codec, version and keep_logs hold where nothing else is
+        said. Its tasks come first.
         """
         model = _application(like)
         if model is not None:
             known = [one.source for one in model.registry.by_name.values()]
             tasks = [*known, *tasks]
             queue, lifespan = queue or model.queue, lifespan or model.lifespan
+            more = {**options_of(model), **more}
         made = self._make(
-            self._database, queue=queue or "default", tasks=tasks, lifespan=lifespan
+            self._database,
+            queue=queue or "default",
+            tasks=tasks,
+            lifespan=lifespan,
+            **more,
         )
         with psycopg.connect(self._database, autocommit=True) as session:
             create_queues(session, queues_of(made.application))
         self.made.append(made)
         return made
+
+
+def options_of(application: Application) -> AppOptions:
+    """Return what else an application was made with."""
+    return {
+        "codec": application.codecs,
+        "version": application.version,
+        "keep_logs": application.keep_logs,
+    }
 
 
 def queues_of(application: Application) -> set[str]:

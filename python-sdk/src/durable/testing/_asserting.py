@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, overload
 from uuid import UUID
@@ -25,7 +26,7 @@ select queue, task_id, params::text, parent_task_id, state
 from durable.task_list where name = %s order by spawned_at, task_id
 """
 _STEPS: Final = """
-select name, state, value, attempt
+select name, state, value::text, attempt
 from durable.history where queue = %s and task_id = %s order by saved_at, position
 """
 
@@ -63,10 +64,11 @@ def spawned(app: App, task: AnyTask | str) -> list[Spawned[Any]]:
     """Return the tasks of this kind that were spawned, by whomever, oldest first."""
     registry = app.application.registry
     definition = registry.definition_for(task)
+    opened = app.application.vault.opened
     with psycopg.connect(app.application.conninfo, autocommit=True) as session:
         rows = session.execute(_SPAWNED, [definition.name]).fetchall()
     return [
-        Spawned(definition.load_params(params), queue, task_id, parent, state)
+        Spawned(definition.load_params(opened(params)), queue, task_id, parent, state)
         for queue, task_id, params, parent, state in rows
     ]
 
@@ -101,4 +103,8 @@ def steps_of(handle: AsyncTaskHandle[Any] | TaskHandle[Any]) -> list[Step]:
     conninfo = handle._app.application.conninfo  # noqa: SLF001 - of our own
     with psycopg.connect(conninfo, autocommit=True) as session:
         rows = session.execute(_STEPS, [handle.queue, handle.task_id]).fetchall()
-    return [Step(*row) for row in rows]
+    opened = handle._app.application.vault.opened  # noqa: SLF001 - as above
+    return [
+        Step(name, state, json.loads(opened(value)), attempt)
+        for name, state, value, attempt in rows
+    ]

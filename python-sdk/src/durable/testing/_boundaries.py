@@ -46,6 +46,7 @@ _NAMED: Final = re.compile(r"(before|during|sent|after|in):")
 _PHASES: Final = {"before": "during", "sent": "sent", "after": "after"}
 _SILENT: Final = ("poll_waits", "load_checkpoints", "extend_leases", "hold_task")
 _COMMITS: Final = ("commit", "exit")  # the latter is psycopg's, of `transaction()`
+_IN_TRANSACTIONS: Final = ("save_checkpoints", "complete_tasks")
 _NO_EFFECT: Final = ("connect", "begin", "select", "hold_task", "save_checkpoints")
 
 Name = tuple[str, str]  # a task's, and one of its calls'
@@ -130,16 +131,20 @@ class Boundaries:
     ) -> Passes | None:
         if function in _SILENT:
             return None
-        if function == "save_checkpoints" and connection is not None:
+        name = _current.get()
+        if function in _IN_TRANSACTIONS and connection is not None:
             names = self._saved_by(args)
+            if function == "complete_tasks" and name is not None:
+                names = [name]
             if names:  # it is saved once the transaction is committed
                 self._committing[connection] = names[0]
             return self._phases(names, "during")
         if function in _COMMITS and connection in self._committing:
             return self._phases([self._committing.pop(connection)], "sent", "after")
-        name = _current.get()
         if inside_a_step.get() and name is not None:
             return self._inside(name, function)
+        if function == "spawn_children_in":  # in which queue comes first
+            args = [*args[:3], *args[4:]]
         return self._phases(self._saved_by(args), *_PHASES.values())
 
     def _phases(self, names: Sequence[Name], *wanted: str) -> Passes | None:

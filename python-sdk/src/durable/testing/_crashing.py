@@ -15,7 +15,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from signal import SIGKILL
@@ -25,8 +25,10 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 import psycopg
 
 from durable._requests import OMITTED, SpawnRequest
+from durable._results import opened
 from durable._sql import get_task_result
 from durable._values import PLAIN
+from durable._vault import unsealed_error
 from durable.errors import InvalidArgument
 from durable.registry import AnyTask
 from durable.testing._applications import queues_of
@@ -102,8 +104,9 @@ async def crash_everywhere(
     Raises CrashUnsafe, an AssertionError, unless the task ends in every life as it does
     undisturbed: with the same state, the same output as far as `compare` of it, and the
     same effects; and if `check` of a life raises an AssertionError. `events` and
-    `options` are as in `run_inline`, `only` chooses among the boundaries. Tasks and
-    lifespan must be importable: not inside a function. The functions may be async.
+    `options` are as in `run_inline`, `only` chooses among the boundaries. Tasks,
+    lifespan and codecs must be importable: not inside a function. The functions may be
+    async.
     """
     asked = request_of(app, task, params, options)
     lives: list[Life] = []
@@ -191,6 +194,7 @@ class _Stage:
         self._lifespan: Reference | None = None
         if application.lifespan is not None:
             self._lifespan = reference_to(application.lifespan, "the lifespan")
+        self._codecs = [reference_to(one, "the codec") for one in application.codecs]
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -202,14 +206,16 @@ class _Stage:
             template = require_test_database(admin, "a crash test")
             start = await asyncio.to_thread(copied, admin, template)
             self._exits.callback(drop, admin, start)
-            await self._begin(with_dbname(conninfo, start))
+            found = admin.execute("select durable.list_queues()").fetchall()
+            queues = queues_of(self._application) | {name for (name,) in found}
+            await self._begin(with_dbname(conninfo, start), queues)
             admin.execute(_DISCONNECT, [start])  # so that it can be copied
         except BaseException:
             await self._exits.aclose()
             raise
         self._copies = Copies(admin, start)
         self._exits.push_async_callback(self._copies.close)
-        homes = {one.home for one in self._tasks}
+        homes = {one.home for one in (*self._tasks, *self._codecs)}
         if self._lifespan is not None:
             homes.add(self._lifespan.home)
         self._zygote = zygote_for(sorted(homes, key=str), sys.path, Path.cwd())
@@ -223,9 +229,9 @@ class _Stage:
     ) -> None:
         await self._exits.aclose()
 
-    async def _begin(self, database: str) -> None:
+    async def _begin(self, database: str, queues: Iterable[str]) -> None:
         with psycopg.connect(database, autocommit=True) as session:
-            create_queues(session, queues_of(self._application))
+            create_queues(session, queues)
             if self._world.prepare is not None:
                 await _called(self._world.prepare, database)
             EngineClock(database=database).close()
@@ -287,6 +293,9 @@ class _Stage:
             app_queue=self._application.queue,
             tasks=self._tasks,
             lifespan=self._lifespan,
+            codecs=self._codecs,
+            version=self._application.version,
+            keep_logs=self._application.keep_logs,
             queue=self._asked.queue,
             task_id=str(self._task_id),
             events=self._events,
@@ -322,9 +331,10 @@ class _Stage:
     ) -> Life:
         with psycopg.connect(database, autocommit=True) as session:
             asked = get_task_result(self._asked.queue, self._task_id)
-            ((_, state, attempt, result, error),) = fetch(session, asked)
+            (row,) = fetch(session, asked)
+        _, state, attempt, result, error = opened(row, self._application.vault)
         completed = state == "completed"
-        failure = json.loads(error) if error is not None else None
+        failure = unsealed_error(json.loads(error)) if error is not None else None
         return Life(
             point,
             died,

@@ -10,7 +10,7 @@ import psycopg
 
 from durable import _sql
 from durable._requests import OMITTED, SpawnRequest, spawn_request
-from durable._results import FINAL, output
+from durable._results import FINAL, opened, output
 from durable._sql import Statement
 from durable._values import PLAIN
 from durable.errors import InvalidArgument, from_database
@@ -85,7 +85,7 @@ async def run_inline(
                 clock, driver, request.queue, task_id, dict(events or {})
             )
             (row,) = fetch(driver.session, _sql.get_task_result(request.queue, task_id))
-    return output(row, request.result_codec)
+    return output(opened(row, app.application.vault), request.result_codec)
 
 
 def request_of(
@@ -96,7 +96,11 @@ def request_of(
     name = task if isinstance(task, str) else task.name
     if name not in application.registry.by_name:
         raise InvalidArgument(application.registry.unknown(name))
-    return spawn_request(application.registry, application.queue, task, params, options)
+    given = application.stamped(options)
+    request = spawn_request(
+        application.registry, application.queue, task, params, given
+    )
+    return request.sealed(application.vault)
 
 
 def spawn_on(session: psycopg.Connection[Any], request: SpawnRequest[Any]) -> UUID:

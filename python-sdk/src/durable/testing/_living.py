@@ -26,6 +26,9 @@ async def live(
     app_queue: str,
     tasks: Sequence[Sequence[Any]],
     lifespan: Sequence[Any] | None,
+    codecs: Sequence[Sequence[Any]],
+    version: str | None,
+    keep_logs: int | None,
     queue: str,
     task_id: str,
     events: Mapping[str, Any],
@@ -39,6 +42,9 @@ async def live(
         queue=app_queue,
         tasks=[resolved(Reference(*task)) for task in tasks],
         lifespan=None if lifespan is None else resolved(Reference(*lifespan)),
+        codec=[resolved(Reference(*codec)) for codec in codecs],
+        version=version,
+        keep_logs=keep_logs,
     )
     Boundaries().watch(kill_at)
     with EngineClock(app) as clock:

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,16 +25,20 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, Field, ValidationError
 
 from durable._application import Application
+from durable._http import Clients
 from durable._worker.calls import Calls
 from durable._worker.code import begun
 from durable._worker.failures import is_recorded, leaves
 from durable._worker.history import Call
 from durable._worker.outcomes import joined, read
+from durable._worker.publishing import Publishing
 from durable._worker.replay import Past
 from durable._worker.run import Claimed, Run
+from durable._worker.saving import Write
 from durable._worker.services import Services
 from durable._worker.threads import Threads
 from durable._worker.waits import Branch, Resolved, Wait
+from durable.codecs import PayloadCodec
 from durable.errors import InvalidArgument, Suspended
 from durable.registry import AnyTask, TaskDefinition
 
@@ -53,6 +57,7 @@ def check_replay(
     *,
     state: Any = None,
     tasks: Iterable[AnyTask] = (),
+    codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
 ) -> None:
     """Check that the code of a task still fits what a task has recorded.
 
@@ -65,11 +70,14 @@ def check_replay(
     the task has; pydantic's ValidationError for params or values that can no longer be
     read; InvalidArgument for what is no history of this task.
 
-    `state` is what `ctx.state` is to be; `tasks` are those it spawns by their names.
+    `state` is what `ctx.state` is to be; `tasks` are those it spawns by their names;
+    `codec` opens what is sealed in the history. What the code publishes is not heard.
     It may be called from a test of either colour.
     """
     recorded = _recorded(history)
-    application = Application("", recorded.queue, [task, *tasks], None, prepare=False)
+    application = Application(
+        "", recorded.queue, [task, *tasks], None, prepare=False, codec=codec
+    )
     definition = application.registry.definition_for(task)
     if recorded.name != definition.name:
         raise InvalidArgument(
@@ -97,14 +105,17 @@ async def _rehearse(
     application: Application,
     state: Any,
 ) -> None:
-    params = definition.load_params(json.dumps(recorded.params))
+    text = application.vault.opened(json.dumps(recorded.params))
+    params = definition.load_params(text)
     offline = cast("Services", _Offline(application, state))
     run = _Rehearsal(recorded.claimed(), definition, recorded.saved(), offline)
+    run.history.open()
     body = definition.bind()
     run.task = asyncio.create_task(
         run.execute(lambda: begun(run, _Rehearsing(run), body, params))
     )
     await run.ended
+    await offline.http.close()
     run.judge()
 
 
@@ -118,6 +129,7 @@ class _Offline:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
         self.threads = Threads()
+        self.http = Clients()
 
     async def extend(self, _: Run) -> str:
         """Extend no lease."""
@@ -143,6 +155,12 @@ class _Rehearsal(Run):
         self.past: Past = Past(self.history, claimed, "strict")
         self._error: BaseException | None = None
 
+    def publishing(self) -> Publishing:
+        """Return where what the run publishes is not heard."""
+        if self._publishing is None:
+            self._publishing = _Unheard(self)
+        return self._publishing
+
     async def _conclude(self, value: Any, error: BaseException | None) -> None:
         del value
         self._error = error
@@ -161,6 +179,20 @@ class _Rehearsal(Run):
         if self.past.refused is not None:
             cause = error if error is not self.past.refused else None
             raise self.past.refused from cause
+
+
+class _Unheard(Publishing):
+    """Nothing of this is saved."""
+
+    def hand_in(self, what: str, *args: Any) -> None:
+        """Know no more than that a stream is closed."""
+        if what == "write" and args[-1] is None:
+            self._closed.add(args[0])
+
+    async def save(self, write: Write | None = None) -> str:
+        """Save nothing."""
+        del write
+        return "ok"
 
 
 class _Rehearsing(Calls):
