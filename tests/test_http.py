@@ -169,6 +169,20 @@ async def test_keeps_a_body_faithfully(dsn: str, url: str) -> None:
     assert plain.json() == {"n": 0}
 
 
+async def test_does_not_store_the_params(
+    dsn: str, db: psycopg.Connection, url: str
+) -> None:
+    (found,) = await recorded(dsn, url, json={"params": {"api_key": "secret"}})
+    assert (found.url, Handler.asked[0]["path"]) == (
+        f"{url}/json",
+        "/json?api_key=secret",
+    )
+    saved = db.execute("select value::text from durable.checkpoints").fetchall()
+    assert "secret" not in str(saved)
+    (found,) = await recorded(dsn, f"{url}/", **{"text?page=2": {}})
+    assert found.url.endswith("/text?page=2")
+
+
 async def test_follows_redirects_when_it_is_told_to(dsn: str, url: str) -> None:
     (found,) = await recorded(dsn, url, redirect={})
     assert (found.status_code, found.headers["location"]) == (302, "/json")

@@ -390,6 +390,19 @@ async def test_refuses_a_task_what_cannot_be_sent(app: AsyncDurable) -> None:
         await handle.result(0)
 
 
+async def test_goes_on_working_though_a_task_sends_to_no_queue(
+    app: AsyncDurable,
+) -> None:
+    """The queue is the task's mistake, and not the worker's."""
+    lost = Letter(to=uuid4(), queue="nowhere")
+    async with app.worker():
+        handle = await app.spawn(write, lost, max_attempts=1)
+        with pytest.raises(TaskFailed, match="nowhere"):
+            await handle.result(10)
+        found = await app.spawn(read, Topics(topics=["t"], timeout=0))
+        assert await found.result(10) == ["timed out"]
+
+
 async def test_deletes_messages_with_their_task(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:

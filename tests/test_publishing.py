@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from typing import Any
 
 import psycopg
@@ -24,7 +25,9 @@ from durable import (
     task,
 )
 from durable._worker.link import Link
+from durable._worker.publishing import Publishing
 from durable._worker.saving import Saving, Write
+from tests.support.wait import aeventually
 from tests.support.working import working
 
 WAL = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
@@ -368,6 +371,105 @@ def published(task_id: Any, claim: int) -> str:
             }
         ]
     )
+
+
+# -- what may come between -------------------------------------------------------------
+
+
+async def test_keeps_what_two_threads_publish_first(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run has one place where it hands in, whoever is the first to ask for it."""
+
+    class Slow(Publishing):
+        def __init__(self, run: Any) -> None:
+            time.sleep(0.05)
+            super().__init__(run)
+
+    monkeypatch.setattr("durable._worker.run.Publishing", Slow)
+
+    @task(max_attempts=1)
+    async def herald(params: None, ctx: TaskContext) -> None:
+        def speak(word: str) -> None:
+            ctx.write_stream("news", word)
+
+        steps = [ctx.step(word, speak, word) for word in ("to", "be")]
+        await asyncio.gather(*steps)
+
+    async with working(dsn, herald) as (app, _):
+        assert sorted(await written(app, herald)) == ["be", "to"]
+
+
+async def test_fails_a_task_whose_news_are_refused(dsn: str) -> None:
+    """Its failure is saved, without what cannot be."""
+
+    @task(max_attempts=1)
+    async def herald(params: None, ctx: TaskContext) -> None:
+        deep = ctx.scope("s" * 250).scope("s" * 250)
+
+        async def is_refused() -> bool:
+            return bool(ctx._run._run.publishing()._error)
+
+        async def speak() -> None:
+            deep.set_value("key" * 50, 1)
+            await aeventually(is_refused)
+
+        await ctx.step("speak", speak)
+
+    async with working(dsn, herald) as (app, _):
+        handle = await app.spawn(herald)
+        with pytest.raises(TaskFailed, match="name of a value is"):
+            await handle.result(5)
+
+
+async def test_saves_what_was_published_though_its_call_is_cancelled(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """Also if somebody else held the task's row, so that it is to be said again."""
+
+    async def nothing() -> None:
+        pass
+
+    @task(max_attempts=1)
+    async def herald(params: None, ctx: TaskContext) -> None:
+        with db.transaction():
+            db.execute("select from durable.tasks for update")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await ctx.write_stream("news", "a")
+                    await ctx.step("saves it", nothing)
+            await asyncio.sleep(0.3)  # longer than a statement waits for the row
+        await ctx.write_stream("news", "b")
+
+    async with working(dsn, herald) as (app, _):
+        assert await written(app, herald) == ["a", "b"]
+
+
+async def test_ends_its_sender_with_the_run(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if a transaction that held the row has completed the task meanwhile."""
+
+    @task(max_attempts=1)
+    async def herald(params: None, ctx: TaskContext) -> str:
+        async def settle(conn: Any) -> str:
+            ctx.logger.info("within")
+            ctx._run._run.publishing()._hurry()
+            return "done"
+
+        return await ctx.transaction(
+            "settle", settle, completes=True, isolation="serializable"
+        )
+
+    async with working(dsn, herald) as (app, worker):
+        assert await (await app.spawn(herald)).result(5) == "done"
+        await worker.drain()
+        await aeventually(none_sends, what="no sender")
+
+
+async def none_sends() -> bool:
+    """Whether no asyncio task is left that sends what a run has published."""
+    return not any("Publishing._send" in repr(one) for one in asyncio.all_tasks())
 
 
 # -- what it costs ---------------------------------------------------------------------

@@ -132,6 +132,26 @@ async def test_says_what_to_do(dsn: str, caplog: pytest.LogCaptureFixture) -> No
     assert vars(record)["task_id"]
 
 
+async def test_is_strict_with_tasks_that_publish(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """What they publish is on its way by itself, and has no checkpoint."""
+
+    def publishing(name: str) -> Any:
+        async def run(params: None, ctx: Context) -> None:
+            await ctx.step("a", one)
+            await ctx.write_stream("news", name)
+            await ctx.step(name, noted, dsn, name)
+            await ctx.await_event(GO)
+
+        return task(name="t", replay_check="strict", max_attempts=1)(run)
+
+    db.execute(CHARGE)
+    found = await changed(dsn, publishing("b"), publishing("x"))
+    assert "has 'b' as its call 2, its code makes 'x'" in str(found.error)
+    assert charges(db) == ["b"]
+
+
 async def test_warns_once_of_a_difference(dsn: str, warnings: Any) -> None:
     for _ in range(3):
         await changed(dsn, program("a", GO), program("x", GO))

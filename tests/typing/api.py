@@ -127,6 +127,8 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.gather(a=counted, b=weighed), dict[str, Any])
         fastest = await ctx.first(counted, weighed, timeout=60)
         assert_type(await ctx.join(fastest), int | float)
+        crowd = await ctx.spawn_many("crowd", count_orders, [order])
+        assert_type(await ctx.join(await ctx.first(*crowd)), int)
 
         await ctx.step("charge", charge, "no order")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
         await ctx.step("charge", charge)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -76,6 +76,11 @@ class Sending:
             headers.setdefault(_KEY, f"{task_id}/{quote(key, safe='/:#')}")
             self.arguments["headers"] = headers
 
+    @property
+    def queried(self) -> bool:
+        """Whether the query is made of params, which may be secret."""
+        return bool(self.arguments.get("params"))
+
     def deadline(self) -> float:
         """Return until when the body may come, by `time.monotonic()`."""
         return float("inf") if self.limit is None else time.monotonic() + self.limit

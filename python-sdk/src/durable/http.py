@@ -52,8 +52,9 @@ class RequestOptions(StepOptions, total=False):
 class RecordedResponse:
     """A response as it was recorded: the same at every replay.
 
-    `url` is where it came from, after redirects, without user and password. The body is
-    kept as text if it is UTF-8, else as base64; `content` gives its bytes either way.
+    `url` is where it came from, after redirects, without user and password, and without
+    a query if `params` were given. The body is kept as text if it is UTF-8, else as
+    base64; `content` gives its bytes either way.
     """
 
     method: str
@@ -100,9 +101,15 @@ class RecordedResponse:
         return self
 
     @classmethod
-    def of(cls, response: httpx.Response, content: bytes) -> RecordedResponse:
-        """Record a response of httpx whose body has been read apart from it."""
+    def of(
+        cls, response: httpx.Response, content: bytes, *, queried: bool
+    ) -> RecordedResponse:
+        """Record a response of httpx whose body has been read apart from it.
+
+        `queried`, its query was given as params, which are not stored.
+        """
         url = response.url.copy_with(username=None, password=None)
+        url = url.copy_with(query=None) if queried else url
         body, is_base64 = _stored(content)
         return cls(
             response.request.method,

@@ -100,5 +100,5 @@ class Requests(Calling):
             async for chunk in response.aiter_bytes():
                 body += chunk
                 sending.check(len(body), deadline)
-        recorded = RecordedResponse.of(response, bytes(body))
+        recorded = RecordedResponse.of(response, bytes(body), queried=sending.queried)
         return recorded.raise_for_status() if sending.strict else recorded

@@ -27,7 +27,6 @@ R1 = TypeVar("R1")
 R2 = TypeVar("R2")
 R3 = TypeVar("R3")
 R4 = TypeVar("R4")
-H = TypeVar("H", ChildHandle[Any], AsyncTaskHandle[Any])
 Handle: TypeAlias = ChildHandle[R] | AsyncTaskHandle[R]
 Timeout: TypeAlias = timedelta | float | None
 
@@ -170,7 +169,17 @@ class Joining(Calling):
         timeout: Timeout = ...,
     ) -> ChildHandle[R1 | R2 | R3]: ...
     @overload
-    async def first(self, *tasks: H, name: str = ..., timeout: Timeout = ...) -> H: ...
+    async def first(
+        self, *tasks: ChildHandle[R], name: str = ..., timeout: Timeout = ...
+    ) -> ChildHandle[R]: ...
+    @overload
+    async def first(
+        self, *tasks: AsyncTaskHandle[R], name: str = ..., timeout: Timeout = ...
+    ) -> AsyncTaskHandle[R]: ...
+    @overload
+    async def first(
+        self, *tasks: Handle[R], name: str = ..., timeout: Timeout = ...
+    ) -> Handle[R]: ...
     def first(self, *tasks: Any, name: str = "first", timeout: Timeout = None) -> Any:
         """Wait until one of several tasks has finished, however; return its handle.
 

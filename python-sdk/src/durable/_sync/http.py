@@ -98,5 +98,5 @@ class Requests(Calling):
             for chunk in response.iter_bytes():
                 body += chunk
                 sending.check(len(body), deadline)
-        recorded = RecordedResponse.of(response, bytes(body))
+        recorded = RecordedResponse.of(response, bytes(body), queried=sending.queried)
         return recorded.raise_for_status() if sending.strict else recorded

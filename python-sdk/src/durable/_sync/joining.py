@@ -28,7 +28,6 @@ R1 = TypeVar("R1")
 R2 = TypeVar("R2")
 R3 = TypeVar("R3")
 R4 = TypeVar("R4")
-H = TypeVar("H", ChildHandle[Any], TaskHandle[Any])
 Handle: TypeAlias = ChildHandle[R] | TaskHandle[R]
 Timeout: TypeAlias = timedelta | float | None
 
@@ -167,7 +166,17 @@ class Joining(Calling):
         timeout: Timeout = ...,
     ) -> ChildHandle[R1 | R2 | R3]: ...
     @overload
-    def first(self, *tasks: H, name: str = ..., timeout: Timeout = ...) -> H: ...
+    def first(
+        self, *tasks: ChildHandle[R], name: str = ..., timeout: Timeout = ...
+    ) -> ChildHandle[R]: ...
+    @overload
+    def first(
+        self, *tasks: TaskHandle[R], name: str = ..., timeout: Timeout = ...
+    ) -> TaskHandle[R]: ...
+    @overload
+    def first(
+        self, *tasks: Handle[R], name: str = ..., timeout: Timeout = ...
+    ) -> Handle[R]: ...
     def first(self, *tasks: Any, name: str = "first", timeout: Timeout = None) -> Any:
         """Wait until one of several tasks has finished, however; return its handle.
 

@@ -7,6 +7,7 @@ together. There is no timer: a lonely item waits for nobody, a hundred share one
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,10 @@ class Lane(Generic[Item, Outcome]):
             return
         line.append(entry)
         if self._sender is None:
-            self._sender = asyncio.create_task(self._send_all())
+            # not in the context of whoever is the first: it sends for all
+            self._sender = self._loop.create_task(
+                self._send_all(), context=contextvars.Context()
+            )
 
     async def _send_all(self) -> None:
         try:

@@ -49,6 +49,15 @@ class Making(Baggage):
         if run.past is not None:
             run.past.begin()
 
+    def end(self) -> None:
+        """Let go of the asyncio tasks of a run that has ended.
+
+        Their contexts hold what holds these calls: memory is freed at once, as long as
+        none of it waits for the garbage collector.
+        """
+        self._names = Names()
+        self._run.task = None
+
     # -- what is known ------------------------------------------------------------
 
     @property

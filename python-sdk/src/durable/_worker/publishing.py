@@ -12,6 +12,7 @@ entry of a repetition is marked. Lines are suppressed while the run replays.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import threading
 from collections import Counter
@@ -86,7 +87,8 @@ class Publishing:
         self._turn = asyncio.Lock()
         self._sender: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._error: Exception | None = None
+        self._on_its_way: asyncio.Future[str] | None = None
+        self._error: BaseException | None = None
         self._entries: list[_Entry] = []
         self._settings: list[_Setting] = []
         self._lines: list[Line] = []
@@ -166,20 +168,35 @@ class Publishing:
         Returns the outcome as `Saving.submit` does.
         """
         async with self._turn:
-            if self._error is not None:
+            await self._former_is_saved()
+            fails = write is not None and write.failure
+            if self._error is not None and not fails:
                 raise self._error
             if not self._known:
                 await self._load()
-            published = self._take()
+            published = "" if self._error is not None else self._take()
             if write is None and not published:
                 return "ok"
             claimed = self._run.claimed
             write = write or Write(claimed.queue, claimed.task_id, "")
             if write.completion or write.failure:  # who follows is told
                 published = published or self._run.history.holder_json()
-            return await self._run.services.saving.submit(
-                write._replace(published=published)
-            )
+            write = write._replace(published=published)
+            self._on_its_way = self._run.services.saving.submit(write)
+            # even if who asks is cancelled: what it publishes has its numbers
+            return await asyncio.shield(self._on_its_way)
+
+    async def _former_is_saved(self) -> None:
+        """Wait for the last write, and keep what it failed with.
+
+        What was published with it is missing then: the task cannot go on as if it were
+        not, and can only fail.
+        """
+        former = self._on_its_way
+        if former is not None:
+            await asyncio.wait({former})
+            self._on_its_way = None
+            self._error = self._error or _failure(former)
 
     def end(self) -> None:
         """Save nothing more: the run has ended."""
@@ -191,7 +208,10 @@ class Publishing:
             self._timer.cancel()
             self._timer = None
         if self._sender is None and self._run.left is None:
-            self._sender = self._run.loop.create_task(self._send())
+            self._sender = self._run.loop.create_task(
+                self._send(),
+                context=contextvars.Context(),  # it is not the task's code
+            )
 
     async def _send(self) -> None:
         """Save as long as there is something, whatever else the run is doing."""
@@ -290,3 +310,7 @@ class Publishing:
             taken.append(kept.as_json(self._logged))
             self._logged += 1
         return taken
+
+
+def _failure(done: asyncio.Future[Any]) -> BaseException | None:
+    return None if done.cancelled() else done.exception()

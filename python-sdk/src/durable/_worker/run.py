@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,7 @@ task_logger = logging.getLogger("durable.task")
 _PATIENCE: Final = 10.0  # seconds a coroutine may take to end after its run has left
 _ASIDE: Final = 60.0  # seconds until anybody may try again to open a task's values
 _REASONS: Final = {"cancelled": "cancelled", "lost": "lease lost"}
+_making: Final = threading.Lock()  # two steps' threads may be the first to publish
 
 T = TypeVar("T")
 
@@ -175,9 +177,11 @@ class Run:
     # -- saving --------------------------------------------------------------------
 
     def publishing(self) -> Publishing:
-        """Return where the run hands in what it publishes."""
+        """Return where the run hands in what it publishes. Any thread may ask."""
         if self._publishing is None:
-            self._publishing = Publishing(self)
+            with _making:
+                if self._publishing is None:
+                    self._publishing = Publishing(self)
         return self._publishing
 
     @property

@@ -126,7 +126,8 @@ class Services:
             call.position,
             call.after,
         )
-        ((is_new,),) = await self.calling.fetch(statement)
+        own = message.queue == claimed.queue
+        ((is_new,),) = await self.calling.fetch(statement, own=own)
         return "true" if is_new else "false"
 
     def spawn(self, claimed: Claimed, queue: str, child: str) -> asyncio.Future[str]:

@@ -46,14 +46,15 @@ class Threads:
             if not start:
                 self._idle -= 1
         if start:
-            threading.Thread(target=self._work, args=(job,), daemon=True).start()
-        else:
-            self._jobs.put(job)
+            threading.Thread(target=self._work, daemon=True).start()
+        self._jobs.put(job)
         return future
 
-    def _work(self, job: Callable[[], None]) -> None:
+    def _work(self) -> None:
+        job = self._jobs.get()
         while True:
             job()
+            del job  # an idle thread keeps nothing of whom it has served
             with self._lock:
                 self._idle += 1
             try:

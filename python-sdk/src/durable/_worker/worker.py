@@ -342,7 +342,11 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - models and constructors are the user's
             await run.fail(mark_recorded(error))
             return
-        await run.execute(lambda: begun(run, Calls(run), body, params))
+        calls = Calls(run)
+        try:
+            await run.execute(lambda: begun(run, calls, body, params))
+        finally:
+            calls.end()
 
     def _run_ended(self, run: Run) -> None:
         claimed = run.claimed
