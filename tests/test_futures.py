@@ -134,7 +134,7 @@ async def everything_at_once(params: None, ctx: TaskContext) -> list[Any]:
     quick = await ctx.spawn("quick", tell, "quick", queue="far")
 
     async def winner() -> str:
-        return (await ctx.first(slow, quick)).name
+        return str((await ctx.first(slow, quick)).name)
 
     async with asyncio.TaskGroup() as group:
         tasks = [
@@ -301,7 +301,8 @@ async def ask_wrongly(how: str, ctx: TaskContext) -> None:
     elif how == "none":
         await ctx.first()
     elif how == "itself":
-        await ctx.first(one, Somebody(ctx.task_id))
+        itself: Any = Somebody(ctx.task_id)
+        await ctx.first(one, itself)
     else:
         await ctx.gather(one, name="$x")
 
