@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -130,6 +131,17 @@ class Points:
             [point for point in self.sometimes if wanted(point)],
         )
 
+    def loosened(self) -> Points:
+        """Be certain of the code's own boundaries, and of each call's first time."""
+        firm = re.compile(r".*: |\w+#1:")
+        return Points(
+            certain=[point for point in self.certain if firm.match(point)],
+            sometimes=[
+                *(point for point in self.certain if not firm.match(point)),
+                *self.sometimes,
+            ],
+        )
+
     def stripe(self, number: int, of: int) -> Points:
         """Return those that are one test's of so many, whichever others there are."""
         return self.only(lambda point: zlib.crc32(point.encode()) % of == number)
@@ -193,7 +205,8 @@ class Stage:
         assert pictures == pictures[:1] * RECORDS
         results = [row[4] for row in pictures[0] if row[:2] == ("task", story.name)]
         assert results == [json.dumps(story.result)] * len(story.labels)
-        return points, pictures[0]
+        # who serves two queues looks into each as often as the other one lets it
+        return points.loosened() if story.far else points, pictures[0]
 
     def survive(
         self, story: Story, expected: Picture, *points: str
