@@ -40,7 +40,7 @@ select is(policy('pin'), false, 'a policy is changed in place');
 select is((select versions from durable.queues where queue = 'q'), 'pin', 'it is kept');
 select is(durable.create_queue('q', '{"keep_tasks": 60}'), false, 'another change leaves it alone');
 select is((select versions from durable.queues where queue = 'q'), 'pin', 'as it was');
-select spawned('b', '{"version": "1"}', 'b') \g /dev/null
+select move_to(1), spawned('b', '{"version": "1"}', 'b') \g /dev/null
 select is(version_of('b'), null, 'a spawn pins nothing');
 select is(taken(null), 'a b', 'a worker without a version claims what is not pinned');
 select is(version_of('a'), null, 'and pins nothing');

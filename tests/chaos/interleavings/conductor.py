@@ -126,6 +126,7 @@ TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\
 LATE: Final = re.compile(
     r'\{"type": "\$DeadlineExceeded", "message": "not finished by its deadline"\}'
 )
+ALONE: Final = re.compile(r'\{"type": "\$Cancelled", "message": "cancelled"\}')
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20
@@ -338,7 +339,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
             wrong += warnings
         else:
             wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
-        if way.levels != IN_READ_COMMITTED or any(map(_is_late, (outcome, *legal))):
+        if (
+            way.levels != IN_READ_COMMITTED
+            or any(map(_is_late, (outcome, *legal)))
+            or any("cancel_tasks" in call.query for call in (way.pair.a, way.pair.b))
+        ):
             outcome, *legal = map(_by_whomever, (outcome, *legal))
         if wrong:
             return "; ".join(wrong)
@@ -487,11 +492,14 @@ def _is_legal(outcome: Outcome, legal: list[Outcome], pair: Pair) -> bool:
 def _by_whomever(outcome: Outcome) -> Outcome:
     """Forget whose end took a task with it: which note comes first is open.
 
-    So it is whether that was its parent's, or the deadline that both of them have.
+    So it is whether that was its parent's, or the deadline that both of them have, or
+    whether it was cancelled with its parent, among many, or after it.
     """
-    return tuple(
-        (subject, LATE.sub("{…}", TAKEN.sub("{…}", fact))) for subject, fact in outcome
-    )
+
+    def told(fact: str) -> str:
+        return ALONE.sub("{…}", LATE.sub("{…}", TAKEN.sub("{…}", fact)))
+
+    return tuple((subject, told(fact)) for subject, fact in outcome)
 
 
 def _is_late(outcome: Outcome) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.chaos.mutants import Mutant
+from tests.chaos.mutants.features import FEATURES
 from tests.chaos.mutants.mail import MAIL
 
 __all__ = ["MUTANTS"]
@@ -1048,4 +1049,5 @@ MUTANTS: Final = [
     *LOOKS,
     *MAIL,
     *LIFECYCLE,
+    *FEATURES,
 ]
