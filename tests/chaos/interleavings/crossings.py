@@ -84,8 +84,6 @@ def a_family_with_one_deadline(stage: Stage) -> list[Call]:
         do.far(do.cancel(far)),
         do.cancel_many(parent),
         do.retry(parent, deadline=LATER),
-        do.retry(near, deadline=LATER),
-        do.far(do.retry(far, deadline=LATER)),
         do.retry_many(),
         do.suspend(parent, waits=[joins]),
         do.complete(near),
