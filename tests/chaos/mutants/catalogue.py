@@ -626,8 +626,8 @@ FAMILIES: Final = [
     Mutant(
         "revives nobody in other queues",
         "elsewhere.sql",
-        "      perform durable._revive(_queue, _id);\n",
-        "      null;\n",
+        "    if found then\n      perform durable._revive(_queue, _below,",
+        "    if found and false then\n      perform durable._revive(_queue, _below,",
         "pgtap/elsewhere.sql",
     ),
     Mutant(
