@@ -28,7 +28,7 @@ def many_that_are_at_work(stage: Stage) -> list[Call]:
         do.flush(below, held),
         do.publish(held, below, below),
         do.publish(below, held),
-        do.suspend(held, waits=[do.first(below, asleep)]),
+        do.suspend(held, waits=[do.event("later"), do.message()]),
         do.send(asleep),
         do.send_from(held, asleep),
         do.emit_from(below),
