@@ -4,7 +4,7 @@ select plan(13);
 
 select started('a') \g /dev/null
 select durable.publish('q', held('a', jsonb_build_object(
-  'sets', '[{"key": "k", "value": null, "times": 1}]'::jsonb,
+  'sets', '[{"key": "k", "value": null, "times": 1}, {"key": "other", "value": 7, "times": 1}]'::jsonb,
   'entries', '[{"stream": "news", "number": 0, "value": "first"},
     {"stream": "news", "number": 1, "value": null, "source": "step", "restarted": true},
     {"stream": "other", "number": 0, "value": 7}]'::jsonb,

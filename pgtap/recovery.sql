@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(45);
+select plan(48);
 
 -- expire_leases
 
@@ -101,6 +101,18 @@ select is_empty($$ select * from durable.waits where task_id = id('waits') $$,
   'who is cancelled waits for nothing');
 select is(durable.expire_deadlines('q'), 0, 'a deadline ends a task once');
 select is(durable.expire_deadlines('other'), 0, 'expire_deadlines() sees no other queue');
+
+-- max_lost_leases
+
+select move_to(270) \g /dev/null
+select durable.create_queue('q', '{"max_lost_leases": 2}'), started('looping', '{"max_attempts": null}'),
+  started('moving', '{"max_attempts": null}') \g /dev/null
+select move_to(300), durable.expire_leases('q'), claimed('looping'), claimed('moving') \g /dev/null
+select saved('moving', 'step'), move_to(330), durable.expire_leases('q') \g /dev/null
+select is(states('looping moving'), 'failed pending',
+  'a task that loses one lease after the other has failed, unless it has saved something meanwhile');
+select is((task('looping')).error ->> 'type', '$CrashLoop', 'it says why');
+select is(durable.create_queue('q', '{"max_lost_leases": null}'), false, 'without a limit it goes on');
 
 -- poisoned rows
 

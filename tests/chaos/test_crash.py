@@ -31,6 +31,8 @@ from tests.support.crashing import (
     journey_sync,
     ledger,
     relay,
+    tour,
+    tour_sync,
     vigil,
 )
 from tests.support.ordering import ORDERS
@@ -53,6 +55,21 @@ ACROSS = Story(
     relay,
     "relay",
     ["brought", True, *(f"{runner} ran" for runner in "abcd")],
+    concurrency=5,
+    far=True,
+)
+SEEN: Final = [True, "a", "did paid", "brought"]
+SEEING_ALL = Story(
+    tour,
+    "tour",
+    [*SEEN, *(f"{runner} ran" for runner in "abc"), "did arrived"],
+    concurrency=5,
+    far=True,
+)
+SEEING_ALL_IN_THREADS = Story(
+    tour_sync,
+    "tour-sync",
+    [*SEEN, *(f"{runner} ran" for runner in "ab"), "did arrived"],
     concurrency=5,
     far=True,
 )
@@ -126,6 +143,19 @@ def test_does_once_what_it_has_in_other_queues_wherever_it_is_killed(
     assert any(point.startswith("spawn_children_in#") for point in points.certain)
     some = points.sample(random, share(quick=20, long=1))
     sweep(stage, ACROSS, expected, some, survived)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "story", [SEEING_ALL, SEEING_ALL_IN_THREADS], ids=lambda story: story.name
+)
+def test_keeps_every_promise_of_a_task_that_uses_all_wherever_it_is_killed(
+    stage: Stage, share: Share, random: Random, survived: Survived, story: Story
+) -> None:
+    """What it sends, publishes, writes in transactions, and what it completes with."""
+    points, expected = stage.undisturbed(story)
+    some = points.sample(random, share(quick=80, long=1))
+    sweep(stage, story, expected, some, survived)
 
 
 @pytest.mark.slow

@@ -23,8 +23,11 @@ from durable import AsyncDurable, Retry, SyncTaskContext, TaskContext, task
 from durable._failpoints import reach
 
 __all__ = [
+    "FAR",
     "LEDGER",
+    "LINES",
     "MORTAL",
+    "ONCE",
     "STEPS",
     "TASKS",
     "errand",
@@ -34,6 +37,8 @@ __all__ = [
     "ledger",
     "relay",
     "saved",
+    "tour",
+    "tour_sync",
     "vigil",
     "work",
 ]
@@ -58,7 +63,15 @@ STEPS: Final = {  # by task: the steps that have effects
     "vigil": ["one"],
     "herald": ["one"],
     "relay": ["one"],
+    "tour": ["one", "paid", "arrived"],
+    "tour-sync": ["one", "paid", "arrived"],
 }
+ONCE: Final = {"paid", "arrived"}  # those in transactions, whatever is on its way
+LINES: Final = {  # of the log, by task: each with the step that is saved after it
+    "tour": {"sets out": "one", "has a letter": "paid"},
+    "tour-sync": {"sets out": "one"},
+}
+FAR: Final = "-far"  # behind a queue's name: the other queue of a story
 
 Context: TypeAlias = TaskContext[psycopg.AsyncConnection]
 
@@ -91,7 +104,8 @@ async def errand(label: str, ctx: Context) -> str:
     reach(f"{label}: begins")
     await do(label, "run", ctx)
     if ctx.parent_task_id is not None:
-        await ctx.send(ctx.parent_task_id, "under way", label)
+        home = ctx.queue.removesuffix(FAR)
+        await ctx.send(ctx.parent_task_id, "under way", label, queue=home)
         reach(f"{label}: has sent")
     return "brought"
 
@@ -151,7 +165,7 @@ async def relay(label: str, ctx: Context) -> list[Any]:
     """Hand work to another queue, and hold by who was first whenever it is asked."""
     reach(f"{label}: begins")
     await do(label, "one", ctx)
-    far = f"{ctx.queue}-far"
+    far = f"{ctx.queue}{FAR}"
     brought = await ctx.call("errand", errand, f"{label}'s child", queue=far)
     reach(f"{label}: has called")
     runners = await ctx.spawn_many("runner", runner, ["a", "b", "c"], queue=far)
@@ -163,6 +177,72 @@ async def relay(label: str, ctx: Context) -> list[Any]:
     ran = await ctx.gather(*runners, here)
     reach(f"{label}: ends")
     return [brought, told == str(winner.task_id), *ran]
+
+
+@task(max_attempts=None, retry=Retry.fixed(0), replay_check="strict")
+async def tour(label: str, ctx: Context) -> list[Any]:
+    """See all there is, and complete in the transaction of the last effect."""
+    reach(f"{label}: begins")
+    ctx.logger.info("sets out")
+    await ctx.send(ctx.task_id, "self", label)
+    await ctx.write_stream("news", "sets out")
+    await ctx.set_value("progress", "under way")
+    await do(label, "one", ctx)
+    scenic = await ctx.patched("scenic")
+    letter = await ctx.recv("self")
+    ctx.logger.info("has a letter")
+    paid = await ctx.transaction("paid", note_within, label, "paid", ctx)
+    reach(saved(label, "paid"))
+    await ctx.write_stream("news", "has paid")
+    await ctx.step("speak", speak, label, ctx)
+    far = f"{ctx.queue}{FAR}"
+    brought = await ctx.call("errand", errand, f"{label}'s child", queue=far)
+    reach(f"{label}: has called")
+    assert await ctx.recv("under way") == f"{label}'s child"
+    runners = await ctx.spawn_many("runner", runner, ["a", "b"], queue=far)
+    here = await ctx.spawn("here", runner, "c")
+    winner = await ctx.first(*runners, here)
+    reach(f"{label}: knows who was first")
+    told = await ctx.step("told", str, winner.task_id)
+    ran = await ctx.gather(*runners, here)
+    assert told == str(winner.task_id)
+    await stumble_once(ctx)
+    ctx.logger.info("is about to arrive")
+    await ctx.write_stream("news", "arrives")
+    await ctx.close_stream("news")
+    await ctx.set_value("progress", "there")
+    reach(f"{label}: is about to arrive")
+    seen = [scenic, letter, paid, brought, *ran]
+    return await ctx.transaction("arrived", arrive, label, seen, ctx, completes=True)
+
+
+@task(max_attempts=None, retry=Retry.fixed(0), replay_check="strict")
+def tour_sync(label: str, ctx: SyncTaskContext[Any]) -> list[Any]:
+    """See the same from a thread."""
+    reach(f"{label}: begins")
+    ctx.logger.info("sets out")
+    ctx.send(ctx.task_id, "self", label)
+    ctx.write_stream("news", "sets out")
+    ctx.set_value("progress", "under way")
+    ctx.step("one", note_sync, label, "one", ctx.task_id, ctx.attempt)
+    reach(saved(label, "one"))
+    scenic = ctx.patched("scenic")
+    letter = ctx.recv("self")
+    paid = ctx.transaction("paid", note_within_sync, label, "paid", ctx)
+    reach(saved(label, "paid"))
+    far = f"{ctx.queue}{FAR}"
+    brought = ctx.call("errand", errand, f"{label}'s child", queue=far)
+    assert ctx.recv("under way") == f"{label}'s child"
+    runners = ctx.spawn_many("runner", runner, ["a", "b"], queue=far)
+    winner = ctx.first(*runners)
+    told = ctx.step("told", str, winner.task_id)
+    ran = ctx.gather(*runners)
+    assert told == str(winner.task_id)
+    ctx.close_stream("news")
+    ctx.set_value("progress", "there")
+    reach(f"{label}: is about to arrive")
+    seen = [scenic, letter, paid, brought, *ran]
+    return ctx.transaction("arrived", arrive_sync, label, seen, ctx, completes=True)
 
 
 @task(max_attempts=None, retry=Retry.fixed(0))
@@ -204,7 +284,9 @@ async def speak(label: str, ctx: Context) -> None:
         reach(f"{label}: has said {word}")
 
 
-TASKS: Final = (errand, herald, journey, journey_sync, relay, runner, vigil)
+TASKS: Final = (
+    *(errand, herald, journey, journey_sync, relay, runner, tour, tour_sync, vigil),
+)
 
 
 async def do(label: str, step: str, ctx: Context) -> None:
@@ -235,6 +317,43 @@ def note_sync(label: str, step: str, task_id: UUID, attempt: int) -> str:
         connection.execute(NOTE, [task_id, step, attempt])
     reach(f"{label}: after the effect of {step}")
     return f"did {step}"
+
+
+async def note_within(
+    connection: psycopg.AsyncConnection, label: str, step: str, ctx: Context
+) -> str:
+    """Have an effect in the transaction that saves the step."""
+    reach(f"{label}: before the effect of {step}")
+    await connection.execute(NOTE, [ctx.task_id, step, ctx.attempt])
+    reach(f"{label}: after the effect of {step}")
+    return f"did {step}"
+
+
+def note_within_sync(
+    connection: psycopg.Connection, label: str, step: str, ctx: SyncTaskContext[Any]
+) -> str:
+    """Do the same from a thread."""
+    reach(f"{label}: before the effect of {step}")
+    connection.execute(NOTE, [ctx.task_id, step, ctx.attempt])
+    reach(f"{label}: after the effect of {step}")
+    return f"did {step}"
+
+
+async def arrive(
+    connection: psycopg.AsyncConnection, label: str, seen: list[Any], ctx: Context
+) -> list[Any]:
+    """Have the last effect, with what the whole task returns."""
+    return [*seen, await note_within(connection, label, "arrived", ctx)]
+
+
+def arrive_sync(
+    connection: psycopg.Connection,
+    label: str,
+    seen: list[Any],
+    ctx: SyncTaskContext[Any],
+) -> list[Any]:
+    """Do the same from a thread."""
+    return [*seen, note_within_sync(connection, label, "arrived", ctx)]
 
 
 def at_once(label: str, ctx: Context) -> list[Any]:

@@ -4,6 +4,7 @@ points.py       where a call can be stopped
 calls.py        every call that touches a task
 scenarios.py    what is there when two of them meet
 families.py     the same, across two queues
+crossings.py    the same, where features meet
 sessions.py     a session that stops where it is told to
 conductor.py    plays a pair, and judges the outcome
 

@@ -35,6 +35,7 @@ from tests.chaos.interleavings.calls import (
     drop_queue,
     far,
 )
+from tests.chaos.interleavings.crossings import CROSSINGS
 from tests.chaos.interleavings.families import FAMILIES
 from tests.chaos.interleavings.points import instrument, stop_the_clock
 from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
@@ -43,7 +44,7 @@ from tests.chaos.promises import UNSEEN_WAIT, broken
 
 __all__ = ["EVERY_SCENARIO", "LEVELS", "Conductor", "Interleaving", "Pair"]
 
-EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES)
+EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES, *CROSSINGS)
 
 LEVELS: Final = (
     None,
@@ -122,6 +123,10 @@ from durable.queues where queue = %(queue)s
 NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
 UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}')
+LATE: Final = re.compile(
+    r'\{"type": "\$DeadlineExceeded", "message": "not finished by its deadline"\}'
+)
+ALONE: Final = re.compile(r'\{"type": "\$Cancelled", "message": "cancelled"\}')
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20
@@ -334,6 +339,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
             wrong += warnings
         else:
             wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
+        if (
+            way.levels != IN_READ_COMMITTED
+            or any(map(_is_late, (outcome, *legal)))
+            or any("cancel_tasks" in call.query for call in (way.pair.a, way.pair.b))
+        ):
             outcome, *legal = map(_by_whomever, (outcome, *legal))
         if wrong:
             return "; ".join(wrong)
@@ -480,8 +490,21 @@ def _is_legal(outcome: Outcome, legal: list[Outcome], pair: Pair) -> bool:
 
 
 def _by_whomever(outcome: Outcome) -> Outcome:
-    """Forget whose end took a task with it: which note comes first is open."""
-    return tuple((subject, TAKEN.sub("{…}", fact)) for subject, fact in outcome)
+    """Forget whose end took a task with it: which note comes first is open.
+
+    So it is whether that was its parent's, or the deadline that both of them have, or
+    whether it was cancelled with its parent, among many, or after it.
+    """
+
+    def told(fact: str) -> str:
+        return ALONE.sub("{…}", LATE.sub("{…}", TAKEN.sub("{…}", fact)))
+
+    return tuple((subject, told(fact)) for subject, fact in outcome)
+
+
+def _is_late(outcome: Outcome) -> bool:
+    """Whether anything has ended by the deadline that it may have from its parent."""
+    return any(LATE.search(fact) for _, fact in outcome)
 
 
 def _about(subject: str, outcome: Outcome) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.chaos.mutants import Mutant
+from tests.chaos.mutants.features import FEATURES
 from tests.chaos.mutants.mail import MAIL
 
 __all__ = ["MUTANTS"]
@@ -646,8 +647,8 @@ FAMILIES: Final = [
     Mutant(
         "revives nobody in other queues",
         "elsewhere.sql",
-        "      perform durable._revive(_queue, _below,\n",
-        "      perform (_below,\n",
+        "    if found then\n      perform durable._revive(_queue, _below,",
+        "    if found and false then\n      perform durable._revive(_queue, _below,",
         "pgtap/elsewhere.sql",
     ),
     Mutant(
@@ -1069,4 +1070,5 @@ MUTANTS: Final = [
     *LOOKS,
     *MAIL,
     *LIFECYCLE,
+    *FEATURES,
 ]
