@@ -75,7 +75,7 @@ set jit = off
 as $$
 declare
   _queue text collate "C" := queue;
-  _to text collate "C" := to_queue;
+  _to text collate "C" := durable._where(queue, task_id, to_queue, to_task_id);
   _name text collate "C" := name;
   _now timestamptz := durable._now();
   _number bigint;
@@ -123,8 +123,25 @@ $$;
 
 comment on function durable.send_from_task is
 'send_message by a task that a worker holds, to itself too, with the checkpoint that
-records it; says the same again when it is repeated. Refuses what send_message refuses,
-and a claim that is over: WFCAN, WFLST.';
+records it; says the same again when it is repeated. Its parent is found in whichever
+queue it is. Refuses what send_message refuses, and a claim that is over: WFCAN, WFLST.';
+
+
+-- A task knows where its parent is; of others it says so.
+create or replace function durable._where(queue text, task_id uuid, to_queue text, to_task_id uuid)
+returns text
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return coalesce((
+    select tasks.parent_queue
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = _where.task_id and tasks.parent_task_id = to_task_id
+  ), to_queue);
+end;
+$$;
 
 
 create or replace function durable.recv_message(

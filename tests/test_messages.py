@@ -124,6 +124,16 @@ async def ask(words: list[str], ctx: TaskContext) -> list[str]:
 
 
 @task
+async def ask_afar(word: str, ctx: TaskContext) -> str:
+    """Talk with a child that is not told where it was asked from."""
+    child = await ctx.spawn("child", answer, word, queue="far")
+    await ctx.send(child, "question", "who? ")
+    slip = await ctx.recv("answer", as_type=Slip)
+    await ctx.join(child)
+    return slip.carrier
+
+
+@task
 async def transact(to: UUID, ctx: TaskContext[AsyncDurable]) -> bool:
     async def tell(conn: psycopg.AsyncConnection) -> bool:
         return await ctx.state.send_with(conn, to, "t", "from a transaction")
@@ -133,7 +143,7 @@ async def transact(to: UUID, ctx: TaskContext[AsyncDurable]) -> bool:
 
 TASKS: list[Any] = [
     *(read, read_together, read_and_fail, give_up, typed, read_in_a_thread),
-    *(write, answer, ask, transact),
+    *(write, answer, ask, ask_afar, transact),
 ]
 
 
@@ -257,6 +267,13 @@ async def test_carries_messages_to_another_queue(
     assert db.execute("select distinct queue from durable.mailboxes").fetchall() == [
         ("second",)
     ]
+
+
+async def test_finds_a_parent_in_another_queue(app: AsyncDurable) -> None:
+    await app.create_queue("far")
+    handle = await app.spawn(ask_afar, "me")
+    async with app.worker(queues=["default", "far"]):
+        assert await handle.result(timeout=10) == "who? me"
 
 
 async def test_works_in_a_synchronous_task_and_client(

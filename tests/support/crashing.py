@@ -104,8 +104,7 @@ async def errand(label: str, ctx: Context) -> str:
     reach(f"{label}: begins")
     await do(label, "run", ctx)
     if ctx.parent_task_id is not None:
-        home = ctx.queue.removesuffix(FAR)
-        await ctx.send(ctx.parent_task_id, "under way", label, queue=home)
+        await ctx.send(ctx.parent_task_id, "under way", label)
         reach(f"{label}: has sent")
     return "brought"
 

@@ -35,10 +35,11 @@ class Mail(Calling):
     ) -> bool:
         """Send a message to a live task, which gets it once with `recv(topic)`.
 
-        `to` is a child, a handle, or the id of a task of this queue, or of `queue`. It
-        is sent once, together with the checkpoint that says so. Returns False if a
-        message with this `dedup_key` was sent to that task before. Raises NotFound,
-        UnknownQueue, and AlreadyFinished if the task is over.
+        `to` is a child, a handle, or the id of a task of this queue, or of `queue`; the
+        task's own parent is found wherever it is. It is sent once, together with the
+        checkpoint that says so. Returns False if a message with this `dedup_key` was
+        sent to that task before. Raises NotFound, UnknownQueue, and AlreadyFinished if
+        the task is over.
         """
         home = self.queue if queue is None else queue
         sent = message(to, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
