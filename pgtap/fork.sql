@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(44);
+select plan(45);
 
 -- Checkpoints as a worker says them: name, position, after, and when.
 create function tap.called(nick text, name text, "position" integer, after integer, state text default 'done')
@@ -134,6 +134,14 @@ select throws_ok($$ select kept('c', '{"after": "$event:ev"}') $$, '22023', null
 select call_it('h', (durable.fork_task('q', id('c'), '{"before": "loop#2"}')).task_id), claimed('h') \g /dev/null
 select called('h', 'more', 5, 4) \g /dev/null
 select is(kept('h', '{"before": "more"}'), 'caught instead often loop', 'a fork counts what it has');
+
+-- a worker that counts tries as calls
+
+select started('o'), move_to(26), called('o', '$try:often:1.1', 1, 0), move_to(27),
+  called('o', 'often', 1, 1), move_to(28), called('o', 'end', 2, 2) \g /dev/null
+select call_it('p', (durable.fork_task('q', id('o'), '{"before": "end"}')).task_id), claimed('p') \g /dev/null
+select called('p', 'more', 2, 1) \g /dev/null
+select is(kept('p', '{"before": "more"}'), 'often', 'a fork counts what it has, whatever its origin counted');
 
 -- a worker that does not say what overlaps
 

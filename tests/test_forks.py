@@ -276,7 +276,8 @@ async def test_says_whose_fork_it_is(dsn: str) -> None:
         fork = await origin.fork(headers={"more": 1})
         await worker.drain()
         whose = {"task_id": str(origin.task_id)}
-        assert await fork.result(timeout=10) == {"tenant": 7, "more": 1}
+        headers = {"tenant": 7, "more": 1, "durable:forked_from": whose}
+        assert await fork.result(timeout=10) == headers
         listed = await app.list_tasks(headers={"durable:forked_from": whose})
         assert [info.task_id for info in listed] == [fork.task_id]
         spawned, *_ = await fork.history()

@@ -90,8 +90,10 @@ class _Player:
         await ctx.step(name, int)
 
     async def caught(self, name: str, ctx: TaskContext[Any], place: str) -> None:
+        # by names of its own: where another step met the failure, the code would fail,
+        # and what fails is not accused of what it has not come to
         with contextlib.suppress(Caught):
-            await ctx.step(name, refuse)
+            await ctx.scope("c").step(name, refuse)
 
     async def tries(self, name: str, ctx: TaskContext[Any], place: str) -> None:
         await ctx.step(name, self.fail_once, place, max_attempts=9, retry=AT_ONCE)

@@ -14,9 +14,10 @@ least once a second; that registers them too, so that deadlines count from then 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -240,9 +241,13 @@ class Waits:
             return
         if self._busy_count:
             if self._polling is None:
-                self._polling = asyncio.create_task(self._poll_parked())
+                self._polling = self._create_task(self._poll_parked())
         elif self._leaving is None:
-            self._leaving = asyncio.create_task(self._leave())
+            self._leaving = self._create_task(self._leave())
+
+    def _create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin what is not the task's code, so not in the context of that."""
+        return self._loop.create_task(work, context=contextvars.Context())
 
     async def _leave(self) -> None:
         try:
