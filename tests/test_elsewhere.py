@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -93,6 +94,15 @@ async def spawn_in(queue: str, ctx: TaskContext) -> str:
     return "spawned"
 
 
+@task
+async def spawn_many_in(queue: str, ctx: TaskContext) -> str:
+    try:
+        await ctx.spawn_many("child", where, range(3), queue=queue)
+    except UnknownQueue as refusal:
+        return type(refusal).__name__
+    return "spawned"
+
+
 @task(max_attempts=1)
 async def dynasty(how: str, ctx: TaskContext) -> None:
     """Have descendants here and elsewhere, back here too, and end."""
@@ -140,7 +150,7 @@ async def spawn_with_key(params: None, ctx: TaskContext) -> list[str]:
 TASKS: list[Any] = [
     *[where, burn, linger, OnGpu, fan_out, fan_out_in_a_thread, call_burn],
     *[call_linger, spawn_in, dynasty, heir, wait_for_any, wait_for_itself],
-    spawn_with_key,
+    *[spawn_many_in, spawn_with_key],
 ]
 apps: list[AsyncDurable] = []
 
@@ -250,6 +260,16 @@ async def test_tells_a_task_of_a_queue_that_is_not_there(app: AsyncDurable) -> N
         assert await handle.result(timeout=10) == "UnknownQueue"
         other = await app.spawn(spawn_in, "gpu")
         assert await other.result(timeout=10) == "spawned"
+
+
+async def test_tells_once_of_many_that_are_refused(
+    app: AsyncDurable, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = await app.spawn(spawn_many_in, "nowhere")
+    async with app.worker():
+        assert await handle.result(timeout=10) == "UnknownQueue"
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_refuses_children_where_the_role_may_not(

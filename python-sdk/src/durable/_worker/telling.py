@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -77,6 +78,8 @@ class Telling(Making):
         submitted = [
             run.services.spawn(claimed, queue, child) for _, queue, child in missing
         ]
+        for answer in submitted:
+            answer.add_done_callback(_heard)  # the first that is refused is raised
         for (call, *_), answer in zip(missing, submitted, strict=True):
             text = await run.refusable(answer)
             history.remember(call.key, Resolved("done", text))
@@ -130,3 +133,8 @@ class Telling(Making):
         if self.is_crowded:
             await self._run.publishing().thins_out()
         self._run.refuse_unless_open()
+
+
+def _heard(answer: asyncio.Future[str]) -> None:
+    if not answer.cancelled():
+        answer.exception()
