@@ -2,7 +2,7 @@
 
     python -m tests.support.crashing 100     a worker for them that may be killed
 
-A step's effect is a row in public.effects; doing a step twice in one attempt is an
+A step's effect is a row in public.effects; doing a step twice under one claim is an
 error there. Where they call `reach`, a failpoint can be; `saved` says that a step is
 one whose effect must not happen again.
 """
@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypeAlias
-from uuid import UUID
 
 import psycopg
 
@@ -45,12 +44,13 @@ __all__ = [
 
 LEDGER: Final = """
 create table public.effects (
-  task_id uuid, step text, attempt integer, primary key (task_id, step, attempt)
+  task_id uuid, step text, attempt integer, claim integer,
+  primary key (task_id, step, claim)
 );
 create table public.stumbles (task_id uuid primary key);
 """
 MORTAL: Final = "DURABLE_TEST_MORTAL"  # set in a process that is to be killed
-NOTE: Final = "insert into public.effects values (%s, %s, %s)"
+NOTE: Final = "insert into public.effects values (%s, %s, %s, %s)"
 STUMBLE: Final = "insert into public.stumbles values (%s) on conflict do nothing"
 BREAK: Final = """
 select pg_terminate_backend(pid) from pg_stat_activity
@@ -116,7 +116,7 @@ async def journey(label: str, ctx: Context) -> list[Any]:
     first = await ctx.patched("scenic")
     with contextlib.suppress(Refused):
         await ctx.step("refused", note_and_refuse, label, ctx)
-    await ctx.step("two", note_sync, label, "two", ctx.task_id, ctx.attempt)
+    await ctx.step("two", note_sync, label, "two", ctx)
     reach(saved(label, "refused"))  # with what came next, for nobody else may see it
     reach(saved(label, "two"))
     await ctx.sleep_for("nap", 0.03)
@@ -144,7 +144,7 @@ async def journey(label: str, ctx: Context) -> list[Any]:
 def journey_sync(label: str, ctx: SyncTaskContext[Any]) -> str:
     reach(f"{label}: begins")
     for name in ("one", "two"):
-        ctx.step(name, note_sync, label, name, ctx.task_id, ctx.attempt)
+        ctx.step(name, note_sync, label, name, ctx)
         reach(saved(label, name))
     ctx.sleep_for("nap", 0.03)
     heard: str = ctx.await_event("go")
@@ -223,7 +223,7 @@ def tour_sync(label: str, ctx: SyncTaskContext[Any]) -> list[Any]:
     ctx.send(ctx.task_id, "self", label)
     ctx.write_stream("news", "sets out")
     ctx.set_value("progress", "under way")
-    ctx.step("one", note_sync, label, "one", ctx.task_id, ctx.attempt)
+    ctx.step("one", note_sync, label, "one", ctx)
     reach(saved(label, "one"))
     scenic = ctx.patched("scenic")
     letter = ctx.recv("self")
@@ -294,10 +294,15 @@ async def do(label: str, step: str, ctx: Context) -> None:
     reach(saved(label, step))
 
 
+def by(step: str, ctx: Any) -> list[Any]:
+    """Return whose effect it is, of which attempt, and under which claim."""
+    return [ctx.task_id, step, ctx.attempt, ctx._run.claimed.claim]
+
+
 async def note(label: str, step: str, ctx: Context) -> str:
     """Have an effect; the step may be interrupted on either side of it."""
     reach(f"{label}: before the effect of {step}")
-    await ctx.state.execute(NOTE, [ctx.task_id, step, ctx.attempt])
+    await ctx.state.execute(NOTE, by(step, ctx))
     reach(f"{label}: after the effect of {step}")
     return f"did {step}"
 
@@ -307,13 +312,13 @@ async def note_and_refuse(label: str, ctx: Context) -> None:
     raise Refused
 
 
-def note_sync(label: str, step: str, task_id: UUID, attempt: int) -> str:
+def note_sync(label: str, step: str, ctx: Any) -> str:
     """Do the same from a thread."""
     reach(f"{label}: before the effect of {step}")
     with psycopg.connect(
         os.environ["DURABLE_DATABASE_URL"], autocommit=True
     ) as connection:
-        connection.execute(NOTE, [task_id, step, attempt])
+        connection.execute(NOTE, by(step, ctx))
     reach(f"{label}: after the effect of {step}")
     return f"did {step}"
 
@@ -323,7 +328,7 @@ async def note_within(
 ) -> str:
     """Have an effect in the transaction that saves the step."""
     reach(f"{label}: before the effect of {step}")
-    await connection.execute(NOTE, [ctx.task_id, step, ctx.attempt])
+    await connection.execute(NOTE, by(step, ctx))
     reach(f"{label}: after the effect of {step}")
     return f"did {step}"
 
@@ -333,7 +338,7 @@ def note_within_sync(
 ) -> str:
     """Do the same from a thread."""
     reach(f"{label}: before the effect of {step}")
-    connection.execute(NOTE, [ctx.task_id, step, ctx.attempt])
+    connection.execute(NOTE, by(step, ctx))
     reach(f"{label}: after the effect of {step}")
     return f"did {step}"
 
