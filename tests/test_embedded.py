@@ -61,6 +61,7 @@ def test_waits_for_what_a_kill_has_left_behind() -> None:
         postmaster = (server.data_dir / "postmaster.pid").read_text().split()[0]
         os.kill(child, signal.SIGSTOP)
         os.kill(int(postmaster), signal.SIGKILL)
+        eventually(lambda: not server.is_running())
         restart = threading.Thread(target=server.restart)
         restart.start()
         try:
@@ -76,9 +77,11 @@ def test_waits_for_what_a_kill_has_left_behind() -> None:
 def test_stays_away_until_it_is_restarted() -> None:
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         server.stop()
+        assert not server.is_running()
         with pytest.raises(psycopg.OperationalError):
             psycopg.connect(server.conninfo())
         server.restart()
+        assert server.is_running()
         assert show(server, "server_version")
 
 

@@ -243,11 +243,16 @@ def has_panicked(server: Postgres) -> bool:
 
 
 def is_up(server: Postgres) -> bool:
-    """Whether it serves; one that gave up recovering is started, as init systems do."""
+    """Whether it serves; one that gave up recovering is started, as init systems do.
+
+    One that still recovers is left alone: in some 1 of 500 times a fast shutdown of
+    Postgres 15 at the end of its recovery never ends.
+    """
+    if not server.is_running():
+        with contextlib.suppress(LaunchFailed, ChildProcessError):
+            server.restart()
     try:
         psycopg.connect(server.conninfo()).close()
     except psycopg.OperationalError:
-        with contextlib.suppress(LaunchFailed, ChildProcessError):
-            server.restart()
         return False
     return True

@@ -103,6 +103,10 @@ class Postgres:
             return f"postgresql://postgres@127.0.0.1:{port}/{name}"
         return f"postgresql://postgres@/{name}?host={self.home}&port={port}"
 
+    def is_running(self) -> bool:
+        """Whether the server's process is there, ready or still recovering."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self, mode: Mode = "fast") -> None:
         """Stop the server but keep its data; "immediate" is a crash."""
         process, self._process = self._process, None
@@ -180,7 +184,7 @@ class Postgres:
         self._process = start_child(command, self._user, log)
         while not self._is_ready(self._process.pid):
             late = time.monotonic() > deadline
-            if self._process.poll() is not None or late:
+            if late or not self.is_running():
                 self.kill()
                 said = log.read_bytes()[logged:].decode(errors="replace")
                 if STILL_ENDING in said and not late:
