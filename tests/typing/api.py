@@ -8,6 +8,7 @@ that is not needed, so a mistake that they stop seeing fails the check.
 
 from __future__ import annotations
 
+from asyncio import gather
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_type
@@ -76,6 +77,18 @@ def untyped(order: Any) -> Any:
     return order
 
 
+async def ask(question: dict[str, Any], ctx: TaskContext, tries: int = 3) -> str:
+    return f"{question} {ctx} {tries}"
+
+
+def measure(order: dict[str, Any]) -> float:
+    return float(len(order))
+
+
+def later(order: Order) -> Awaitable[str]:
+    return charge(order)
+
+
 class NotifyCustomer(Task[Slip, None]):
     max_attempts = None
     retry = Retry.fixed(timedelta(minutes=1))
@@ -104,6 +117,16 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.step("charge", charge, order), str)
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
+        assert_type(await ctx.step("ask", ask, {}, ctx), str)  # pyright: ignore[reportUnknownArgumentType]
+        anything: Any = order
+        assert_type(await ctx.step("ask", ask, anything, ctx, max_attempts=3), str)
+        assert_type(await ctx.step("measure", measure, anything), float)
+        assert_type(await ctx.step("later", later, order), Any)
+        assert_type(await ctx.step("later", later, order, as_type=str), str)
+        pair = gather(
+            ctx.step("ask", ask, anything, ctx), ctx.step("w", weigh, order, "g")
+        )
+        assert_type(await pair, tuple[str, float])
         assert_type(await ctx.await_event("packed", as_type=Slip, timeout=60), Slip)
         assert_type(await ctx.recv("slips", as_type=Slip, timeout=60), Slip)
         assert_type(await ctx.recv("slips"), Any)
