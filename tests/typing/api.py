@@ -303,7 +303,12 @@ async def again_and_elsewhere(
     assert_type(await app.fork(handle, params=Order(id=7)), AsyncTaskHandle[str])
     assert_type(other.fork(after="charge", max_attempts=3), TaskHandle[int])
     assert_type(sync_app.retry(other, params={"id": 7}), TaskHandle[int])
+    assert_type(await handle.cancel(reason="moved away"), bool)
+    assert_type(await handle.retry(params=Order(id=7)), AsyncTaskHandle[str])
+    assert_type(other.retry(deadline=None, spawn_new=True), TaskHandle[int])
+    assert_type(await handle.children(), list[TaskInfo])
     assert_type(await handle.history(), list[HistoryEntry])
+    await handle.cancel("moved away")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     assert_type(await handle.export_history(), dict[str, Any])
     assert_type(await app.list_tasks(states=["failed"], limit=3), list[TaskInfo])
     assert_type(sync_app.cancel_many(name="weigh", reason="no"), int)

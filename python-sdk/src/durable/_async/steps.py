@@ -41,9 +41,9 @@ class OpenStep(Generic[T]):
 class Steps(Calling):
     """The steps of a task."""
 
-    # What an async function returns is a Coroutine, here as in the overload for any other
-    # function: where the two would match one type, mypy gives up if it has an Any in it,
-    # as every function has that takes a context.
+    # What an async function returns is a Coroutine here, as it is where any function
+    # matches: were it two types, mypy would give up at any Any among the parameters,
+    # and a context has one.
     @overload
     async def step(  # async only
         self,
