@@ -9,7 +9,7 @@ that is not needed, so a mistake that they stop seeing fails the check.
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
@@ -232,6 +232,9 @@ async def asynchronous(app: AsyncDurable) -> None:
         assert_type(slip, Slip)
     async for entry in handle.stream("slips", as_type=Slip).entries():
         assert_type(entry, StreamEntry[Slip])
+    async for number in handle.values("slip", as_type=int):
+        assert_type(number, int)
+    assert_type(handle.values("slip"), AsyncIterator[Any])
     async for line in handle.logs(follow=True):
         assert_type(line, LogLine)
     assert_type(await app.emit_event("packed:7", Slip(carrier="Post")), bool)
@@ -259,6 +262,7 @@ def synchronous(app: Durable) -> None:
     assert_type(handle.value("slip", timeout=3, as_type=Slip), Slip)
     assert_type(handle.stream("slips", as_type=Slip), TaskStream[Slip])
     assert_type(list(handle.stream("slips", as_type=Slip)), list[Slip])
+    assert_type(list(handle.values("slip", as_type=Slip)), list[Slip])
     assert_type(list(handle.logs()), list[LogLine])
     assert_type(app.handle(handle.task_id, ProcessOrder), TaskHandle[str])
     assert_type(app.emit_event("packed:7", Slip(carrier="Post")), bool)

@@ -320,7 +320,7 @@ def load_published(queue: str, task_id: UUID) -> Statement:
 
 def get_value(queue: str, task_id: UUID, key: str) -> Statement:
     return Statement(
-        "select state, value::text from durable.get_value(%s, %s, %s)",
+        "select state, value::text, set_at from durable.get_value(%s, %s, %s)",
         (queue, task_id, key),
     )
 
