@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 from uuid import uuid4
 
 import psycopg
 import pytest
-from pydantic import ValidationError
+from pydantic import PlainSerializer, ValidationError
 
 from durable import (
     AlreadyFinished,
@@ -43,9 +44,18 @@ async def raise_children(count: int, ctx: TaskContext) -> None:
     await ctx.spawn("last", divide, 0)
 
 
+Loud = Annotated[str, PlainSerializer(str.upper)]
+
+
+@task
+async def listen(params: None, ctx: TaskContext) -> list[str]:
+    told = [await ctx.recv("said") for _ in range(3)]
+    return told + [await ctx.await_event(f"said {number}") for number in range(2)]
+
+
 @pytest.fixture
 async def app(dsn: str) -> AsyncIterator[AsyncDurable]:
-    async with working(dsn, divide, linger, raise_children) as (app, _):
+    async with working(dsn, divide, linger, listen, raise_children) as (app, _):
         await app.create_queue("other")
         yield app
 
@@ -118,3 +128,37 @@ def test_does_so_without_asyncio(dsn: str, db: psycopg.Connection) -> None:
         assert handle.cancel(reason="no")
         again = handle.retry(params=None)
         assert (again.state(), again.attempt) == ("pending", 2)
+
+
+async def test_is_sent_what_has_a_type_as_that(
+    app: AsyncDurable, adb: psycopg.AsyncConnection
+) -> None:
+    """In each of the ways to send and to emit."""
+    handle = await app.spawn(listen)
+    assert await app.send(handle, "said", "a", as_type=Loud)
+    assert await handle.send("said", "b", as_type=Loud)
+    async with adb.transaction():
+        await app.send_with(adb, handle, "said", "c", as_type=Loud)
+        await app.emit_event_with(adb, "said 0", "d", as_type=Loud)
+    await app.emit_event("said 1", "e", as_type=Loud)
+    assert await handle.result(timeout=10) == ["A", "B", "C", "D", "E"]
+    with pytest.raises(Unsavable, match="cannot be saved as int"):
+        await handle.send("said", "f", as_type=int)
+
+
+def test_says_which_queues_a_worker_leaves_out(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker of other queues is not one of the application's own."""
+    app = Durable(dsn, queue="shop")
+    with caplog.at_level("INFO", "durable.worker"):
+        app.worker(queues=["shop", "gpu"])
+        app.worker()
+        assert caplog.messages == []
+        app.worker(queues=["gpu", "gpu", "mail"])
+    (said,) = caplog.messages
+    assert said == (
+        "a worker of 'gpu', 'mail', and not of 'shop', the application's own queue"
+    )
+    with pytest.raises(InvalidArgument, match="of no queue"):
+        app.worker(queues=[])

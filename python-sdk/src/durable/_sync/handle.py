@@ -92,10 +92,17 @@ class TaskHandle(Following, Generic[R_co]):
         return output(opened(row, self._vault), self.codec)
 
     def send(
-        self, topic: str, payload: Any = None, *, dedup_key: str | None = None
+        self,
+        topic: str,
+        payload: Any = None,
+        *,
+        dedup_key: str | None = None,
+        as_type: Any = None,
     ) -> bool:
         """Send the task a message, as `app.send` does."""
-        sent = message(self, self.queue, topic, payload, dedup_key=dedup_key)
+        sent = message(
+            self, self.queue, topic, payload, dedup_key=dedup_key, as_type=as_type
+        )
         sealed = sent.sealed(self._vault)
         ((is_new,),) = self._app.fetch(_sql.send_message(sealed))
         return bool(is_new)
