@@ -24,6 +24,7 @@ from durable import (
     _sql,
     task,
 )
+from durable._values import Unsavable
 from tests.support.working import working
 
 

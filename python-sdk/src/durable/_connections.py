@@ -19,6 +19,7 @@ __all__ = [
     "KEEPALIVE",
     "LISTENING_SILENCE",
     "SILENCE",
+    "checked_conninfo",
     "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
@@ -74,14 +75,19 @@ def conninfo_or_environment(conninfo: str | None) -> str:
             "no database was given",
             hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}.",
         )
+    return checked_conninfo(found)
+
+
+def checked_conninfo(conninfo: str) -> str:
+    """Return an address, or raise InvalidArgument for what is none."""
     try:
-        conninfo_to_dict(found)
+        conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
         raise InvalidArgument(
             "the database's address cannot be read",
             hint="Pass a conninfo, such as postgresql://user@host/database.",
         ) from error
-    return found
+    return conninfo
 
 
 def conninfo_of_pool(conninfo: object, kwargs: object) -> str:

@@ -296,6 +296,8 @@ def from_database(exc: Exception) -> Exception:
     `raise from_database(exc)` is all a caller writes.
     """
     for error in _driver_errors(exc):
+        if _sqlstate(error) in _POOLED and not getattr(exc, "__notes__", None):
+            exc.add_note("Behind a pooler in transaction mode, pass prepare=False.")
         found = _translate(error)
         if found is not None:
             found.__cause__ = exc
@@ -315,6 +317,8 @@ _MISSING = {
     "42883": re.compile(r"\bdurable\."),
     "42P01": re.compile(r"\bdurable\."),
 }
+# a prepared statement that is another session's: unknown, or known already
+_POOLED = {"26000", "42P05"}
 # Django wraps once, and SQLAlchemy's asyncpg dialect twice
 _WRAPPERS = 3
 
