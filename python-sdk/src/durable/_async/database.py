@@ -98,7 +98,9 @@ class Database:
             async with self._pool.connection(timeout=within) as connection:
                 return await self._fetch_on(connection, statement, silence)
         except PoolTimeout as error:
-            raise await explained(error, self._pool, self.conninfo)  # noqa: B904 - it has its cause
+            if within is None:
+                raise await explained(error, self._pool, self.conninfo)  # noqa: B904 - it has its cause
+            raise  # who has so little time is not kept waiting for an explanation
         except psycopg.Error as error:
             raise from_database(error)  # noqa: B904 - it has its cause
 

@@ -99,7 +99,9 @@ class Database:
             with self._pool.connection(timeout=within) as connection:
                 return self._fetch_on(connection, statement, silence)
         except PoolTimeout as error:
-            raise explained(error, self._pool, self.conninfo)  # noqa: B904 - it has its cause
+            if within is None:
+                raise explained(error, self._pool, self.conninfo)  # noqa: B904 - it has its cause
+            raise  # who has so little time is not kept waiting for an explanation
         except psycopg.Error as error:
             raise from_database(error)  # noqa: B904 - it has its cause
 
