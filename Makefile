@@ -39,6 +39,7 @@ pgtap: .venv/dev ## the SQL's own tests, on Debian's Postgres
 	postgres=$$(.ci/postgres) && $(BIN)/python -m tests.support.pgtap "$$postgres"
 
 pytest: .venv/dev cc ## the Python tests, on Debian's Postgres
+	.ci/pgbouncer
 	postgres=$$(.ci/postgres) && \
 	DURABLE_TEST_PG=local DURABLE_TEST_PG_BIN="$$postgres" $(PYTEST)
 

@@ -52,6 +52,7 @@
 -- For operators
 \ir stats.sql
 \ir views.sql
+\ir offspring.sql
 \ir history.sql
 
 -- What an older version had, and the whole public surface of this one

@@ -56,7 +56,7 @@ begin
   grant execute on function
     durable.create_queue, durable.drop_queue, durable.retry_task, durable.queue_stats,
     durable.fork_task, durable.list_tasks, durable.cancel_tasks, durable.retry_tasks,
-    durable.delete_tasks, durable.task_history, durable.export_history,
+    durable.delete_tasks, durable.task_history, durable.export_history, durable.list_children,
     durable.keep_house, durable.expire_leases, durable.expire_deadlines,
     durable.apply_notes, durable.cleanup, durable.prune_events,
     durable.list_versions, durable.promote_version, durable.set_version

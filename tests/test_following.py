@@ -16,6 +16,7 @@ from durable import (
     AsyncDurable,
     AsyncTaskHandle,
     Durable,
+    InvalidArgument,
     NotFound,
     TaskCancelled,
     TaskContext,
@@ -88,6 +89,11 @@ async def next_of(stream: AsyncIterator[str]) -> str:
 def is_followed(db: psycopg.Connection) -> bool:
     row = db.execute(DOOR).fetchone()
     return row is not None and not row[0]
+
+
+def is_closed(db: psycopg.Connection) -> bool:
+    query = "select from durable.stream_entries where value is null"
+    return bool(db.execute(query).fetchall())
 
 
 def still_there(db: psycopg.Connection, pids: list[int]) -> bool:
@@ -220,6 +226,41 @@ async def test_waits_for_the_first_value(talk: Talk, db: psycopg.Connection) -> 
     await talk.say("end")
 
 
+@pytest.mark.usefixtures("never_polls")
+async def test_gives_each_value_as_it_is_set(
+    talk: Talk, db: psycopg.Connection
+) -> None:
+    values = talk.handle.values("word", as_type=str)
+    first = asyncio.create_task(next_of(values))
+    await until_followed(db)
+    for word in ("a", "b", "b"):
+        await talk.say(word)
+        value = await asyncio.wait_for(first, 10)
+        assert value == word
+        first = asyncio.create_task(next_of(values))
+    await talk.say("close")
+    await aeventually(lambda: asyncio.sleep(0, is_closed(db)))
+    assert not first.done()  # it was woken, and there is nothing newer
+    first.cancel()
+
+
+async def test_gives_who_is_slow_the_last_value(talk: Talk) -> None:
+    """What is set last commits with the end."""
+    words = [str(number) for number in range(20)]
+    values = talk.handle.values("word")
+    await talk.say("first")
+    assert await asyncio.wait_for(anext(values), 10) == "first"
+    await talk.say(*words, "end")
+    await talk.handle.result(10)
+    assert [word async for word in values] == words[-1:]
+    assert [word async for word in talk.handle.values("word")] == words[-1:]
+    assert [word async for word in talk.handle.values("other")] == []
+    with pytest.raises(NotFound):
+        [one async for one in talk.app.handle(uuid4()).values("word")]
+    with pytest.raises(InvalidArgument):
+        talk.handle.values("")
+
+
 async def test_says_why_there_is_no_value(talk: Talk) -> None:
     for timeout in (0, 0.05):
         with pytest.raises(TimeoutError):
@@ -239,8 +280,13 @@ async def test_ends_for_those_who_follow_a_task_that_is_cancelled(talk: Talk) ->
     await talk.say("a")
     assert await talk.handle.value("word", timeout=10) == "a"
     heard = asyncio.create_task(talk.hear())
+    values = talk.handle.values("word")
+    assert await anext(values) == "a"
+    second = asyncio.create_task(next_of(values))
     await talk.app.cancel(talk.handle)
     assert await asyncio.wait_for(heard, 10) == ["a"]
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(second, 10)
     with pytest.raises(TaskCancelled):
         await talk.handle.result(5)
 
@@ -265,6 +311,7 @@ def test_follows_from_threads(dsn: str) -> None:
             reader.join(10)
         assert heard == {reader: ["a", "b"] for reader in range(3)}
         assert handle.value("word") == "b"
+        assert list(handle.values("word")) == ["b"]
         assert [entry.offset for entry in handle.stream("news", start=1).entries()] == [
             1
         ]

@@ -115,6 +115,8 @@ create temp table surface (call, returns, granted_to) as values
    'json', 'operator'),
   ('fork_task(queue text, task_id uuid, options jsonb DEFAULT ''{}''::jsonb)',
    'durable.spawned_task', 'operator'),
+  ('list_children(queue text, task_id uuid, quantity integer DEFAULT 1000, after uuid DEFAULT NULL::uuid)',
+   'TABLE(child_queue text, child durable.listed_task)', 'operator'),
   ('list_tasks(queue text, filter jsonb DEFAULT ''{}''::jsonb, quantity integer DEFAULT 100, after uuid DEFAULT NULL::uuid)',
    'SETOF durable.listed_task', 'operator'),
   ('retry_tasks(queue text, filter jsonb, quantity integer DEFAULT 1000, after uuid DEFAULT NULL::uuid)',

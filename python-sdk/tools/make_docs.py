@@ -109,9 +109,10 @@ BUILTIN: Final = """
 - **`TimeoutError`**, the builtin. `handle.result`, `handle.value`, `ctx.await_event`,
   `ctx.recv`, `ctx.join`, `ctx.join_all`, `ctx.call`, `ctx.gather` and `ctx.first` raise
   it after their `timeout`.
-- **`psycopg.Error`**, the driver's. The database cannot do it now: it is away, or has
+- **`psycopg.Error`**, the driver's. The database cannot do it now: it went away, or has
   been silent for a minute (`OperationalError`); no connection came free and nothing was
-  sent (`psycopg_pool.PoolTimeout`, an `OperationalError` too); it only reads
+  sent (`psycopg_pool.PoolTimeout`, an `OperationalError` too; `DatabaseUnavailable` is
+  one); it only reads
   (`errors.ReadOnlySqlTransaction`); a timeout of yours struck (`errors.QueryCanceled`,
   `errors.LockNotAvailable`). Waits for results go on by themselves; of other calls,
   whether one has happened is unknown once its connection is lost. Say it again: events

@@ -8,7 +8,8 @@ that is not needed, so a mistake that they stop seeing fails the check.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from asyncio import gather
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
@@ -76,6 +77,18 @@ def untyped(order: Any) -> Any:
     return order
 
 
+async def ask(question: dict[str, Any], ctx: TaskContext, tries: int = 3) -> str:
+    return f"{question} {ctx} {tries}"
+
+
+def measure(order: dict[str, Any]) -> float:
+    return float(len(order))
+
+
+def later(order: Order) -> Awaitable[str]:
+    return charge(order)
+
+
 class NotifyCustomer(Task[Slip, None]):
     max_attempts = None
     retry = Retry.fixed(timedelta(minutes=1))
@@ -104,6 +117,16 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.step("charge", charge, order), str)
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
+        assert_type(await ctx.step("ask", ask, {}, ctx), str)  # pyright: ignore[reportUnknownArgumentType]
+        anything: Any = order
+        assert_type(await ctx.step("ask", ask, anything, ctx, max_attempts=3), str)
+        assert_type(await ctx.step("measure", measure, anything), float)
+        assert_type(await ctx.step("later", later, order), Any)
+        assert_type(await ctx.step("later", later, order, as_type=str), str)
+        pair = gather(
+            ctx.step("ask", ask, anything, ctx), ctx.step("w", weigh, order, "g")
+        )
+        assert_type(await pair, tuple[str, float])
         assert_type(await ctx.await_event("packed", as_type=Slip, timeout=60), Slip)
         assert_type(await ctx.recv("slips", as_type=Slip, timeout=60), Slip)
         assert_type(await ctx.recv("slips"), Any)
@@ -125,6 +148,9 @@ class ProcessOrder(Task[Order, str]):
         assert_type(await ctx.call("count", count_orders, order, queue="far"), int)
         assert_type(await ctx.gather(counted, weighed), tuple[int, float])
         assert_type(await ctx.gather(a=counted, b=weighed), dict[str, Any])
+        six = ctx.gather(counted, weighed, child, counted, weighed, child)
+        assert_type(await six, tuple[int, float, None, int, float, None])
+        assert_type(await ctx.gather(*[counted] * 7), tuple[int, ...])
         fastest = await ctx.first(counted, weighed, timeout=60)
         assert_type(await ctx.join(fastest), int | float)
         crowd = await ctx.spawn_many("crowd", count_orders, [order])
@@ -209,6 +235,9 @@ async def asynchronous(app: AsyncDurable) -> None:
         assert_type(slip, Slip)
     async for entry in handle.stream("slips", as_type=Slip).entries():
         assert_type(entry, StreamEntry[Slip])
+    async for number in handle.values("slip", as_type=int):
+        assert_type(number, int)
+    assert_type(handle.values("slip"), AsyncIterator[Any])
     async for line in handle.logs(follow=True):
         assert_type(line, LogLine)
     assert_type(await app.emit_event("packed:7", Slip(carrier="Post")), bool)
@@ -236,6 +265,7 @@ def synchronous(app: Durable) -> None:
     assert_type(handle.value("slip", timeout=3, as_type=Slip), Slip)
     assert_type(handle.stream("slips", as_type=Slip), TaskStream[Slip])
     assert_type(list(handle.stream("slips", as_type=Slip)), list[Slip])
+    assert_type(list(handle.values("slip", as_type=Slip)), list[Slip])
     assert_type(list(handle.logs()), list[LogLine])
     assert_type(app.handle(handle.task_id, ProcessOrder), TaskHandle[str])
     assert_type(app.emit_event("packed:7", Slip(carrier="Post")), bool)
@@ -280,7 +310,12 @@ async def again_and_elsewhere(
     assert_type(await app.fork(handle, params=Order(id=7)), AsyncTaskHandle[str])
     assert_type(other.fork(after="charge", max_attempts=3), TaskHandle[int])
     assert_type(sync_app.retry(other, params={"id": 7}), TaskHandle[int])
+    assert_type(await handle.cancel(reason="moved away"), bool)
+    assert_type(await handle.retry(params=Order(id=7)), AsyncTaskHandle[str])
+    assert_type(other.retry(deadline=None, spawn_new=True), TaskHandle[int])
+    assert_type(await handle.children(), list[TaskInfo])
     assert_type(await handle.history(), list[HistoryEntry])
+    await handle.cancel("moved away")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     assert_type(await handle.export_history(), dict[str, Any])
     assert_type(await app.list_tasks(states=["failed"], limit=3), list[TaskInfo])
     assert_type(sync_app.cancel_many(name="weigh", reason="no"), int)

@@ -31,11 +31,13 @@ class Application:
         lifespan: Lifespan | None,
         *,
         prepare: bool,
+        listen_conninfo: str | None = None,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
         version: str | None = None,
         keep_logs: int | None = None,
     ) -> None:
         self.conninfo = conninfo
+        self.listen_conninfo = conninfo if listen_conninfo is None else listen_conninfo
         self.queue = check_queue_name(queue)
         self.registry = Registry(tasks)
         self.lifespan = lifespan

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 from typing import Any, Final
 
-from psycopg.conninfo import make_conninfo
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
-from durable.errors import InvalidArgument
+from durable.errors import DatabaseUnavailable, InvalidArgument
 
 __all__ = [
     "ENVIRONMENT",
@@ -17,9 +19,11 @@ __all__ = [
     "KEEPALIVE",
     "LISTENING_SILENCE",
     "SILENCE",
+    "checked_conninfo",
     "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
+    "refused",
 ]
 
 ENVIRONMENT: Final = "DURABLE_DATABASE_URL"
@@ -40,9 +44,26 @@ IMPATIENCE: Final = KEEPALIVE | {"connect_timeout": 2, "tcp_user_timeout": 3_000
 SILENCE: Final = 60.0
 LISTENING_SILENCE: Final = 3.0
 
+# What servers and PgBouncer say of what time does not heal. Before it is let in, a
+# driver is told no SQLSTATE: what is said in another language is waited for.
+_REFUSALS: Final = {
+    "3D000": (
+        re.compile(r'database ".*" does not exist|no such database'),
+        "Create that database, or correct its name in the address.",
+    ),
+    "28P01": (
+        re.compile(r"(password|SASL) authentication failed|no password supplied"),
+        "Correct the password in the address, in PGPASSWORD or ~/.pgpass.",
+    ),
+    "28000": (
+        re.compile(r'role ".*" (does not exist|is not permitted)|no pg_hba.conf entry'),
+        "Let that role in, or name another one in the address.",
+    ),
+}
+
 
 def conninfo_or_environment(conninfo: str | None) -> str:
-    """Return the database's address; InvalidArgument when nobody gave one."""
+    """Return the database's address; InvalidArgument if it is none, or not given."""
     if conninfo is not None and not isinstance(conninfo, str):
         raise TypeError(
             "a database is a conninfo, an AsyncConnectionPool for AsyncDurable or a"
@@ -54,7 +75,19 @@ def conninfo_or_environment(conninfo: str | None) -> str:
             "no database was given",
             hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}.",
         )
-    return found
+    return checked_conninfo(found)
+
+
+def checked_conninfo(conninfo: str) -> str:
+    """Return an address, or raise InvalidArgument for what is none."""
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        raise InvalidArgument(
+            "the database's address cannot be read",
+            hint="Pass a conninfo, such as postgresql://user@host/database.",
+        ) from error
+    return conninfo
 
 
 def conninfo_of_pool(conninfo: object, kwargs: object) -> str:
@@ -67,6 +100,20 @@ def conninfo_of_pool(conninfo: object, kwargs: object) -> str:
     return make_conninfo(
         str(conninfo), **{key: said[key] for key in said if key in known}
     )
+
+
+def refused(error: psycopg.Error) -> DatabaseUnavailable:
+    """Return durable's own exception for a connection that could not be made.
+
+    It has a SQLSTATE if time does not heal it.
+    """
+    said = str(error).strip()
+    found = DatabaseUnavailable(said, hint="Does it run, and where the address says?")
+    for sqlstate, (pattern, hint) in _REFUSALS.items():
+        if pattern.search(said):
+            found.sqlstate, found.hint = sqlstate, hint
+    found.__cause__ = error
+    return found
 
 
 def has_something_to_say(fileno: int) -> bool:

@@ -29,6 +29,7 @@ class Statement:
 
 HOUSE_AT_ONCE: Final = 100
 PUBLISHED_AT_ONCE: Final = 1_000
+LISTED_AT_ONCE: Final = 1_000
 # A task may sleep for longer than a datetime reaches, in whichever time zone.
 LAST_MOMENT: Final = "9999-12-30 00:00:00Z"
 # What the claim of a worker brings, in this order.
@@ -119,6 +120,17 @@ def list_tasks(queue: str, wanted: str, quantity: int, after: UUID | None) -> St
         " started_at, least(available_at, %s::timestamptz), finished_at, error::text"
         " from durable.list_tasks(%s, %s::text::jsonb, %s, %s)",
         (LAST_MOMENT, queue, wanted, quantity, after),
+    )
+
+
+def list_children(queue: str, task_id: UUID, after: UUID | None) -> Statement:
+    return Statement(
+        "select (child).task_id, (child).parent_task_id, (child).name, (child).state,"
+        " (child).attempt, (child).worker, (child).spawned_at, (child).started_at,"
+        " least((child).available_at, %s::timestamptz), (child).finished_at,"
+        " (child).error::text, child_queue"
+        " from durable.list_children(%s, %s, %s, %s)",
+        (LAST_MOMENT, queue, task_id, LISTED_AT_ONCE, after),
     )
 
 
@@ -308,7 +320,7 @@ def load_published(queue: str, task_id: UUID) -> Statement:
 
 def get_value(queue: str, task_id: UUID, key: str) -> Statement:
     return Statement(
-        "select state, value::text from durable.get_value(%s, %s, %s)",
+        "select state, value::text, set_at from durable.get_value(%s, %s, %s)",
         (queue, task_id, key),
     )
 

@@ -3,6 +3,7 @@
     DurableError
       NotFound, AlreadyFinished, Conflict, UnknownQueue, LeaseLost, SchemaVersion,
       Forbidden
+      DatabaseUnavailable    also a psycopg_pool.PoolTimeout
       InvalidArgument        also a ValueError
       TaskFailed             the outcome of a task: result(), join()
       TaskCancelled          the outcome of a task, or what the database says of it
@@ -24,10 +25,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 from uuid import UUID
 
+from psycopg_pool import PoolTimeout
+
 __all__ = [
     "AlreadyFinished",
     "BadStatus",
     "Conflict",
+    "DatabaseUnavailable",
     "DurableError",
     "Forbidden",
     "InvalidArgument",
@@ -103,6 +107,16 @@ class Forbidden(DurableError, code="42501"):
 
 class InvalidArgument(DurableError, ValueError, code="22023"):
     """An argument was refused, by this package or by the database."""
+
+
+class DatabaseUnavailable(DurableError, PoolTimeout):
+    """No connection to the database can be had: nothing was sent.
+
+    It says so in the words of the server, or of whatever is on the way there. A client
+    that has not been let in yet raises it at once for a database, a role or a password
+    that the server does not know; for the rest its pool waits, for 30 s unless it says
+    otherwise. It is also a `psycopg_pool.PoolTimeout`.
+    """
 
 
 class UnreadablePayload(DurableError):
@@ -282,6 +296,8 @@ def from_database(exc: Exception) -> Exception:
     `raise from_database(exc)` is all a caller writes.
     """
     for error in _driver_errors(exc):
+        if _sqlstate(error) in _POOLED and not getattr(exc, "__notes__", None):
+            exc.add_note("Behind a pooler in transaction mode, pass prepare=False.")
         found = _translate(error)
         if found is not None:
             found.__cause__ = exc
@@ -301,6 +317,8 @@ _MISSING = {
     "42883": re.compile(r"\bdurable\."),
     "42P01": re.compile(r"\bdurable\."),
 }
+# a prepared statement that is another session's: unknown, or known already
+_POOLED = {"26000", "42P05"}
 # Django wraps once, and SQLAlchemy's asyncpg dialect twice
 _WRAPPERS = 3
 

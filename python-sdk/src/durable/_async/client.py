@@ -30,7 +30,9 @@ class AsyncDurable(Queues, Spawning, Sending, Operating, Many, Versions):
     without one, DURABLE_DATABASE_URL says where. `queue` is where tasks go that name
     none. `lifespan` is called by each worker before its first claim; what its async
     context manager yields is `ctx.state`. `prepare=False` never prepares statements,
-    as some poolers need; `listen=False` polls for results, where a session is not kept.
+    as some poolers need. Behind those that keep no session, `listen_url` is the address
+    of the same database without them, to be told of work and results; `listen=False`
+    polls for results instead.
     `version` is that of your code, else DURABLE_APP_VERSION says it, if anything does:
     it counts in queues whose policy says so.
     `keep_logs` keeps with each task what any logger says in it from this level on, such

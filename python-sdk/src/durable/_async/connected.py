@@ -13,7 +13,7 @@ from durable._application import Application, Lifespan
 from durable._async.database import Database
 from durable._async.handle import AsyncTaskHandle
 from durable._async.results import Results
-from durable._connections import SILENCE
+from durable._connections import SILENCE, checked_conninfo
 from durable._hearing import Ear
 from durable._ids import as_uuid
 from durable._names import check_queue_name
@@ -45,19 +45,23 @@ class Connected:
         lifespan: Lifespan | None = None,
         prepare: bool = True,
         listen: bool = True,
+        listen_url: str | None = None,
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
         version: str | None = None,
         keep_logs: int | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
-        self.results = Results(self._database, listen=listen)
-        self.news = Ear(self._database.conninfo, listen=listen)
+        conninfo = self._database.conninfo
+        direct = conninfo if listen_url is None else checked_conninfo(listen_url)
+        self.results = Results(self._database, direct, listen=listen)
+        self.news = Ear(direct, listen=listen)
         self.application = Application(
-            self._database.conninfo,
+            conninfo,
             queue,
             tasks,
             lifespan,
             prepare=prepare,
+            listen_conninfo=direct,
             codec=codec,
             version=version,
             keep_logs=keep_logs,

@@ -9,10 +9,11 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from durable import _schema, _sql
 from durable._async.migration import migrate
+from durable._async.reaching import explained, reach
 from durable._connections import (
     KEEPALIVE,
     conninfo_of_pool,
@@ -87,12 +88,19 @@ class Database:
 
         A connection is waited for `within` so many seconds, else as the pool has it;
         an answer as long as the server has not been silent for `silence` seconds, on a
-        connection of its own pool.
+        connection of its own pool. Raises DatabaseUnavailable, and PoolTimeout if all
+        connections are in use.
         """
         await self.open()
+        if not self._version_checked:
+            await reach(self._pool, self.conninfo, within)
         try:
             async with self._pool.connection(timeout=within) as connection:
                 return await self._fetch_on(connection, statement, silence)
+        except PoolTimeout as error:
+            if within is None:
+                raise await explained(error, self._pool, self.conninfo)  # noqa: B904 - it has its cause
+            raise  # who has so little time is not kept waiting for an explanation
         except psycopg.Error as error:
             raise from_database(error)  # noqa: B904 - it has its cause
 
@@ -121,6 +129,7 @@ class Database:
     async def migrate(self, queues: Iterable[str]) -> None:
         """Install or upgrade the schema and create queues."""
         await self.open()
+        await reach(self._pool, self.conninfo, None)
         async with self._pool.connection() as connection:
             await migrate(connection, queues)
         self._version_checked = True

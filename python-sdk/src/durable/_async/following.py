@@ -123,7 +123,7 @@ class Following:
         vault = self._app.application.vault
         with Watching(self._app, self.queue, self.task_id, limit) as watching:
             while True:
-                ((state, text),) = await watching.look(statement)
+                ((state, text, _),) = await watching.look(statement)
                 if text is not None:
                     return kind.load(vault.opened(text))
                 if state in FINAL:
@@ -131,6 +131,38 @@ class Following:
                         f"task {self.task_id} is {state}, without a value {key!r}"
                     )
                 await watching.rest(anew=False)
+
+    @overload
+    def values(self, key: str, *, as_type: type[T]) -> AsyncIterator[T]: ...
+    @overload
+    def values(self, key: str, *, as_type: Any = ...) -> AsyncIterator[Any]: ...
+    def values(self, key: str, *, as_type: Any = UNTYPED) -> AsyncIterator[Any]:
+        """Iterate over what the task sets under this key, as it does, until it ends.
+
+            async for percent in handle.values("progress", as_type=int):
+                print(percent)
+
+        The first is the one that stands there, if any does. Each is given once and
+        none after a later one; who is slower than the task misses those in between,
+        but never the last. A connection that is lost meanwhile is made again. Raises
+        NotFound if there is no such task, or not yet.
+        """
+        check_step_name(key, "a value's name")
+        return self._versions(key, codec(as_type))
+
+    async def _versions(self, key: str, kind: Codec[T]) -> AsyncIterator[T]:
+        statement = _sql.get_value(self.queue, self.task_id, key)
+        vault, given = self._app.application.vault, None
+        with Watching(self._app, self.queue, self.task_id) as watching:
+            while True:
+                ((state, *found),) = await watching.look(statement)
+                news = found[0] is not None and found != given
+                if news:
+                    given = found
+                    yield kind.load(vault.opened(found[0]))
+                if state in FINAL:  # as it was at that very moment
+                    return
+                await watching.rest(anew=news)
 
     @overload
     def stream(

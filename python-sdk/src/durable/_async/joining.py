@@ -27,6 +27,8 @@ R1 = TypeVar("R1")
 R2 = TypeVar("R2")
 R3 = TypeVar("R3")
 R4 = TypeVar("R4")
+R5 = TypeVar("R5")
+R6 = TypeVar("R6")
 Handle: TypeAlias = ChildHandle[R] | AsyncTaskHandle[R]
 Timeout: TypeAlias = timedelta | float | None
 
@@ -111,6 +113,33 @@ class Joining(Calling):
     ) -> tuple[R1, R2, R3, R4]: ...
     @overload
     async def gather(
+        self,
+        a: Handle[R1],
+        b: Handle[R2],
+        c: Handle[R3],
+        d: Handle[R4],
+        e: Handle[R5],
+        /,
+        *,
+        name: str = ...,
+        timeout: Timeout = ...,
+    ) -> tuple[R1, R2, R3, R4, R5]: ...
+    @overload
+    async def gather(
+        self,
+        a: Handle[R1],
+        b: Handle[R2],
+        c: Handle[R3],
+        d: Handle[R4],
+        e: Handle[R5],
+        f: Handle[R6],
+        /,
+        *,
+        name: str = ...,
+        timeout: Timeout = ...,
+    ) -> tuple[R1, R2, R3, R4, R5, R6]: ...
+    @overload
+    async def gather(
         self, *tasks: Handle[R], name: str = ..., timeout: Timeout = ...
     ) -> tuple[R, ...]: ...
     @overload
@@ -127,7 +156,8 @@ class Joining(Calling):
         """Wait for all of several tasks, of whatever types; return their outputs.
 
         In the order given: `a, b = await ctx.gather(first, second)`. Or by name:
-        `await ctx.gather(pay=first, ship=second)` returns a dict with those keys. It is
+        `await ctx.gather(pay=first, ship=second)` returns a dict with those keys, of
+        which type checkers know no types; of up to six in order they know each. It is
         one wait, whose checkpoint is called `name`. Raises as `join` does, for the
         first of them that did not complete.
         """

@@ -58,11 +58,11 @@ class Look:
 class Results:
     """Everybody who waits for a task through one client."""
 
-    def __init__(self, database: Database, *, listen: bool) -> None:
+    def __init__(self, database: Database, conninfo: str, *, listen: bool) -> None:
         self._database = database
         self._listen = listen
         self._closed = False
-        self._listener = Listener(database.conninfo, "results", logger)
+        self._listener = Listener(conninfo, "results", logger)
         self._lock = threading.Lock()
         self._crowds: dict[str, Crowd] = {}
         self._leader: Waiter | None = None

@@ -132,14 +132,19 @@ class Spawning(Connected):
         return self._handle(request, row)
 
     async def emit_event(
-        self, event: str, payload: Any = None, *, queue: str | None = None
+        self,
+        event: str,
+        payload: Any = None,
+        *,
+        queue: str | None = None,
+        as_type: Any = None,
     ) -> bool:
         """Emit an event, in a transaction of its own; return whether it was the first.
 
         The first payload counts; later ones are ignored. The payload is anything
-        pydantic can serialise.
+        pydantic can serialise, as `as_type` if it is given, else as its class.
         """
-        ((first,),) = await self.fetch(self._emit(event, payload, queue))
+        ((first,),) = await self.fetch(self._emit(event, payload, queue, as_type))
         return bool(first)
 
     async def emit_event_with(
@@ -149,16 +154,21 @@ class Spawning(Connected):
         payload: Any = None,
         *,
         queue: str | None = None,
+        as_type: Any = None,
     ) -> bool:
         """Emit an event in the transaction of the application's own connection.
 
         As `spawn_with`: it happens if and when that transaction commits.
         """
-        row = await _foreign.execute_async(conn, self._emit(event, payload, queue))
+        statement = self._emit(event, payload, queue, as_type)
+        row = await _foreign.execute_async(conn, statement)
         return bool(row[0])
 
-    def _emit(self, event: str, payload: Any, queue: str | None) -> Statement:
-        text = self.application.vault.sealed(codec(type(payload)).dump(payload))
+    def _emit(
+        self, event: str, payload: Any, queue: str | None, as_type: Any
+    ) -> Statement:
+        plain = codec(as_type or type(payload)).dump(payload)
+        text = self.application.vault.sealed(plain)
         return _sql.emit_event(self._named(queue), check_event_name(event), text)
 
 

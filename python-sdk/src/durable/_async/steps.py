@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
@@ -19,6 +19,7 @@ from durable.options import Isolation, StepOptions
 
 __all__ = ["OpenStep", "Steps"]
 
+A = TypeVar("A", bound=Awaitable[Any])  # async only
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -40,15 +41,27 @@ class OpenStep(Generic[T]):
 class Steps(Calling):
     """The steps of a task."""
 
+    # What an async function returns is a Coroutine here, as it is where any function
+    # matches: were it two types, mypy would give up at any Any among the parameters,
+    # and a context has one.
     @overload
     async def step(  # async only
         self,
         name: str,
-        fn: Callable[[*Ts], Awaitable[T]],
+        fn: Callable[[*Ts], Coroutine[Any, Any, T]],
         /,
         *args: *Ts,
         **options: Unpack[StepOptions],
     ) -> T: ...
+    @overload
+    async def step(  # async only
+        self,
+        name: str,
+        fn: Callable[[*Ts], A],
+        /,
+        *args: *Ts,
+        **options: Unpack[StepOptions],
+    ) -> Any: ...
     @overload
     async def step(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 from psycopg.rows import tuple_row
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from durable import _schema, _sql
 from durable._connections import (
@@ -22,6 +22,7 @@ from durable._connections import (
 from durable._silence import Impatient, impatient
 from durable._sql import Statement
 from durable._sync.migration import migrate
+from durable._sync.reaching import explained, reach
 from durable._worker.link import only_reads
 from durable.errors import from_database
 
@@ -88,12 +89,19 @@ class Database:
 
         A connection is waited for `within` so many seconds, else as the pool has it;
         an answer as long as the server has not been silent for `silence` seconds, on a
-        connection of its own pool.
+        connection of its own pool. Raises DatabaseUnavailable, and PoolTimeout if all
+        connections are in use.
         """
         self.open()
+        if not self._version_checked:
+            reach(self._pool, self.conninfo, within)
         try:
             with self._pool.connection(timeout=within) as connection:
                 return self._fetch_on(connection, statement, silence)
+        except PoolTimeout as error:
+            if within is None:
+                raise explained(error, self._pool, self.conninfo)  # noqa: B904 - it has its cause
+            raise  # who has so little time is not kept waiting for an explanation
         except psycopg.Error as error:
             raise from_database(error)  # noqa: B904 - it has its cause
 
@@ -120,6 +128,7 @@ class Database:
     def migrate(self, queues: Iterable[str]) -> None:
         """Install or upgrade the schema and create queues."""
         self.open()
+        reach(self._pool, self.conninfo, None)
         with self._pool.connection() as connection:
             migrate(connection, queues)
         self._version_checked = True

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 from uuid import UUID
 
 from durable import _sql
+from durable._listing import TaskInfo, task_info
 from durable._messages import message
-from durable._requests import OMITTED
+from durable._requests import OMITTED, check_reason
 from durable._results import TaskResult, not_found, opened, output, task_result
 from durable._sync import forking
 from durable._sync.following import Following
-from durable._time import seconds
+from durable._time import moment_text, seconds
 from durable._told import HistoryEntry, history_entry
 from durable._values import Codec
 from durable._vault import Vault
@@ -91,13 +92,78 @@ class TaskHandle(Following, Generic[R_co]):
         return output(opened(row, self._vault), self.codec)
 
     def send(
-        self, topic: str, payload: Any = None, *, dedup_key: str | None = None
+        self,
+        topic: str,
+        payload: Any = None,
+        *,
+        dedup_key: str | None = None,
+        as_type: Any = None,
     ) -> bool:
         """Send the task a message, as `app.send` does."""
-        sent = message(self, self.queue, topic, payload, dedup_key=dedup_key)
+        sent = message(
+            self, self.queue, topic, payload, dedup_key=dedup_key, as_type=as_type
+        )
         sealed = sent.sealed(self._vault)
         ((is_new,),) = self._app.fetch(_sql.send_message(sealed))
         return bool(is_new)
+
+    def cancel(self, *, reason: str | None = None) -> bool:
+        """Cancel the task and all that lives below it; return whether it was live.
+
+        At once: what their workers write from now on is refused. Raises NotFound.
+        """
+        why = None if reason is None else check_reason(reason)
+        statement = _sql.cancel_task(self.queue, self.task_id, why)
+        ((cancelled,),) = self._app.fetch(statement)
+        return bool(cancelled)
+
+    def retry(
+        self,
+        *,
+        max_attempts: int | None = None,
+        params: Any = OMITTED,
+        spawn_new: bool = False,
+        deadline: datetime | None = OMITTED,
+    ) -> TaskHandle[R_co]:
+        """Give it one more attempt, if it has failed or was cancelled: `app.retry`.
+
+        Returns a handle that knows the new attempt; `params` are what it works on from
+        now on. Raises as `app.retry` does.
+        """
+        options: dict[str, Any] = {"spawn_new": spawn_new}
+        if max_attempts is not None:
+            options["max_attempts"] = max_attempts
+        if params is not OMITTED:
+            options |= forking.params_for(self._app, self, params, has_key=True)
+        if deadline is not OMITTED:
+            options["deadline"] = moment_text(deadline, "deadline")
+        statement = _sql.retry_task(self.queue, self.task_id, options)
+        ((task_id, run_id, attempt, created),) = self._app.fetch(statement)
+        return type(self)(
+            self._app,
+            self.queue,
+            task_id,
+            self.codec,
+            run_id=run_id,
+            attempt=attempt,
+            created=created,
+        )
+
+    def children(self) -> list[TaskInfo]:
+        """Return the tasks that it spawned, finished ones too, the first one first.
+
+        They may live in other queues; those in queues that are not yours are left out.
+        `app.handle(info.task_id, queue=info.queue)` leads on. Raises NotFound.
+        """
+        children: list[TaskInfo] = []
+        after: UUID | None = None
+        while True:
+            statement = _sql.list_children(self.queue, self.task_id, after)
+            rows = self._app.fetch(statement)
+            children += [task_info(row[-1], row[:-1], self._vault) for row in rows]
+            if len(rows) < _sql.LISTED_AT_ONCE:
+                return children
+            after = children[-1].task_id
 
     def history(self) -> list[HistoryEntry]:
         """Return what has happened to the task, in order; what goes on comes last.

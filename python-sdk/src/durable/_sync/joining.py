@@ -28,6 +28,8 @@ R1 = TypeVar("R1")
 R2 = TypeVar("R2")
 R3 = TypeVar("R3")
 R4 = TypeVar("R4")
+R5 = TypeVar("R5")
+R6 = TypeVar("R6")
 Handle: TypeAlias = ChildHandle[R] | TaskHandle[R]
 Timeout: TypeAlias = timedelta | float | None
 
@@ -108,6 +110,33 @@ class Joining(Calling):
     ) -> tuple[R1, R2, R3, R4]: ...
     @overload
     def gather(
+        self,
+        a: Handle[R1],
+        b: Handle[R2],
+        c: Handle[R3],
+        d: Handle[R4],
+        e: Handle[R5],
+        /,
+        *,
+        name: str = ...,
+        timeout: Timeout = ...,
+    ) -> tuple[R1, R2, R3, R4, R5]: ...
+    @overload
+    def gather(
+        self,
+        a: Handle[R1],
+        b: Handle[R2],
+        c: Handle[R3],
+        d: Handle[R4],
+        e: Handle[R5],
+        f: Handle[R6],
+        /,
+        *,
+        name: str = ...,
+        timeout: Timeout = ...,
+    ) -> tuple[R1, R2, R3, R4, R5, R6]: ...
+    @overload
+    def gather(
         self, *tasks: Handle[R], name: str = ..., timeout: Timeout = ...
     ) -> tuple[R, ...]: ...
     @overload
@@ -124,7 +153,8 @@ class Joining(Calling):
         """Wait for all of several tasks, of whatever types; return their outputs.
 
         In the order given: `a, b = ctx.gather(first, second)`. Or by name:
-        `ctx.gather(pay=first, ship=second)` returns a dict with those keys. It is
+        `ctx.gather(pay=first, ship=second)` returns a dict with those keys, of
+        which type checkers know no types; of up to six in order they know each. It is
         one wait, whose checkpoint is called `name`. Raises as `join` does, for the
         first of them that did not complete.
         """

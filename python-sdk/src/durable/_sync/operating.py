@@ -7,13 +7,11 @@ from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
-from durable import _sql
-from durable._requests import OMITTED, check_reason
+from durable._requests import OMITTED
 from durable._results import TaskResult
 from durable._sync import forking
 from durable._sync.connected import Connected
 from durable._sync.handle import TaskHandle
-from durable._time import moment_text
 from durable.options import SpawnOptions
 
 __all__ = ["Operating"]
@@ -35,11 +33,7 @@ class Operating(Connected):
 
         At once: what their workers write from now on is refused. Raises NotFound.
         """
-        found = self._found(task, queue)
-        why = None if reason is None else check_reason(reason)
-        statement = _sql.cancel_task(found.queue, found.task_id, why)
-        ((cancelled,),) = self.fetch(statement)
-        return bool(cancelled)
+        return self._found(task, queue).cancel(reason=reason)
 
     def retry(
         self,
@@ -61,24 +55,11 @@ class Operating(Connected):
         task of the same name and params instead. Raises NotFound, and AlreadyFinished
         for a task in any other state.
         """
-        found = self._found(task, queue)
-        options: dict[str, Any] = {"spawn_new": spawn_new}
-        if max_attempts is not None:
-            options["max_attempts"] = max_attempts
-        if params is not OMITTED:
-            options |= forking.params_for(self, found, params, has_key=True)
-        if deadline is not OMITTED:
-            options["deadline"] = moment_text(deadline, "deadline")
-        statement = _sql.retry_task(found.queue, found.task_id, options)
-        ((task_id, run_id, attempt, created),) = self.fetch(statement)
-        return TaskHandle(
-            self,
-            found.queue,
-            task_id,
-            found.codec,
-            run_id=run_id,
-            attempt=attempt,
-            created=created,
+        return self._found(task, queue).retry(
+            max_attempts=max_attempts,
+            params=params,
+            spawn_new=spawn_new,
+            deadline=deadline,
         )
 
     def fork(

@@ -23,15 +23,18 @@ class Sending(Connected):
         *,
         dedup_key: str | None = None,
         queue: str | None = None,
+        as_type: Any = None,
     ) -> bool:
         """Send a message to a live task, in a transaction of its own.
 
         The task receives it once, with `ctx.recv(topic)`, after those that were sent
-        before it. The payload is anything pydantic can serialise. Returns False if a
-        message with this `dedup_key` was sent to the task before: nothing is sent then.
-        Raises NotFound, UnknownQueue, and AlreadyFinished if the task is over.
+        before it. The payload is anything pydantic can serialise, as `as_type` if it is
+        given, else as its class. Returns False if a message with this `dedup_key` was
+        sent to the task before: nothing is sent then. Raises NotFound, UnknownQueue,
+        and AlreadyFinished if the task is over.
         """
-        sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
+        home = self._named(queue)
+        sent = message(task, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
         sealed = sent.sealed(self.application.vault)
         ((is_new,),) = self.fetch(_sql.send_message(sealed))
         return bool(is_new)
@@ -45,13 +48,15 @@ class Sending(Connected):
         *,
         dedup_key: str | None = None,
         queue: str | None = None,
+        as_type: Any = None,
     ) -> bool:
         """Send a message in the transaction of the application's own connection.
 
         As `spawn_with`: it is sent if and when that transaction commits. Until then,
         others who send to the task on this topic wait.
         """
-        sent = message(task, self._named(queue), topic, payload, dedup_key=dedup_key)
+        home = self._named(queue)
+        sent = message(task, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
         sealed = sent.sealed(self.application.vault)
         row = _foreign.execute(conn, _sql.send_message(sealed))
         return bool(row[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -15,6 +16,8 @@ from durable.options import nearest
 
 __all__ = ["WorkerOptions", "worker_of"]
 
+logger = logging.getLogger("durable.worker")
+
 
 class WorkerOptions(TypedDict, total=False):
     """The options of a worker.
@@ -22,7 +25,8 @@ class WorkerOptions(TypedDict, total=False):
     concurrency: how many tasks it runs at once, 100 unless said.
     lease: seconds or timedelta after which another worker may take a task whose worker
         has gone silent; 30 unless said. It is extended while the task runs.
-    queues: the queues it works on; the application's own unless said.
+    queues: the queues it works on, and no others: the application's own only if it is
+        among them, or if nothing is said.
     poll: the longest time between two looks for work, 1 second unless said.
     shutdown_timeout: how long it lets tasks finish when it stops, 10 seconds unless
         said; after that they are given back.
@@ -53,9 +57,20 @@ def worker_of(application: Application, options: WorkerOptions) -> Worker:
     queues = options.get("queues", [application.queue])
     if isinstance(queues, str):
         raise InvalidArgument("queues must be a list of names, not one str")
+    names = [check_queue_name(queue) for queue in dict.fromkeys(queues)]
+    if not names:
+        raise InvalidArgument(
+            "a worker of no queue", hint="Name some, or leave queues out."
+        )
+    if application.queue not in names:
+        logger.info(
+            "a worker of %s, and not of %r, the application's own queue",
+            ", ".join(map(repr, names)),
+            application.queue,
+        )
     return Worker(
         application,
-        queues=[check_queue_name(queue) for queue in queues],
+        queues=names,
         concurrency=concurrency,
         lease=_positive(options.get("lease", 30.0), "lease"),
         poll=_positive(options.get("poll", 1.0), "poll"),

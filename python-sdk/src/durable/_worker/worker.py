@@ -180,7 +180,7 @@ class Worker:
         doors = None
         if self._listen:
             doors = Doors(
-                self._application.conninfo,
+                self._application.listen_conninfo,
                 self._queues,
                 self._heard.set,
             )
