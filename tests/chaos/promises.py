@@ -119,6 +119,7 @@ PROMISES: Final = {
           union all select task_id from durable.task_values where queue = %(queue)s
           union all select task_id from durable.stream_entries where queue = %(queue)s
           union all select task_id from durable.log_lines where queue = %(queue)s
+          union all select task_id from durable.claim_log where queue = %(queue)s
         ) as belonging
         where not exists (
           select from durable.tasks
