@@ -101,12 +101,13 @@ class AsyncTaskHandle(Following, Generic[R_co]):
     async def history(self) -> list[HistoryEntry]:
         """Return what has happened to the task, in order; what goes on comes last.
 
-        It is derived from what is kept: the moments at which it was claimed again or
-        woken are not. Raises NotFound.
+        It is derived from what is kept anyway; the moments at which it was claimed
+        again, suspended, woken or released are kept if its queue's `history` is "full".
+        Raises NotFound.
         """
         statement = _sql.task_history(self.queue, self.task_id)
         rows = await self._app.fetch(statement)
-        return [history_entry(row, self._vault) for row in rows]
+        return [history_entry(row, self._vault, self.queue) for row in rows]
 
     async def export_history(self) -> dict[str, Any]:
         """Return the task and its checkpoints as plain JSON, for a replay elsewhere.

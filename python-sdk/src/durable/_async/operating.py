@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
@@ -10,6 +11,8 @@ from durable import _sql
 from durable._async import forking
 from durable._async.connected import Connected
 from durable._async.handle import AsyncTaskHandle
+from durable._callers import caller, on_behalf
+from durable._json import JSON
 from durable._requests import OMITTED, check_reason
 from durable._results import TaskResult
 from durable._time import moment_text
@@ -29,15 +32,17 @@ class Operating(Connected):
         *,
         queue: str | None = None,
         reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Cancel a task and all that lives below it; return whether it was live.
 
-        At once: what their workers write from now on is refused. Raises NotFound.
+        At once: what their workers write from now on is refused. `identity` is who asks
+        for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
         found = self._found(task, queue)
         why = None if reason is None else check_reason(reason)
         statement = _sql.cancel_task(found.queue, found.task_id, why)
-        ((cancelled,),) = await self.fetch(statement)
+        ((cancelled,),) = await self.fetch(on_behalf(caller(identity), statement))
         return bool(cancelled)
 
     async def retry(
@@ -49,6 +54,7 @@ class Operating(Connected):
         params: Any = OMITTED,
         spawn_new: bool = False,
         deadline: datetime | None = OMITTED,
+        identity: Mapping[str, JSON] | None = None,
     ) -> AsyncTaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
@@ -57,8 +63,8 @@ class Operating(Connected):
         on, validated if the task is registered here; its idempotency key stands for
         these then. `deadline` is a new one, or None for none; left out it stays, and
         one that has passed is refused with InvalidArgument. `spawn_new` makes a new
-        task of the same name and params instead. Raises NotFound, and AlreadyFinished
-        for a task in any other state.
+        task of the same name and params instead. `identity` is who asks for it, as in
+        `cancel`. Raises NotFound, and AlreadyFinished for a task in any other state.
         """
         found = self._found(task, queue)
         options: dict[str, Any] = {"spawn_new": spawn_new}
@@ -69,7 +75,8 @@ class Operating(Connected):
         if deadline is not OMITTED:
             options["deadline"] = moment_text(deadline, "deadline")
         statement = _sql.retry_task(found.queue, found.task_id, options)
-        ((task_id, run_id, attempt, created),) = await self.fetch(statement)
+        rows = await self.fetch(on_behalf(caller(identity), statement))
+        ((task_id, run_id, attempt, created),) = rows
         return AsyncTaskHandle(
             self,
             found.queue,

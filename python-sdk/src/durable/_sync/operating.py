@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
 from durable import _sql
+from durable._callers import caller, on_behalf
+from durable._json import JSON
 from durable._requests import OMITTED, check_reason
 from durable._results import TaskResult
 from durable._sync import forking
@@ -30,15 +33,17 @@ class Operating(Connected):
         *,
         queue: str | None = None,
         reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Cancel a task and all that lives below it; return whether it was live.
 
-        At once: what their workers write from now on is refused. Raises NotFound.
+        At once: what their workers write from now on is refused. `identity` is who asks
+        for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
         found = self._found(task, queue)
         why = None if reason is None else check_reason(reason)
         statement = _sql.cancel_task(found.queue, found.task_id, why)
-        ((cancelled,),) = self.fetch(statement)
+        ((cancelled,),) = self.fetch(on_behalf(caller(identity), statement))
         return bool(cancelled)
 
     def retry(
@@ -50,6 +55,7 @@ class Operating(Connected):
         params: Any = OMITTED,
         spawn_new: bool = False,
         deadline: datetime | None = OMITTED,
+        identity: Mapping[str, JSON] | None = None,
     ) -> TaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
@@ -58,8 +64,8 @@ class Operating(Connected):
         on, validated if the task is registered here; its idempotency key stands for
         these then. `deadline` is a new one, or None for none; left out it stays, and
         one that has passed is refused with InvalidArgument. `spawn_new` makes a new
-        task of the same name and params instead. Raises NotFound, and AlreadyFinished
-        for a task in any other state.
+        task of the same name and params instead. `identity` is who asks for it, as in
+        `cancel`. Raises NotFound, and AlreadyFinished for a task in any other state.
         """
         found = self._found(task, queue)
         options: dict[str, Any] = {"spawn_new": spawn_new}
@@ -70,7 +76,8 @@ class Operating(Connected):
         if deadline is not OMITTED:
             options["deadline"] = moment_text(deadline, "deadline")
         statement = _sql.retry_task(found.queue, found.task_id, options)
-        ((task_id, run_id, attempt, created),) = self.fetch(statement)
+        rows = self.fetch(on_behalf(caller(identity), statement))
+        ((task_id, run_id, attempt, created),) = rows
         return TaskHandle(
             self,
             found.queue,
