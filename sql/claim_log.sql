@@ -23,8 +23,8 @@ end;
 $$;
 
 
--- How a queue that the caller may use is claimed from: full, pin or gate; null, as nearly
--- all are: just so.
+-- As _require_queue, and what a claim or a suspension has to know of the queue: full, if
+-- its history is; else its policy of versions; null, as for nearly all of them: nothing.
 create or replace function durable._claim_policy(queue text)
 returns text
 language plpgsql
@@ -43,29 +43,6 @@ begin
     perform durable._require_queue(queue);
   end if;
   return _policy;
-end;
-$$;
-
-
--- As _require_queue; and whether its history is full.
-create or replace function durable._is_logged(queue text)
-returns boolean
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _roles text[];
-  _history text;
-begin
-  select queues.roles, queues.history into _roles, _history
-  from durable.queues
-  where queues.queue = _queue;
-  if _roles is not null and not durable._may_use(_roles) then
-    perform durable._refuse_queue(queue);
-  elsif not found then
-    perform durable._require_queue(queue);
-  end if;
-  return _history is not null;
 end;
 $$;
 

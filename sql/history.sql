@@ -55,12 +55,12 @@ comment on function durable.task_history is
 'What has happened to a task, in order: spawned, copied (what a fork began with), started,
 step or step_failed, try_failed, slept, event, joined, first_finished, message_received or
 timed_out, child_spawned, event_emitted, message_sent, patched, recorded (anything else
-that is saved), attempt_failed, lease_lost and attempt_cancelled, retried, completed, failed or
-cancelled; of a queue whose history is full also claimed, suspended, woken and released;
-without a moment what goes on: running, waiting, retrying. by, in the detail, is who did it:
-{"user": the role, "identity", "queue", "task_id": on whose behalf, as durable.caller said},
-{"task_id", "queue": of a task above it} or {"limit": max_delay, max_duration or deadline}.
-Refuses an unknown queue WFQUE, an unknown task WFNFD.';
+that is saved), attempt_failed, lease_lost and attempt_cancelled, retried, completed, failed
+or cancelled; of a queue whose history is full also claimed, suspended, woken and released;
+without a moment what goes on: running, waiting, retrying. by, in the detail, is who did
+it: {"user": the role, "identity", "queue", "task_id": on whose behalf, as the setting
+durable.caller said}, {"task_id", "queue": of a task above it}, or {"limit": max_delay,
+max_duration or deadline}. Refuses an unknown queue WFQUE, an unknown task WFNFD.';
 
 
 -- claim, place, called: among entries of the same moment and attempt. Which attempt its first
@@ -176,7 +176,9 @@ begin
       where log.queue = task.queue and log.task_id = task.task_id
       window claims as (order by log.claim)
     ) as woken
-    cross join lateral (select durable._waits_over(task.queue, task.task_id, woken.claim, woken.waits) as waits) as over
+    cross join lateral (
+      select durable._waits_over(task.queue, task.task_id, woken.claim, woken.waits) as waits
+    ) as over
     where woken.waits is not null
       and woken.at < coalesce(woken.until, 'infinity');
 end;

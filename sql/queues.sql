@@ -64,8 +64,9 @@ functions), which counts from the next call on that sees it; max_lost_leases, af
 many in a row, without anything saved, a task has failed (100 unless said; null: any);
 versions, which workers may claim a task: pin, those of the version that started it;
 gate, those of the version that spawned it (null, as unless said: any); history, how much
-task_history can tell: full, also when each claim began and ended, from now on, or brief (as unless said), what
-is kept anyway. Refuses an empty or longer than 100 bytes name, unknown keys and unknown roles (22023).';
+task_history can tell from now on: full, also how each claim began and ended; brief, as
+unless said, what follows from what is kept anyway. Refuses an empty or longer than 100
+bytes name, unknown keys and unknown roles (22023).';
 
 
 -- The names of the roles, as the table has them.

@@ -154,7 +154,7 @@ declare
   _resolved durable.wait_outcome[];
   _goes_on uuid[];
   _asleep integer;
-  _is_logged boolean := durable._is_logged(_queue);
+  _is_logged boolean := durable._claim_policy(_queue) = 'full';
 begin
   perform durable._check_waits(tasks, leave);
   perform durable._meet_emitters(_queue, tasks);
