@@ -27,7 +27,7 @@ select results_eq(
      claim % 2
      from durable.tasks where state = 'cancelled' $$,
   $$ values (null::timestamptz, null::timestamptz, null::timestamptz, at(0),
-       '{"type": "$Cancelled", "message": "cancelled"}', 0) $$,
+       '{"by": {"user": "postgres"}, "type": "$Cancelled", "message": "cancelled"}', 0) $$,
   'a cancelled task is not claimable, not leased, has no deadline, and says why');
 select is_empty($$ select * from durable.waits $$, 'a cancelled task waits for nothing');
 select move_to(3600) \g /dev/null
@@ -47,7 +47,7 @@ select results_eq(
 
 select spawned('explained') \g /dev/null
 select durable.cancel_task('q', id('explained'), 'it''s "over" \ 🐘') \g /dev/null
-select is((task('explained')).error, '{"type": "$Cancelled", "message": "it''s \"over\" \\ 🐘"}',
+select is((task('explained')).error - 'by', '{"type": "$Cancelled", "message": "it''s \"over\" \\ 🐘"}',
   'cancel_task() keeps the reason word by word');
 
 select throws_ok(format('select durable.cancel_task(%L, %L)', queue, task_id), code, null,

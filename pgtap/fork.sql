@@ -68,7 +68,8 @@ select results_eq(
        state::text, attempt
      from durable.tasks where task_id = id('f') $$,
   $$ select 'job'::text, '{}'::jsonb, 7, 9::float8, '{"kind": "none"}'::jsonb,
-       jsonb_build_object('h', 1, 'durable:forked_from', jsonb_build_object('task_id', id('a'))),
+       jsonb_build_object('h', 1, 'durable:forked_from', jsonb_build_object('task_id', id('a'),
+         'by', '{"user": "postgres"}'::jsonb)),
        null collate "C", null::uuid, 'pending', 1 $$,
   'with its name, params and options, and says whose fork it is');
 select is(states('a'), 'failed', 'its origin stays as it is');
@@ -83,7 +84,7 @@ select results_eq(
      from durable.tasks where task_id = id('g') $$,
   $$ values ('other'::text, '{"p": 2}'::jsonb, null::integer, '{"h": 1, "i": 2}'::jsonb) $$,
   'params, options and queue can be others');
-select is((task('g')).headers -> 'durable:forked_from', jsonb_build_object('queue', 'q', 'task_id', id('a')),
+select is((task('g')).headers -> 'durable:forked_from' #- '{by}', jsonb_build_object('queue', 'q', 'task_id', id('a')),
   'then it says from which queue, too');
 select is((select queue::text from durable.checkpoints where task_id = id('g')), 'other',
   'its checkpoints come with it');

@@ -58,7 +58,7 @@ select is(detail('c', 'spawned'), jsonb_build_object('parent_task_id', id('p')),
 select saved('p', '$now', '1'), move_to(61), failed('p', '{"retryable": false}') \g /dev/null
 select is(told('p'), '60 spawned job, 60 started 1, 60 event_emitted $emit:e 1, 60 recorded $now 1,'
   ' 60 child_spawned $spawn:c 1, 61 failed 1 worker', 'calls of other kinds are told apart');
-select is(detail('c', 'cancelled') -> 'error' ->> 'by', id('p')::text, 'a cancelled child says by whose end');
+select is(detail('c', 'cancelled') -> 'by' ->> 'task_id', id('p')::text, 'a cancelled child says by whose end');
 select durable.retry_task('q', id('p')) \g /dev/null
 select is(detail('p', 'attempt_failed') -> 'error' ->> 'type', 'Oops', 'a failure that was retried stays on record');
 select call_it('f', (durable.fork_task('q', id('a'))).task_id) \g /dev/null

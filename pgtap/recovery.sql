@@ -67,7 +67,7 @@ select spawned('overdue', '{"max_delay": 0}', 'overdue') \g /dev/null
 select is_empty($$ select task_id from durable.claim_tasks('q', 'w', array['overdue']) $$,
   'a task whose deadline has passed is not started, expired or not');
 select is((task('prompt')).error,
-  '{"type": "$DeadlineExceeded", "message": "not started within max_delay"}', 'it says why');
+  '{"type": "$DeadlineExceeded", "message": "not started within max_delay", "limit": "max_delay"}', 'it says why');
 select is(completed('started'), 'ok', 'and may take its time');
 
 -- expire_deadlines: max_duration, in every state
@@ -94,7 +94,7 @@ select is(states('queued swift'), 'pending completed',
   'a task that has not started, or has finished, is not concerned');
 select is(states('parent below'), 'cancelled cancelled', 'a deadline takes the children with it');
 select is((task('asleep')).error,
-  '{"type": "$DeadlineExceeded", "message": "not finished within max_duration"}', 'it says why');
+  '{"type": "$DeadlineExceeded", "message": "not finished within max_duration", "limit": "max_duration"}', 'it says why');
 select is(outcome, 'cancelled', 'the worker is told')
   from durable.complete_tasks('q', held('at-work'));
 select is_empty($$ select * from durable.waits where task_id = id('waits') $$,

@@ -26,7 +26,7 @@ select results_eq(
   $$ values
        ('a', 'completed', '{"total": 1e22}'::jsonb, null::jsonb, at(61)),
        ('b', 'failed', null, '{"type": "Oops", "message": "no"}', at(61)),
-       ('c', 'cancelled', null, '{"type": "$Cancelled", "message": "enough"}', at(61)) $$,
+       ('c', 'cancelled', null, '{"type": "$Cancelled", "message": "enough", "by": {"user": "postgres"}}', at(61)) $$,
   'a completed task has a result; a failed and a cancelled one say why');
 
 select is_empty(format('select * from durable.get_task_result(%L, %L)', queue, task_id),

@@ -371,6 +371,7 @@ begin
       'message', format('no time left for attempt %s %s', _task.attempt + 1,
         case when _task.complete_by <= _task.deadline_at then 'before its deadline'
           else 'within max_duration' end),
+      'limit', durable._limit(_task),
       'cause', error));
     return;
   end if;

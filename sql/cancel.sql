@@ -57,6 +57,16 @@ end;
 $$;
 
 
+create or replace function durable._cancellation(reason text)
+returns jsonb
+language plpgsql
+as $$
+begin
+  return jsonb_build_object('type', '$Cancelled', 'message', reason, 'by', durable._caller());
+end;
+$$;
+
+
 -- Locks the tree below a task that is about to be cancelled. A child's id is greater
 -- than its parent's, so one ascending pass holds all of them; but children can be
 -- spawned until their parent is held, so it looks again until nothing is new. What
@@ -140,7 +150,7 @@ as $$
 declare
   _queue text collate "C" := queue;
 begin
-  if not durable._cancel_one(_queue, root, jsonb_build_object('type', '$Cancelled', 'message', reason)) then
+  if not durable._cancel_one(_queue, root, durable._cancellation(reason)) then
     return null;
   end if;
   return array[root] || durable._cancel_below(_queue, root, 2147483647, _queue, root);
@@ -191,8 +201,9 @@ language plpgsql
 as $$
 declare
   _queue text collate "C" := queue;
-  _error jsonb := jsonb_build_object(
-    'type', '$CancelledByParent', 'message', format('cancelled by parent %s', by), 'by', by);
+  _error jsonb := jsonb_strip_nulls(jsonb_build_object(
+    'type', '$CancelledByParent', 'message', format('cancelled by parent %s', by),
+    'by', by, 'by_queue', nullif(by_queue, queue)));
   _cancelled uuid[] := array[]::uuid[];
   _seen uuid[] := array[root];
   _new uuid[];

@@ -27,14 +27,19 @@ as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
-  _policy text := durable._version_policy(_queue);
+  _policy text := durable._claim_policy(_queue);
   _names text[] := coalesce(names, durable._waiting_names(_queue));
   _head record;
   _claimed integer;
   _left integer := quantity;
 begin
   perform durable._check_claim(worker, quantity, lease);
-  if _policy is not null then
+  if _policy = 'full' then
+    return query
+      select * from durable._claim_and_log(_queue, version, names, worker, quantity, _now, lease,
+        after_at, after_ids);
+    return;
+  elsif _policy is not null then
     return query
       select * from durable._claim_for_version(_queue, _policy, version, names, worker, quantity,
         _now, lease, after_at, after_ids);
@@ -341,6 +346,7 @@ declare
   _queue text collate "C" := durable._granted(queue);
   _now timestamptz := durable._now();
   _held record;
+  _released uuid[];
 begin
   for _held in
     select held.task_id, held.claim, coalesce(held.available_at, _now) as available_at
@@ -355,9 +361,11 @@ begin
       lease_expires_at = null
     where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
       and _held.claim % 2 = 1;
+    _released := _released || case when found then _held.task_id end;
     return next (_held.task_id, case when found then 'ok'
       else durable._refusal(_queue, _held.task_id, _held.claim) end)::durable.write_outcome;
   end loop;
+  perform durable._log_released(_queue, _released, _now);
   perform durable._knock(_queue, 'work');
 end;
 $$;
@@ -384,7 +392,7 @@ declare
   _worker text collate "C" := worker;
   _now timestamptz := durable._now();
   _unknown uuid;
-  _released integer := 0;
+  _released uuid[] := array[]::uuid[];
 begin
   for _unknown in
     select tasks.task_id
@@ -399,10 +407,11 @@ begin
     update durable.tasks
     set claim = tasks.claim + 1, state = 'pending', available_at = _now, lease_expires_at = null
     where tasks.queue = _queue and tasks.task_id = _unknown;
-    _released := _released + 1;
+    _released := _released || _unknown;
   end loop;
+  perform durable._log_released(_queue, _released, _now);
   perform durable._knock(_queue, 'work');
-  return _released;
+  return cardinality(_released);
 end;
 $$;
 

@@ -168,7 +168,9 @@ begin
     for no key update skip locked;
     if found then
       perform durable._revive(_queue, _below,
-        durable._new_deadline(_below.complete_by, note.root_deadline, _deadline));
+        durable._new_deadline(_below.complete_by, note.root_deadline, _deadline),
+        jsonb_strip_nulls(jsonb_build_object(
+          'task_id', note.root_task_id, 'queue', nullif(note.root_queue, note.queue))));
       _late := _late || case when not _below.error ? 'by' then _id end;
     else
       _left_over := true;

@@ -114,12 +114,13 @@ $$;
 create or replace function durable._fork_options(origin durable.tasks, options jsonb)
 returns durable._spawn_options
 language plpgsql
-immutable
+stable
 as $$
 declare
   _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}')
     || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
-      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id)));
+      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
+      'by', durable._caller())));
 begin
   return durable._spawn_options(
     jsonb_build_object('max_attempts', origin.max_attempts, 'retry', origin.retry,

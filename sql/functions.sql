@@ -22,6 +22,7 @@
 -- For everyone: queues, tasks, events, messages, results
 \ir queues.sql
 \ir spawn.sql
+\ir callers.sql
 \ir cancel.sql
 \ir retry_task.sql
 \ir fork.sql
@@ -34,6 +35,7 @@
 
 -- For workers: hold a task, save what it did, let it wait, let it go
 \ir claims.sql
+\ir claim_log.sql
 \ir versions.sql
 \ir fleet.sql
 \ir attempts.sql

@@ -1,9 +1,10 @@
 -- What has happened to a task, told in order.
 --
--- Nothing is stored for it: it follows from the task's row, its attempts, checkpoints and
--- waits. So it does not say what leaves no trace: the moments at which a task was claimed
--- again, woken, released, or tried again by retry_task, and who did that. What has no
--- moment, because it is still going on, comes last.
+-- It follows from what is kept anyway: the task's row, its attempts, checkpoints and waits;
+-- and, where a queue's history is full, from when its claims began and ended (claim_log).
+-- Without that it does not say what leaves no trace: the moments at which a task was claimed
+-- again, suspended, woken or released. What has no moment, because it is still going on,
+-- comes last.
 
 create or replace function durable.task_history(queue text, task_id uuid)
 returns setof durable.history_entry
@@ -32,17 +33,21 @@ begin
     select told.at, told.kind, told.name, told.attempt, told.worker, told.duration_ms,
       nullif(jsonb_strip_nulls(told.detail), '{}')
     from (
-      select * from durable._spawned_and_started(_task)
+      select * from durable._told_beginning(_task)
       union all
-      select * from durable._attempts_over(_queue, task_id)
+      select * from durable._told_attempts(_queue, task_id)
       union all
-      select * from durable._calls_done(_task)
+      select * from durable._told_claims(_task)
       union all
-      select * from durable._where_it_stands(_task)
+      select * from durable._told_wakings(_task)
       union all
-      select * from durable._waits_left(_queue, task_id)
+      select * from durable._told_calls(_task)
+      union all
+      select * from durable._told_state(_task)
+      union all
+      select * from durable._told_waits(_queue, task_id)
     ) as told
-    order by told.at, coalesce(told.attempt, 0), told.place, told.called, told.name collate "C";
+    order by told.at, coalesce(told.attempt, 0), told.claim, told.place, told.called, told.name collate "C";
 end;
 $$;
 
@@ -50,30 +55,32 @@ comment on function durable.task_history is
 'What has happened to a task, in order: spawned, copied (what a fork began with), started,
 step or step_failed, try_failed, slept, event, joined, first_finished, message_received or
 timed_out, child_spawned, event_emitted, message_sent, patched, recorded (anything else
-that is saved), attempt_failed, lease_lost and attempt_cancelled, completed, failed or cancelled; without a moment what goes on: running,
-waiting, retrying. Refuses an unknown queue WFQUE, an unknown task WFNFD.';
+that is saved), attempt_failed, lease_lost and attempt_cancelled, retried, completed, failed
+or cancelled; of a queue whose history is full also claimed, suspended, woken and released;
+without a moment what goes on: running, waiting, retrying. by, in the detail, is who did
+it: {"user": the role, "identity", "queue", "task_id": on whose behalf, as the setting
+durable.caller said}, {"task_id", "queue": of a task above it}, or {"limit": max_delay,
+max_duration or deadline}. Refuses an unknown queue WFQUE, an unknown task WFNFD.';
 
 
--- place: among entries of the same moment and attempt. Which attempt its first start began
--- follows from when the others ended: retry_task lets a task start anew.
-create or replace function durable._spawned_and_started(task durable.tasks)
-returns table (
-  at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer, detail jsonb,
-  place integer, called integer
-)
+-- claim, place, called: among entries of the same moment and attempt. Which attempt its first
+-- start began follows from when the others ended: retry_task lets a task start anew.
+create or replace function durable._told_beginning(task durable.tasks)
+returns setof durable._told
 language plpgsql
 stable
 as $$
-#variable_conflict use_column
+declare
+  _fork jsonb := task.headers -> 'durable:forked_from';
 begin
   return query
-    select task.spawned_at, 'spawned', task.name::text, null::integer, null, null::integer,
+    select task.spawned_at, 'spawned', task.name::text, null::integer, null::text, null::integer,
       jsonb_build_object('parent_task_id', task.parent_task_id, 'parent_queue', task.parent_queue,
-        'idempotency_key', task.idempotency_key, 'forked_from', task.headers -> 'durable:forked_from',
-        'deadline', task.complete_by), -2, 0
+        'idempotency_key', task.idempotency_key, 'forked_from', _fork - 'by',
+        'deadline', task.complete_by, 'by', _fork -> 'by'), 0, -2, 0
     union all
     select task.started_at, 'started', null, coalesce(min(runs.attempt), task.attempt), null, null,
-      jsonb_build_object('version', task.version), -1, 0
+      jsonb_build_object('version', task.version), 0, -1, 0
     from durable.runs
     where task.started_at is not null
       and runs.queue = task.queue
@@ -84,15 +91,11 @@ end;
 $$;
 
 
-create or replace function durable._attempts_over(queue text, task_id uuid)
-returns table (
-  at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer, detail jsonb,
-  place integer, called integer
-)
+create or replace function durable._told_attempts(queue text, task_id uuid)
+returns setof durable._told
 language plpgsql
 stable
 as $$
-#variable_conflict use_column
 declare
   _queue text collate "C" := queue;
 begin
@@ -102,23 +105,146 @@ begin
       case runs.outcome when 'failed' then 'attempt_failed' when 'cancelled' then 'attempt_cancelled'
         else 'lease_lost' end,
       null::text, runs.attempt, runs.worker::text, null::integer,
-      jsonb_build_object('error', runs.error - 'traceback'), 2, 0
+      jsonb_build_object('error', durable._told_error(runs.error), 'by', durable._ended_by(runs.error)),
+      2147483647, 2, 0
     from durable.runs
-    where runs.queue = _queue and runs.task_id = _attempts_over.task_id;
+    where runs.queue = _queue and runs.task_id = _told_attempts.task_id
+    union all
+    select runs.retried_at, 'retried', null, runs.attempt + 1, null, null,
+      jsonb_build_object('by', runs.retried_by), 0, -2, 0
+    from durable.runs
+    where runs.queue = _queue and runs.task_id = _told_attempts.task_id
+      and runs.retried_at is not null;
 end;
 $$;
 
 
--- The kind of a call is what stands behind the $ of its name.
-create or replace function durable._calls_done(task durable.tasks)
-returns table (
-  at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer, detail jsonb,
-  place integer, called integer
-)
+-- Who it was by stands beside it.
+create or replace function durable._told_error(error jsonb)
+returns jsonb
+language plpgsql
+immutable
+as $$
+begin
+  return error - array['traceback', 'by', 'by_queue', 'limit'];
+end;
+$$;
+
+
+create or replace function durable._told_claims(task durable.tasks)
+returns setof durable._told
 language plpgsql
 stable
 as $$
-#variable_conflict use_column
+begin
+  return query
+    select
+      log.at,
+      case when log.claim % 2 = 1 then 'claimed' when log.waits is null then 'released' else 'suspended' end,
+      durable._the_one(log.waits), log.attempt, log.worker::text, null::integer,
+      jsonb_build_object('waits', durable._the_several(log.waits),
+        'until', case when log.waits is not null then log.due_at end),
+      log.claim, case log.claim % 2 when 1 then 0 else 2 end, 0
+    from durable.claim_log as log
+    where log.queue = task.queue and log.task_id = task.task_id;
+end;
+$$;
+
+
+-- A task was woken if it could be claimed again before the clock would have let it. By
+-- what, its waits say, as far as they were over by then.
+create or replace function durable._told_wakings(task durable.tasks)
+returns setof durable._told
+language plpgsql
+stable
+as $$
+begin
+  return query
+    select
+      woken.at, 'woken', durable._the_one(over.waits), woken.attempt, null::text, null::integer,
+      jsonb_build_object('waits', durable._the_several(over.waits)), woken.claim, 3, 0
+    from (
+      select
+        log.claim, log.attempt, log.waits, log.due_at as until,
+        case
+          when lead(log.claim) over claims = log.claim + 1 and lead(log.attempt) over claims = log.attempt
+            then lead(log.due_at) over claims
+          when task.claim = log.claim and task.attempt = log.attempt and task.state = 'pending'
+            then task.available_at
+        end as at
+      from durable.claim_log as log
+      where log.queue = task.queue and log.task_id = task.task_id
+      window claims as (order by log.claim)
+    ) as woken
+    cross join lateral (
+      select durable._waits_over(task.queue, task.task_id, woken.claim, woken.waits) as waits
+    ) as over
+    where woken.waits is not null
+      and woken.at < coalesce(woken.until, 'infinity');
+end;
+$$;
+
+
+-- Which of what a task was suspended for was over before it was suspended again. Of one
+-- wait there is no doubt.
+create or replace function durable._waits_over(queue text, task_id uuid, claim integer, waits text[])
+returns text[]
+language plpgsql
+stable
+as $$
+declare
+  _queue text collate "C" := queue;
+  _next integer;
+begin
+  if cardinality(waits) = 1 then
+    return waits;
+  end if;
+  select min(log.claim) into _next
+  from durable.claim_log as log
+  where log.queue = _queue
+    and log.task_id = _waits_over.task_id
+    and log.claim > _waits_over.claim
+    and log.waits is not null;
+  return array(
+    select saved.name
+    from durable.checkpoints as saved
+    where saved.queue = _queue
+      and saved.task_id = _waits_over.task_id
+      and saved.name = any (_waits_over.waits collate "C")
+      and saved.name !~ '^\$(sleep|retry):'
+      and saved.state = 'done'
+      and saved.claim > _waits_over.claim
+      and saved.claim <= coalesce(_next, saved.claim)
+    order by saved.position, saved.name
+  );
+end;
+$$;
+
+
+create or replace function durable._the_one(names text[])
+returns text
+language sql
+immutable
+as $$
+  select case cardinality(names) when 1 then names[1] end;
+$$;
+
+
+create or replace function durable._the_several(names text[])
+returns text[]
+language sql
+immutable
+as $$
+  select case when cardinality(names) > 1 then names end;
+$$;
+
+
+-- The kind of a call is what stands behind the $ of its name.
+create or replace function durable._told_calls(task durable.tasks)
+returns setof durable._told
+language plpgsql
+stable
+as $$
 begin
   return query
     select
@@ -147,22 +273,18 @@ begin
           'task_id', saved.value ->> 'task_id', 'queue', saved.value ->> 'queue')
         when saved.name like '$try:%' then jsonb_build_object('until', saved.value #>> '{}')
       end,
-      case when saved.claim = 0 then -1 else 1 end, saved.position
+      saved.claim, case when saved.claim = 0 then -1 else 1 end, saved.position
     from durable.checkpoints as saved
     where saved.queue = task.queue and saved.task_id = task.task_id;
 end;
 $$;
 
 
-create or replace function durable._where_it_stands(task durable.tasks)
-returns table (
-  at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer, detail jsonb,
-  place integer, called integer
-)
+create or replace function durable._told_state(task durable.tasks)
+returns setof durable._told
 language plpgsql
 stable
 as $$
-#variable_conflict use_column
 begin
   return query
     select
@@ -175,24 +297,21 @@ begin
       case when task.state not in ('sleeping', 'pending') then task.worker::text end,
       null::integer,
       jsonb_build_object(
-        'error', case when task.finished_at is not null then task.error - 'traceback' end,
+        'error', case when task.finished_at is not null then durable._told_error(task.error) end,
+        'by', case when task.finished_at is not null then durable._ended_by(task.error) end,
         'until', coalesce(task.lease_expires_at, case when task.state = 'sleeping' then task.available_at end)),
-      3, 0
+      2147483647, 3, 0
     where task.finished_at is not null or task.state = 'running'
       or task.state = 'sleeping' and task.error is not null;
 end;
 $$;
 
 
-create or replace function durable._waits_left(queue text, task_id uuid)
-returns table (
-  at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer, detail jsonb,
-  place integer, called integer
-)
+create or replace function durable._told_waits(queue text, task_id uuid)
+returns setof durable._told
 language plpgsql
 stable
 as $$
-#variable_conflict use_column
 declare
   _queue text collate "C" := queue;
 begin
@@ -201,10 +320,10 @@ begin
       null::timestamptz, 'waiting', waits.name::text, null::integer, null::text, null::integer,
       jsonb_build_object('event', waits.event_name, 'topic', waits.topic,
         'task_ids', to_jsonb(waits.task_ids), 'queues', to_jsonb(waits.task_queues),
-        'any_of', waits.any_of, 'until', waits.deadline_at), 4, waits.position
+        'any_of', waits.any_of, 'until', waits.deadline_at), 2147483647, 4, waits.position
     from durable.waits
-    where waits.queue = _queue and waits.task_id = _waits_left.task_id
-      and durable._is_live(_queue, _waits_left.task_id);
+    where waits.queue = _queue and waits.task_id = _told_waits.task_id
+      and durable._is_live(_queue, _told_waits.task_id);
 end;
 $$;
 

@@ -21,7 +21,7 @@ as $$
 declare
   _queue text collate "C" := queue;
   _wanted durable._task_filter := durable._checked_filter(filter, false);
-  _error jsonb := jsonb_build_object('type', '$Cancelled', 'message', coalesce(reason, 'cancelled'));
+  _error jsonb := durable._cancellation(coalesce(reason, 'cancelled'));
   _cancelled uuid[] := array[]::uuid[];
   _busy uuid[] := array[]::uuid[];
   _matching uuid[];
@@ -87,7 +87,7 @@ begin
   foreach _id in array durable._with_all_below(_queue, _matching) loop
     if _id = any (_matching) and durable._may_try_again(_queue, _id) then
       if durable._try_to_hold(_queue, _id, _wanted) then
-        perform durable._try_again(_queue, _id);
+        perform durable._try_again(_queue, _id, durable._caller());
         _tried := _tried || _id;
       else
         _busy := _busy || _id;
@@ -183,7 +183,7 @@ $$;
 
 
 -- The caller holds the task.
-create or replace function durable._try_again(queue text, task_id uuid)
+create or replace function durable._try_again(queue text, task_id uuid, by jsonb)
 returns void
 language plpgsql
 as $$
@@ -196,8 +196,9 @@ begin
   where tasks.queue = _queue and tasks.task_id = _try_again.task_id;
   if _task.finished_at is null then
     perform durable._wake(_queue, task_id);
+    perform durable._log_retry(_queue, task_id, _task.attempt - 1, by);
   else
-    perform durable._revive(_queue, _task, _task.complete_by);
+    perform durable._revive(_queue, _task, _task.complete_by, by);
   end if;
 end;
 $$;
@@ -221,7 +222,8 @@ begin
     and (tasks.complete_by > _now) is not false
   for no key update;
   if found then
-    perform durable._revive(_queue, _below, _below.complete_by);
+    perform durable._revive(_queue, _below, _below.complete_by,
+      jsonb_build_object('task_id', _below.error -> 'by'));
   end if;
 end;
 $$;

@@ -19,17 +19,19 @@ declare
   _roles text[];
   _max_lost_leases integer;
   _versions text;
+  _history text;
   _created boolean;
 begin
   perform durable._checked_name('queue name', queue, 100);
   perform durable._check_keys('policy', policy, array[
-    'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions'
+    'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions', 'history'
   ]);
   _keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _keep_events := durable._number('policy', policy, 'keep_events', 0);
   _roles := durable._checked_roles(policy -> 'roles');
   _max_lost_leases := durable._checked_count('policy', policy, 'max_lost_leases');
   _versions := durable._checked_version_policy(policy -> 'versions');
+  _history := durable._checked_history_policy(policy -> 'history');
 
   insert into durable.queues (queue, created_at, keep_tasks, keep_events)
   values (_queue, _now, 2592000, 2592000)
@@ -45,7 +47,8 @@ begin
     roles = case when policy ? 'roles' then _roles else queues.roles end,
     max_lost_leases = case when policy ? 'max_lost_leases'
       then _max_lost_leases else queues.max_lost_leases end,
-    versions = case when policy ? 'versions' then _versions else queues.versions end
+    versions = case when policy ? 'versions' then _versions else queues.versions end,
+    history = case when policy ? 'history' then _history else queues.history end
   where queues.queue = _queue
     and policy <> '{}';
   return _created;
@@ -60,8 +63,10 @@ those whose members may use it (null, as unless said: everybody who may call the
 functions), which counts from the next call on that sees it; max_lost_leases, after how
 many in a row, without anything saved, a task has failed (100 unless said; null: any);
 versions, which workers may claim a task: pin, those of the version that started it;
-gate, those of the version that spawned it (null, as unless said: any). Refuses an empty
-or longer than 100 bytes name, unknown keys and unknown roles (22023).';
+gate, those of the version that spawned it (null, as unless said: any); history, how much
+task_history can tell from now on: full, also how each claim began and ended; brief, as
+unless said, what follows from what is kept anyway. Refuses an empty or longer than 100
+bytes name, unknown keys and unknown roles (22023).';
 
 
 -- The names of the roles, as the table has them.
@@ -144,6 +149,7 @@ begin
   delete from durable.waits where waits.queue = _queue;
   delete from durable.notes where notes.queue = _queue;
   delete from durable.checkpoints where checkpoints.queue = _queue;
+  delete from durable.claim_log where claim_log.queue = _queue;
   delete from durable.runs where runs.queue = _queue;
   delete from durable.idempotency_keys where idempotency_keys.queue = _queue;
   delete from durable.tasks where tasks.queue = _queue;

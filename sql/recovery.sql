@@ -86,7 +86,7 @@ begin
   loop
     begin
       if durable._cancel_one(_queue, _late.task_id, jsonb_build_object(
-        'type', '$DeadlineExceeded', 'message', durable._lateness(_late)))
+        'type', '$DeadlineExceeded', 'message', durable._lateness(_late), 'limit', durable._limit(_late)))
       then
         _ended := _ended || _late.task_id;
       end if;
@@ -110,14 +110,27 @@ what lives below them. Returns how many.';
 
 
 -- Which of its limits a task that is out of time has met.
-create or replace function durable._lateness(task durable.tasks)
+create or replace function durable._limit(task durable.tasks)
 returns text
 language sql
 immutable
 as $$
   select case
-    when task.complete_by <= task.deadline_at then 'not finished by its deadline'
-    when task.started_at is null then 'not started within max_delay'
+    when task.complete_by <= task.deadline_at then 'deadline'
+    when task.started_at is null then 'max_delay'
+    else 'max_duration'
+  end;
+$$;
+
+
+create or replace function durable._lateness(task durable.tasks)
+returns text
+language sql
+immutable
+as $$
+  select case durable._limit(task)
+    when 'deadline' then 'not finished by its deadline'
+    when 'max_delay' then 'not started within max_delay'
     else 'not finished within max_duration'
   end;
 $$;

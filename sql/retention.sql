@@ -200,6 +200,7 @@ begin
       ) as watch
     ));
   perform durable._delete_published(_queue, task_ids);
+  perform durable._delete_log(_queue, task_ids);
 end;
 $$;
 

@@ -44,7 +44,7 @@ begin
       perform durable._refuse_argument(format('task %s has not ended, so its deadline stands', task_id),
         'Leave deadline out, or cancel it first.');
     end if;
-    return durable._skip_delay(_queue, _task, _max_attempts, _params);
+    return durable._skip_delay(_queue, _task, _max_attempts, _params, durable._caller());
   elsif _task.state not in ('failed', 'cancelled') then
     raise exception using errcode = 'WFFIN',
       message = format('task %s is %s', task_id, _task.state),
@@ -68,7 +68,7 @@ begin
       format('Pass %s or more, or leave it out for one more attempt.', _task.attempt + 1));
   end if;
   perform durable._change_params(_queue, task_id, _params);
-  perform durable._revive(_queue, _task, _deadline, _max_attempts);
+  perform durable._revive(_queue, _task, _deadline, durable._caller(), _max_attempts);
   perform durable._revive_below(_queue, _task, _deadline);
   perform durable._knock(_queue, 'work');
   return (task_id, durable._run_id(task_id, _task.attempt + 1), _task.attempt + 1, false);
@@ -88,7 +88,7 @@ WFFIN, bad options and a deadline that has passed 22023.';
 
 -- The attempt that is due later is due now: the failure was counted when it happened.
 create or replace function durable._skip_delay(
-  queue text, task durable.tasks, max_attempts integer, params jsonb
+  queue text, task durable.tasks, max_attempts integer, params jsonb, by jsonb
 )
 returns durable.spawned_task
 language plpgsql
@@ -107,7 +107,27 @@ begin
   set max_attempts = _max_attempts
   where tasks.queue = _queue and tasks.task_id = task.task_id and _max_attempts is not null;
   perform durable._wake(_queue, task.task_id);
+  perform durable._log_retry(_queue, task.task_id, task.attempt - 1, by);
   return (task.task_id, durable._run_id(task.task_id, task.attempt), task.attempt, false);
+end;
+$$;
+
+
+-- That the attempt which follows this one was not left to the clock. The caller holds the
+-- task.
+create or replace function durable._log_retry(queue text, task_id uuid, attempt integer, by jsonb)
+returns void
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+begin
+  update durable.runs
+  set retried_at = _now, retried_by = by
+  where runs.queue = _queue
+    and runs.task_id = _log_retry.task_id
+    and runs.attempt = _log_retry.attempt;
 end;
 $$;
 
@@ -181,7 +201,7 @@ $$;
 -- counts from the next start. A wait is left when its task was ended by a snapshot that
 -- did not show it; the next attempt's waits are not to take over its deadline.
 create or replace function durable._revive(
-  queue text, task durable.tasks, deadline timestamptz, max_attempts integer default null
+  queue text, task durable.tasks, deadline timestamptz, by jsonb, max_attempts integer default null
 )
 returns void
 language plpgsql
@@ -190,10 +210,12 @@ declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
 begin
-  insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at, error)
+  insert into durable.runs (
+    queue, task_id, attempt, outcome, worker, ended_at, error, retried_at, retried_by
+  )
   values (_queue, task.task_id, task.attempt,
     case when task.state = 'failed' then 'failed' else 'cancelled' end::durable.run_outcome,
-    task.worker, task.finished_at, task.error);
+    task.worker, task.finished_at, task.error, _now, by);
   delete from durable.waits where waits.queue = _queue and waits.task_id = task.task_id;
   update durable.tasks
   set
@@ -242,7 +264,8 @@ begin
         _ends := _ends || _id::text; -- so what this one's end cancelled comes back too
       end if;
       perform durable._revive(_queue, _below,
-        durable._new_deadline(_below.complete_by, root.complete_by, deadline));
+        durable._new_deadline(_below.complete_by, root.complete_by, deadline),
+        jsonb_build_object('task_id', root.task_id));
     end if;
   end loop;
   perform durable._reach_below(_queue, durable._with_all_below(_queue, array[ended.id::uuid]),

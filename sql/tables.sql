@@ -74,10 +74,12 @@ create table durable.queues (
   roles            text[] collate "C",
   max_lost_leases  integer default 100,
   versions         text collate "C",
+  history          text collate "C",
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
   constraint queues_keep_events_for_a_time check (keep_events >= 0),
   constraint queues_have_room_for_a_lost_lease check (max_lost_leases > 0),
-  constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate'))
+  constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate')),
+  constraint queues_have_a_full_history_or_none check (history = 'full')
 );
 
 comment on table  durable.queues                  is 'The namespaces of tasks, how long each keeps what is over, and for whom it is.';
@@ -90,6 +92,7 @@ comment on column durable.queues.events_pruned_to is 'Where the last pruning of 
 comment on column durable.queues.roles            is 'By name, the roles whose members may use it; null: everybody who may call the functions.';
 comment on column durable.queues.max_lost_leases  is 'How many leases in a row a task may lose without having saved anything; null: any.';
 comment on column durable.queues.versions         is 'Which workers may claim a task: null, any; pin, of the version that started it; gate, of the version that spawned it.';
+comment on column durable.queues.history          is 'How much of what happens to its tasks is kept: full, also each claim and how it was let go, in claim_log; null: what is needed anyway.';
 
 insert into durable.queues (queue, created_at, keep_tasks, keep_events)
 values ('default', clock_timestamp(), 2592000, 2592000);
@@ -189,6 +192,8 @@ create table durable.runs (
   worker   text collate "C",
   ended_at timestamptz         not null,
   error    jsonb,
+  retried_at timestamptz,
+  retried_by jsonb,
   primary key (queue, task_id, attempt)
 );
 
@@ -200,6 +205,8 @@ comment on column durable.runs.outcome  is 'How it ended.';
 comment on column durable.runs.worker   is 'Who ran it.';
 comment on column durable.runs.ended_at is 'When it ended.';
 comment on column durable.runs.error    is 'Why: type, message, traceback.';
+comment on column durable.runs.retried_at is 'When somebody had the task tried again at once; null: nobody had to.';
+comment on column durable.runs.retried_by is 'Who: as _caller says, or the task with which it was revived.';
 
 
 -- `json`, not `jsonb`: a task must read back exactly what it wrote, and jsonb
@@ -486,3 +493,26 @@ comment on column durable.log_lines.queue     is 'The task''s queue.';
 comment on column durable.log_lines.logger    is 'Who said so.';
 comment on column durable.log_lines.step      is 'In which step; null: between steps.';
 comment on column durable.log_lines.message   is 'What was said, with the traceback if there was one.';
+
+
+create table durable.claim_log (
+  task_id uuid             not null,
+  at      timestamptz      not null,
+  due_at  timestamptz,
+  claim   integer          not null,
+  attempt integer          not null,
+  queue   text collate "C" not null,
+  worker  text collate "C" not null,
+  waits   text[] collate "C",
+  primary key (queue, task_id, claim)
+);
+
+comment on table  durable.claim_log         is 'When tasks were taken, and let go to wait or for others, in queues whose history is full: appended, never changed.';
+comment on column durable.claim_log.task_id is 'The task.';
+comment on column durable.claim_log.at      is 'When.';
+comment on column durable.claim_log.due_at  is 'Taken: since when it could be; let go: from when it can be again by the clock, null: never.';
+comment on column durable.claim_log.claim   is 'As tasks.claim is from then on: odd is taken, even let go.';
+comment on column durable.claim_log.attempt is 'Which attempt.';
+comment on column durable.claim_log.queue   is 'The task''s queue.';
+comment on column durable.claim_log.worker  is 'Who has taken it, or let it go.';
+comment on column durable.claim_log.waits   is 'For what it was let go: names of checkpoints; null: for nothing, it was released.';

@@ -266,3 +266,16 @@ create type durable._task_filter as (
   finished_after  timestamptz,
   finished_before timestamptz
 );
+
+create type durable._told as (
+  at          timestamptz,
+  kind        text,
+  name        text,
+  attempt     integer,
+  worker      text,
+  duration_ms integer,
+  detail      jsonb,
+  claim       integer,
+  place       integer,
+  called      integer
+);

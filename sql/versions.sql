@@ -71,7 +71,7 @@ declare
   _queue text collate "C" := queue;
   _latest text;
 begin
-  if policy = 'pin' then
+  if policy is distinct from 'gate' then
     return true;
   end if;
   select versions.version into _latest

@@ -154,8 +154,8 @@ declare
   _resolved durable.wait_outcome[];
   _goes_on uuid[];
   _asleep integer;
+  _is_logged boolean := durable._claim_policy(_queue) = 'full';
 begin
-  perform durable._require_queue(_queue);
   perform durable._check_waits(tasks, leave);
   perform durable._meet_emitters(_queue, tasks);
   perform durable._lock_own(_queue, tasks, null, null);
@@ -165,6 +165,9 @@ begin
   _goes_on := array(select distinct resolved.task_id from unnest(_resolved) as resolved);
   if leave then
     _asleep := durable._fall_asleep(_queue, tasks, _goes_on);
+    if _is_logged then
+      perform durable._log_suspended(_queue, tasks, _now);
+    end if;
   end if;
   return query
     select * from unnest(_resolved)

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from durable import (
+    Actor,
     AsyncTaskHandle,
     Durable,
     HistoryEntry,
@@ -117,7 +118,8 @@ async def test_tells_a_whole_life_in_order(
         ]
         assert entries[6].worker == "dying"
         assert entries[6].said.startswith("$LeaseExpired: ")
-        below = app.handle(entries[9].detail["task_id"])
+        assert entries[9].task_id is not None
+        below = app.handle(entries[9].task_id, queue=entries[9].queue)
         assert await below.state() == "sleeping"
         spawned = (await below.history())[0]
         assert spawned.detail == {"parent_task_id": str(handle.task_id)}
@@ -136,7 +138,7 @@ async def test_tells_by_whom_a_task_was_ended(
     async def ends(handle: AsyncTaskHandle[Any]) -> dict[str, Any]:
         last = (await handle.history())[-1]
         assert last.at is not None
-        return {"kind": last.kind, **last.detail["error"]}
+        return {"kind": last.kind, "by": last.by, **last.detail["error"]}
 
     async with working(dsn, parent, child) as (app, worker):
         failed = await app.spawn(parent, "badly")
@@ -153,14 +155,18 @@ async def test_tells_by_whom_a_task_was_ended(
         db.execute("select durable.expire_deadlines('default')")
         assert await ends(failed) == {
             "kind": "failed",
+            "by": None,
             "type": "ValueError",
             "message": "badly",
         }
         cascaded = await ends(app.handle(child_id))
-        assert (cascaded["kind"], cascaded["by"]) == ("cancelled", str(failed.task_id))
+        above = Actor(queue="default", task_id=failed.task_id)
+        assert (cascaded["kind"], cascaded["by"]) == ("cancelled", above)
         assert (await ends(late))["type"] == "$DeadlineExceeded"
+        assert (await ends(late))["by"] == Actor(limit="max_duration")
         assert await ends(stopped) == {
             "kind": "cancelled",
+            "by": Actor(user=db.info.user),
             "type": "$Cancelled",
             "message": "enough",
         }

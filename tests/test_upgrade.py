@@ -34,6 +34,7 @@ SHIPPED = [
     ("0007_deadlines_and_versions.sql",),
     ("0008_lists_and_histories.sql",),
     ("0009_fingerprint_of_a_key.sql",),
+    ("0010_who_and_when.sql",),
 ]
 
 CUT = """
@@ -176,6 +177,11 @@ drop type durable.history_entry, durable._task_filter cascade;
 alter table durable.idempotency_keys drop column fingerprint;
 alter type durable._spawn_options
   drop attribute deadline, drop attribute version, drop attribute fingerprint;
+
+alter table durable.queues drop column history;
+alter table durable.runs drop column retried_at, drop column retried_by;
+drop table durable.claim_log;
+drop type durable._told cascade;
 
 comment on table durable.queues is 'As it was.';
 delete from durable.migrations where number > 1;

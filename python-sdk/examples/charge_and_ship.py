@@ -79,10 +79,9 @@ async def tell(order: AsyncTaskHandle[str]) -> None:
     """Print what has happened to the workflow and to its children, in order."""
     tasks = {"workflow": order}
     for entry in await order.history():
-        if entry.kind == "child_spawned" and entry.name is not None:
+        if entry.kind == "child_spawned" and entry.name and entry.task_id:
             name = entry.name.removeprefix("$spawn:")
-            child = entry.detail["task_id"]
-            tasks[name] = app.handle(child, queue=QUEUES[name])
+            tasks[name] = app.handle(entry.task_id, queue=entry.queue)
     told: list[tuple[datetime, str, str]] = []
     for name, handle in tasks.items():
         for entry in await handle.history():

@@ -25,6 +25,7 @@ import psycopg
 
 from durable import Durable
 from durable.registry import AnyTask
+from tests.chaos.promises import UNTOLD, broken
 from tests.support.crashing import (
     FAR,
     LINES,
@@ -221,6 +222,7 @@ class Stage:
             lives.append(self.live(story, queue, f"kill={point}", dead=lives))
         self.recover(queue, lives)
         assert self.picture(queue) == expected, points
+        assert UNTOLD not in broken(self.db, queue), points
         self.check_attempts(story, queue, lives)
         self.check_lines(story, queue, lives)
         return lives, self.check_effects(story, queue, lives)
@@ -229,8 +231,10 @@ class Stage:
 
     def new_queue(self) -> str:
         """Return a queue in which nothing has happened."""
-        queue = f"story-{next(self._numbers)}"
-        self.db.execute("select durable.create_queue(%s)", [queue])
+        number = next(self._numbers)
+        queue, policy = f"story-{number}", {"history": ["brief", "full"][number % 2]}
+        create = "select durable.create_queue(%s, %s)"
+        self.db.execute(create, [queue, json.dumps(policy)])
         return queue
 
     def begin(self, story: Story) -> str:

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import psycopg
 
-__all__ = ["UNSEEN_WAIT", "broken"]
+__all__ = ["UNSEEN_WAIT", "UNTOLD", "broken"]
 
+UNTOLD: Final = "a claim that a full history does not tell of"
 # Who ends a task by a snapshot that does not show its newest wait leaves that behind.
 # It means nothing, and retry_task deletes it.
 UNSEEN_WAIT: Final = "a wait of a task that ended badly"
@@ -119,6 +120,7 @@ PROMISES: Final = {
           union all select task_id from durable.task_values where queue = %(queue)s
           union all select task_id from durable.stream_entries where queue = %(queue)s
           union all select task_id from durable.log_lines where queue = %(queue)s
+          union all select task_id from durable.claim_log where queue = %(queue)s
         ) as belonging
         where not exists (
           select from durable.tasks
@@ -150,6 +152,14 @@ PROMISES: Final = {
             and mailboxes.task_id = messages.task_id
             and mailboxes.topic = messages.topic
             and messages.number between 1 and mailboxes.sent)""",
+    UNTOLD: """
+        from durable.tasks join durable.queues using (queue)
+        where tasks.queue = %(queue)s and queues.history = 'full'
+          and (tasks.claim + 1) / 2 <> (
+            select count(*) from durable.claim_log
+            where claim_log.queue = tasks.queue and claim_log.task_id = tasks.task_id
+              and claim_log.claim %% 2 = 1)
+          and (tasks.headers ? 'durable:forked_from') is not true""",
     "a note": "from durable.notes where queue = %(queue)s",
 }
 BROKEN: Final = " union all ".join(

@@ -74,7 +74,7 @@ async def test_comes_to_rest_with_nobody_stuck_and_no_message_lost(
     share: Share,
     survived: Survived,
 ) -> None:
-    db.execute("select durable.create_queue('far')")
+    db.execute("select durable.create_queue('far', '{\"history\": \"full\"}')")
     async with (
         AsyncDurable(dsn, tasks=[walker]) as app,
         app.worker(queues=["default"], poll=0.05),

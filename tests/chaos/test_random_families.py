@@ -175,7 +175,7 @@ def test_keeps_families_of_two_queues_together(
     share: Share,
     survived: Survived,
 ) -> None:
-    db.execute("select durable.create_queue('far')")
+    db.execute("select durable.create_queue('far', '{\"history\": \"full\"}')")
     over = threading.Event()
     players = [Player(dsn, random.random(), over) for _ in range(SESSIONS)]
     for player in players:

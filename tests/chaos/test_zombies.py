@@ -33,7 +33,7 @@ HOUR: Final = 3600.0
 TABLES: Final = [
     *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"],
     *["messages", "message_keys"],
-    *["task_values", "stream_entries", "log_lines"],
+    *["task_values", "stream_entries", "log_lines", "claim_log"],
 ]
 # All rows of a queue, as they are; but for an event that was not emitted. That is the
 # place to wait for it: a wait that is refused may leave one behind, until it is pruned.

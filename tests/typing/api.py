@@ -18,6 +18,7 @@ from psycopg import AsyncConnection, Connection
 from pydantic import BaseModel
 
 from durable import (
+    Actor,
     AsyncDurable,
     AsyncTaskHandle,
     AsyncTaskStream,
@@ -247,6 +248,8 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.list_versions(), list[VersionStats])
     assert_type(await app.set_version(None, from_version="2026.10"), int)
     await app.create_queue(versions="pin", max_lost_leases=None)
+    await app.create_queue(history="full")
+    await app.create_queue(history="long")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, max_delay=60)
@@ -316,6 +319,8 @@ async def again_and_elsewhere(
     assert_type(await handle.children(), list[TaskInfo])
     assert_type(await handle.history(), list[HistoryEntry])
     await handle.cancel("moved away")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    assert_type((await handle.history())[0].by, Actor | None)
+    assert_type(await app.cancel(handle, identity={"user": "ada"}), bool)
     assert_type(await handle.export_history(), dict[str, Any])
     assert_type(await app.list_tasks(states=["failed"], limit=3), list[TaskInfo])
     assert_type(sync_app.cancel_many(name="weigh", reason="no"), int)

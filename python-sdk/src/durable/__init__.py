@@ -27,7 +27,7 @@ from durable._sync.client import Durable
 from durable._sync.context import SyncTaskContext
 from durable._sync.following import TaskStream
 from durable._sync.handle import TaskHandle
-from durable._told import HistoryEntry
+from durable._told import Actor, HistoryEntry
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
 from durable._worker.worker import Worker
@@ -61,6 +61,7 @@ from durable.retry import Retry
 from durable.task import Task, task
 
 __all__ = [
+    "Actor",
     "AlreadyFinished",
     "AsyncDurable",
     "AsyncTaskHandle",

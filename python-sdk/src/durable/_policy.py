@@ -27,6 +27,9 @@ class QueuePolicy(TypedDict, total=False):
     versions: whose workers may claim a task: "pin", those of the application's version
         that started it; "gate", those of the version that spawned it; None, as unless
         said: any.
+    history: "full" keeps when each claim of a task began and ended, so that its history
+        tells of every claim, suspension and wake-up, at the cost of a row for each
+        claim and each suspension; "brief", as unless said, what is kept anyway.
     """
 
     keep_tasks: timedelta | float | None
@@ -34,6 +37,7 @@ class QueuePolicy(TypedDict, total=False):
     roles: Sequence[str] | None
     max_lost_leases: int | None
     versions: Literal["pin", "gate"] | None
+    history: Literal["full", "brief"]
 
 
 def checked(policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,10 +72,17 @@ def _versions(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _history(value: object) -> str:
+    if value not in ("full", "brief"):
+        raise InvalidArgument(f'history must be "full" or "brief", not {value!r}')
+    return str(value)
+
+
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "keep_tasks": lambda value: seconds(value, "keep_tasks"),
     "keep_events": lambda value: seconds(value, "keep_events"),
     "roles": _roles,
     "max_lost_leases": lambda value: checked_count(value, "max_lost_leases"),
     "versions": _versions,
+    "history": _history,
 }

@@ -95,7 +95,10 @@ def send_message(message: Message) -> Statement:
 
 
 def cancel_task(queue: str, task_id: UUID, reason: str | None) -> Statement:
-    return Statement("select durable.cancel_task(%s, %s, %s)", (queue, task_id, reason))
+    return Statement(
+        "select done from durable.cancel_task(%s, %s, %s) as done",
+        (queue, task_id, reason),
+    )
 
 
 def retry_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Statement:

@@ -25,6 +25,8 @@ import durable
 from durable import (
     Durable,
     DurableError,
+    HistoryEntry,
+    NotFound,
     QueueStats,
     SpawnOptions,
     TaskHandle,
@@ -255,26 +257,32 @@ def history(
     task_id: TaskId,
     *,
     dsn: Dsn,
+    tree: Annotated[
+        bool, typer.Option(help="With its children's, below where each was spawned.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Tell what has happened to a task, in order; what goes on comes last."""
     with _client(dsn, queue) as client:
-        entries = client.handle(task_id).history()
+        handle = client.handle(task_id)
+        entries = [(0, entry) for entry in handle.history()]
+        if tree:
+            entries = list(_with_children(client, entries))
     if as_json:
-        typer.echo(_as_json(entries))
+        typer.echo(_as_json(entry for _, entry in entries))
         return
     lines = [["at", "attempt", "what", "name", "took", "worker", "detail"]]
     lines += [
         [
             _moment(entry.at),
             str(entry.attempt or ""),
-            entry.kind,
+            "  " * depth + entry.kind,
             entry.name or "",
             "" if entry.duration_ms is None else f"{entry.duration_ms} ms",
             entry.worker or "",
             entry.said,
         ]
-        for entry in entries
+        for depth, entry in entries
     ]
     typer.echo(_columns(lines))
 
@@ -397,6 +405,18 @@ def _client(dsn: str, queue: str = "default") -> Iterator[Durable]:
     psycopg.connect(dsn, connect_timeout=10).close()
     with Durable(dsn, queue=queue) as client:
         yield client
+
+
+def _with_children(
+    client: Durable, entries: list[tuple[int, HistoryEntry]]
+) -> Iterator[tuple[int, HistoryEntry]]:
+    for depth, entry in entries:
+        yield depth, entry
+        if entry.kind == "child_spawned" and entry.task_id is not None:
+            child = client.handle(entry.task_id, queue=entry.queue)
+            with contextlib.suppress(NotFound):  # it may have been deleted
+                below = [(depth + 1, told) for told in child.history()]
+                yield from _with_children(client, below)
 
 
 def _table(rows: list[QueueStats]) -> str:

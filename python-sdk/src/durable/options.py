@@ -22,6 +22,7 @@ __all__ = [
     "StepOptions",
     "TaskOptions",
     "checked_count",
+    "checked_identity",
     "checked_max_attempts",
     "checked_no_retry",
     "checked_replay_check",
@@ -189,7 +190,8 @@ def _retry(value: object) -> dict[str, Any] | None:
     return value.as_options()
 
 
-def _identity(value: object) -> dict[str, JSON] | None:
+def checked_identity(value: object) -> dict[str, JSON] | None:
+    """Return who asks, or raise InvalidArgument."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -248,7 +250,7 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "retry": _retry,
     "headers": _headers,
     "idempotency_key": _key,
-    "identity": _identity,
+    "identity": checked_identity,
     "max_delay": lambda value: seconds(value, "max_delay"),
     "max_duration": lambda value: seconds(value, "max_duration"),
     "queue": _queue,

@@ -494,6 +494,14 @@ create_queue: Final = Call(
 )
 
 
+def history(policy: str) -> Call:
+    return Call(
+        f"{policy} history",
+        "select durable.create_queue(%(queue)s, %(policy)s)",
+        {"policy": json.dumps({"history": policy})},
+    )
+
+
 def versions(policy: str | None) -> Call:
     return Call(
         f"versions {policy}",

@@ -79,7 +79,7 @@ STATE: Final = """
 select 'task', task_id::text, (to_jsonb(tasks) - 'queue')::text
 from durable.tasks where queue = %(queue)s
 union all
-select 'run', task_id::text, (to_jsonb(runs) - 'queue')::text
+select 'run', task_id::text, (to_jsonb(runs) - 'queue' - 'retried_by')::text
 from durable.runs where queue = %(queue)s
 union all
 select 'checkpoint', task_id::text, (to_jsonb(checkpoints) - 'queue')::text
@@ -117,6 +117,9 @@ union all
 select 'line', task_id::text, (to_jsonb(log_lines) - 'queue')::text
 from durable.log_lines where queue = %(queue)s
 union all
+select 'claim', task_id::text, (to_jsonb(claim_log) - 'queue')::text
+from durable.claim_log where queue = %(queue)s
+union all
 select 'queue', 'queue ' || queue, (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """
@@ -124,10 +127,13 @@ NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
 UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}')
 LATE: Final = re.compile(
-    r'\{"type": "\$DeadlineExceeded", "message": "not finished by its deadline"\}'
+    r'\{"type": "\$DeadlineExceeded", "limit": "deadline",'
+    r' "message": "not finished by its deadline"\}'
 )
 UNDO_ONE_ANOTHER: Final = {"retry_tasks", "cancel_tasks"}
-ALONE: Final = re.compile(r'\{"type": "\$Cancelled", "message": "cancelled"\}')
+ALONE: Final = re.compile(
+    r'\{"by": \{"user": "[^"]*"\}, "type": "\$Cancelled", "message": "cancelled"\}'
+)
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20

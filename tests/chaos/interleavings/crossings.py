@@ -151,10 +151,32 @@ def a_version_and_what_is_made_of_its_tasks(stage: Stage) -> list[Call]:
     ]
 
 
+def a_history_that_is_full(stage: Stage) -> list[Call]:
+    stage.done(do.history("full"))
+    held, asleep = stage.held("held"), stage.held("asleep")
+    stage.done(do.suspend(asleep, waits=[do.event()]))
+    lost = stage.held("lost", lease=10)
+    return [
+        do.claim(),
+        do.claim_as("2"),
+        do.suspend(held, waits=[do.event()]),
+        do.release(held),
+        do.emit(),
+        do.expire_leases,
+        do.release_unknown(),
+        do.cancel(asleep),
+        do.complete(held),
+        do.complete(lost),
+        do.history("brief"),
+        do.delete_many(),
+    ]
+
+
 CROSSINGS: Final[list[Scenario]] = [
     many_that_are_at_work,
     what_two_want_to_delete,
     a_family_with_one_deadline,
     many_of_a_family_of_two_queues,
     a_version_and_what_is_made_of_its_tasks,
+    a_history_that_is_full,
 ]

@@ -67,7 +67,7 @@ $$;
 """
 TABLES: Final = re.compile(
     r"\bdurable\.(tasks|runs|checkpoints|waits|watches|events|idempotency_keys|notes|queues"
-    r"|mailboxes|messages|message_keys|task_values|stream_entries|log_lines)\b"
+    r"|mailboxes|messages|message_keys|task_values|stream_entries|log_lines|claim_log)\b"
 )
 POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")
 TOKEN: Final = re.compile(

@@ -225,7 +225,8 @@ class Model:
         task = self._known(task_id)
         if not task.is_live:
             return False
-        self._end(task, "cancelled", {"type": "$Cancelled", "message": reason})
+        error = {"type": "$Cancelled", "message": reason}
+        self._end(task, "cancelled", _by_a_role(error))
         ended = [task_id, *self._cancel_below([task_id])]
         if not self.latest:
             self.notes.append(("cascade", task_id))
@@ -554,12 +555,9 @@ class Model:
         for task_id in late:
             task = self.tasks[task_id]
             started = task.started_at is not None
-            text = (
-                "finished within max_duration"
-                if started
-                else "started within max_delay"
-            )
-            error = {"type": "$DeadlineExceeded", "message": f"not {text}"}
+            limit = "max_duration" if started else "max_delay"
+            text = f"not {'finished' if started else 'started'} within {limit}"
+            error = {"type": "$DeadlineExceeded", "message": text, "limit": limit}
             self._end(task, "cancelled", error)
         self._finished(late)
         self._cascade(late)
@@ -668,7 +666,12 @@ class Model:
         soon, late = self.now + least, self.now + most
         if task.deadline is not None and soon >= task.deadline:
             text = f"no time left for attempt {task.attempt + 1} within max_duration"
-            late_error = {"type": "$DeadlineExceeded", "message": text, "cause": error}
+            late_error = {
+                "type": "$DeadlineExceeded",
+                "message": text,
+                "limit": "max_duration",
+                "cause": error,
+            }
             self._end(task, "cancelled", late_error)
             return
         task.runs.append(Run(task.attempt, outcome, task.worker, self.now, error))
@@ -782,6 +785,17 @@ def iso(at: int) -> str:
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)
     fraction = f"{moment:.%f}".rstrip("0").rstrip(".")
     return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}+00:00"
+
+
+def _by_a_role(error: dict[str, Json]) -> Any:
+    """Of what the engine may keep with it: by which role it was done."""
+
+    def allows(held: Json) -> bool:
+        return {**held, "by": None} == {**error, "by": None} and [*held["by"]] == [
+            "user"
+        ]
+
+    return Free(allows, f"{error}, and by whom")
 
 
 def first_id(at: int) -> Id:

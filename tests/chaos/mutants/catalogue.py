@@ -7,6 +7,7 @@ from typing import Final
 
 from tests.chaos.mutants import Mutant
 from tests.chaos.mutants.features import FEATURES
+from tests.chaos.mutants.histories import HISTORIES
 from tests.chaos.mutants.mail import MAIL
 
 __all__ = ["MUTANTS"]
@@ -691,8 +692,8 @@ FAMILIES: Final = [
     Mutant(
         "forgets whose end it was",
         "cancel.sql",
-        "format('cancelled by parent %s', by), 'by', by)",
-        "format('cancelled by parent %s', by))",
+        "\n    'by', by, 'by_queue', nullif(by_queue, queue)",
+        "\n    'by_queue', nullif(by_queue, queue)",
         "pgtap/cancel.sql",
     ),
     Mutant(
@@ -1071,4 +1072,5 @@ MUTANTS: Final = [
     *MAIL,
     *LIFECYCLE,
     *FEATURES,
+    *HISTORIES,
 ]

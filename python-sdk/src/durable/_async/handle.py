@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 from uuid import UUID
@@ -10,6 +11,8 @@ from uuid import UUID
 from durable import _sql
 from durable._async import forking
 from durable._async.following import Following
+from durable._callers import caller, on_behalf
+from durable._json import JSON
 from durable._listing import TaskInfo, task_info
 from durable._messages import message
 from durable._requests import OMITTED, check_reason
@@ -106,14 +109,20 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         ((is_new,),) = await self._app.fetch(_sql.send_message(sealed))
         return bool(is_new)
 
-    async def cancel(self, *, reason: str | None = None) -> bool:
+    async def cancel(
+        self,
+        *,
+        reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
         """Cancel the task and all that lives below it; return whether it was live.
 
-        At once: what their workers write from now on is refused. Raises NotFound.
+        At once: what their workers write from now on is refused. `identity` is who asks
+        for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
         why = None if reason is None else check_reason(reason)
         statement = _sql.cancel_task(self.queue, self.task_id, why)
-        ((cancelled,),) = await self._app.fetch(statement)
+        ((cancelled,),) = await self._app.fetch(on_behalf(caller(identity), statement))
         return bool(cancelled)
 
     async def retry(
@@ -123,6 +132,7 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         params: Any = OMITTED,
         spawn_new: bool = False,
         deadline: datetime | None = OMITTED,
+        identity: Mapping[str, JSON] | None = None,
     ) -> AsyncTaskHandle[R_co]:
         """Give it one more attempt, if it has failed or was cancelled: `app.retry`.
 
@@ -137,7 +147,8 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         if deadline is not OMITTED:
             options["deadline"] = moment_text(deadline, "deadline")
         statement = _sql.retry_task(self.queue, self.task_id, options)
-        ((task_id, run_id, attempt, created),) = await self._app.fetch(statement)
+        rows = await self._app.fetch(on_behalf(caller(identity), statement))
+        ((task_id, run_id, attempt, created),) = rows
         return type(self)(
             self._app,
             self.queue,
@@ -167,12 +178,13 @@ class AsyncTaskHandle(Following, Generic[R_co]):
     async def history(self) -> list[HistoryEntry]:
         """Return what has happened to the task, in order; what goes on comes last.
 
-        It is derived from what is kept: the moments at which it was claimed again or
-        woken are not. Raises NotFound.
+        It is derived from what is kept anyway; the moments at which it was claimed
+        again, suspended, woken or released are kept if its queue's `history` is "full".
+        Raises NotFound.
         """
         statement = _sql.task_history(self.queue, self.task_id)
         rows = await self._app.fetch(statement)
-        return [history_entry(row, self._vault) for row in rows]
+        return [history_entry(row, self._vault, self.queue) for row in rows]
 
     async def export_history(self) -> dict[str, Any]:
         """Return the task and its checkpoints as plain JSON, for a replay elsewhere.

@@ -11,12 +11,14 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeAlias, Unpack
 from uuid import UUID
 
 from durable import _sql
 from durable._async.connected import Connected
+from durable._callers import caller, on_behalf
 from durable._ids import as_uuid
+from durable._json import JSON
 from durable._listing import (
     TaskFilter,
     TaskInfo,
@@ -31,6 +33,8 @@ __all__ = ["Many"]
 AT_ONCE: Final = 1000
 FIRST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 1.0
+
+Sweep: TypeAlias = Callable[[str, str, int, UUID | None], _sql.Statement]
 
 
 class Many(Connected):
@@ -61,27 +65,35 @@ class Many(Connected):
         self,
         *,
         reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
         queue: str | None = None,
         **wanted: Unpack[TaskFilter],
     ) -> int:
         """Cancel the live tasks that match, and what lives below them; return how many.
 
-        Those below are not counted. `all=True` means every task of the queue. Raises
-        InvalidArgument and UnknownQueue.
+        Those below are not counted. `all=True` means every task of the queue.
+        `identity` is who asks for it, as in `cancel`. Raises InvalidArgument and
+        UnknownQueue.
         """
         why = None if reason is None else check_reason(reason)
-        return await self._sweep(partial(_sql.cancel_tasks, reason=why), queue, wanted)
+        call = _by(identity, partial(_sql.cancel_tasks, reason=why))
+        return await self._sweep(call, queue, wanted)
 
     async def retry_many(
-        self, *, queue: str | None = None, **wanted: Unpack[TaskFilter]
+        self,
+        *,
+        identity: Mapping[str, JSON] | None = None,
+        queue: str | None = None,
+        **wanted: Unpack[TaskFilter],
     ) -> int:
         """Give those that failed or were cancelled, and match, one more attempt.
 
         As `retry` does, with their checkpoints; what sleeps until its next attempt
         starts that now. Returns how many. `all=True` means every task of the queue.
-        Raises InvalidArgument and UnknownQueue.
+        `identity` is who asks for it, as in `cancel`. Raises InvalidArgument and
+        UnknownQueue.
         """
-        return await self._sweep(_sql.retry_tasks, queue, wanted)
+        return await self._sweep(_by(identity, _sql.retry_tasks), queue, wanted)
 
     async def delete_many(
         self, *, queue: str | None = None, **wanted: Unpack[TaskFilter]
@@ -96,7 +108,7 @@ class Many(Connected):
 
     async def _sweep(
         self,
-        call: Callable[[str, str, int, UUID | None], _sql.Statement],
+        call: Sweep,
         queue: str | None,
         given: Mapping[str, Any],
     ) -> int:
@@ -120,7 +132,7 @@ class Many(Connected):
 
     async def _step(
         self,
-        call: Callable[[str, str, int, UUID | None], _sql.Statement],
+        call: Sweep,
         queue: str,
         wanted: Mapping[str, Any],
         after: UUID | None,
@@ -128,3 +140,14 @@ class Many(Connected):
         statement = call(queue, json.dumps(wanted), AT_ONCE, after)
         ((changed, busy, last),) = await self._database.fetch(statement)
         return changed, busy, last
+
+
+def _by(identity: Mapping[str, JSON] | None, call: Sweep) -> Sweep:
+    who = caller(identity)
+
+    def said(
+        queue: str, wanted: str, quantity: int, after: UUID | None
+    ) -> _sql.Statement:
+        return on_behalf(who, call(queue, wanted, quantity, after))
+
+    return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 from durable._async import forking
 from durable._async.connected import Connected
 from durable._async.handle import AsyncTaskHandle
+from durable._json import JSON
 from durable._requests import OMITTED
 from durable._results import TaskResult
 from durable.options import SpawnOptions
@@ -27,12 +29,14 @@ class Operating(Connected):
         *,
         queue: str | None = None,
         reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Cancel a task and all that lives below it; return whether it was live.
 
-        At once: what their workers write from now on is refused. Raises NotFound.
+        At once: what their workers write from now on is refused. `identity` is who asks
+        for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
-        return await self._found(task, queue).cancel(reason=reason)
+        return await self._found(task, queue).cancel(reason=reason, identity=identity)
 
     async def retry(
         self,
@@ -43,6 +47,7 @@ class Operating(Connected):
         params: Any = OMITTED,
         spawn_new: bool = False,
         deadline: datetime | None = OMITTED,
+        identity: Mapping[str, JSON] | None = None,
     ) -> AsyncTaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
@@ -51,14 +56,15 @@ class Operating(Connected):
         on, validated if the task is registered here; its idempotency key stands for
         these then. `deadline` is a new one, or None for none; left out it stays, and
         one that has passed is refused with InvalidArgument. `spawn_new` makes a new
-        task of the same name and params instead. Raises NotFound, and AlreadyFinished
-        for a task in any other state.
+        task of the same name and params instead. `identity` is who asks for it, as in
+        `cancel`. Raises NotFound, and AlreadyFinished for a task in any other state.
         """
         return await self._found(task, queue).retry(
             max_attempts=max_attempts,
             params=params,
             spawn_new=spawn_new,
             deadline=deadline,
+            identity=identity,
         )
 
     async def fork(

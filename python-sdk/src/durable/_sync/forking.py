@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from durable import _sql
+from durable._callers import caller, on_behalf
 from durable._requests import OMITTED
 from durable._results import not_found
 from durable._values import PLAIN
@@ -66,8 +67,9 @@ def fork(
     if params is not OMITTED:
         has_key = "idempotency_key" in options
         options |= params_for(app, origin, params, has_key=has_key)
+    who = caller(given.get("identity"))
     statement = _sql.fork_task(origin.queue, origin.task_id, options)
-    ((task_id, run_id, attempt, created),) = app.fetch(statement)
+    ((task_id, run_id, attempt, created),) = app.fetch(on_behalf(who, statement))
     return type(origin)(
         app,
         queue,

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
+from durable._json import JSON
 from durable._requests import OMITTED
 from durable._results import TaskResult
 from durable._sync import forking
@@ -28,12 +30,14 @@ class Operating(Connected):
         *,
         queue: str | None = None,
         reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Cancel a task and all that lives below it; return whether it was live.
 
-        At once: what their workers write from now on is refused. Raises NotFound.
+        At once: what their workers write from now on is refused. `identity` is who asks
+        for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
-        return self._found(task, queue).cancel(reason=reason)
+        return self._found(task, queue).cancel(reason=reason, identity=identity)
 
     def retry(
         self,
@@ -44,6 +48,7 @@ class Operating(Connected):
         params: Any = OMITTED,
         spawn_new: bool = False,
         deadline: datetime | None = OMITTED,
+        identity: Mapping[str, JSON] | None = None,
     ) -> TaskHandle[R]:
         """Give a failed or cancelled task one more attempt, with its checkpoints.
 
@@ -52,14 +57,15 @@ class Operating(Connected):
         on, validated if the task is registered here; its idempotency key stands for
         these then. `deadline` is a new one, or None for none; left out it stays, and
         one that has passed is refused with InvalidArgument. `spawn_new` makes a new
-        task of the same name and params instead. Raises NotFound, and AlreadyFinished
-        for a task in any other state.
+        task of the same name and params instead. `identity` is who asks for it, as in
+        `cancel`. Raises NotFound, and AlreadyFinished for a task in any other state.
         """
         return self._found(task, queue).retry(
             max_attempts=max_attempts,
             params=params,
             spawn_new=spawn_new,
             deadline=deadline,
+            identity=identity,
         )
 
     def fork(

@@ -1,0 +1,60 @@
+-- Who does something to a task: cancels it, tries it again, forks it.
+--
+-- The database knows which role that is. On whose behalf, whoever is connected may say in
+-- the setting durable.caller, for a transaction (`set local`) or for a session:
+-- {"identity": {...}}, and {"queue", "task_id"} of a task that does it. It is kept as it
+-- was said, beside the role, which nobody can choose.
+
+create or replace function durable._caller()
+returns jsonb
+language plpgsql
+stable
+as $$
+declare
+  _user name := coalesce(nullif(current_setting('role'), 'none'), session_user);
+  _said text := current_setting('durable.caller', true);
+  _caller jsonb := case when _said <> '' then durable._checked_caller(_said) end;
+begin
+  return coalesce(_caller, '{}') || jsonb_build_object('user', _user);
+end;
+$$;
+
+
+create or replace function durable._checked_caller(said text)
+returns jsonb
+language plpgsql
+immutable
+as $$
+declare
+  _caller jsonb;
+begin
+  if octet_length(said) > 4000 then
+    perform durable._refuse_argument(format('durable.caller is %s bytes long', octet_length(said)),
+      'Set at most 4000 bytes.');
+  end if;
+  begin
+    _caller := said::jsonb;
+  exception when data_exception then
+    perform durable._refuse_argument('durable.caller is no JSON', 'Set {"identity": {...}}.');
+  end;
+  perform durable._check_keys('durable.caller', _caller, array['identity', 'queue', 'task_id']);
+  return _caller;
+end;
+$$;
+
+
+-- Who ended a task, as far as its error says: a caller, a task above it, one of its limits.
+create or replace function durable._ended_by(error jsonb)
+returns jsonb
+language plpgsql
+immutable
+as $$
+begin
+  return case
+    when jsonb_typeof(error -> 'by') = 'object' then error -> 'by'
+    when error ? 'by' then jsonb_strip_nulls(
+      jsonb_build_object('task_id', error -> 'by', 'queue', error -> 'by_queue'))
+    when error ? 'limit' then jsonb_build_object('limit', error -> 'limit')
+  end;
+end;
+$$;
