@@ -245,6 +245,34 @@ MANY: Final = [
         "      null;",
         "pgtap/many.sql",
     ),
+    Mutant(
+        "calls nothing busy that it could not cancel",
+        "many.sql",
+        "      _busy := _busy || case when durable._is_live(_queue, _id) then _id end;",
+        "      null;",
+        "test_calls_busy_what_it_could_not_cancel",
+    ),
+    Mutant(
+        "calls busy what has finished",
+        "many.sql",
+        "      _busy := _busy || case when durable._is_live(_queue, _id) then _id end;",
+        "      _busy := _busy || _id;",
+        "test_calls_busy_what_it_could_not_cancel",
+    ),
+    Mutant(
+        "calls nothing busy that it could not try again",
+        "many.sql",
+        "        _busy := _busy || _id;",
+        "        null;",
+        "test_calls_busy_what_it_could_not_try_again",
+    ),
+    Mutant(
+        "tries again below a parent that somebody is at",
+        "many.sql",
+        "  if not found and durable._exists(_parent_queue, _parent) then",
+        "  if false then",
+        "test_calls_busy_the_child_of_a_parent_that_somebody_is_at",
+    ),
 ]
 
 HISTORY: Final = [
