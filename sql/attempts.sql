@@ -173,6 +173,18 @@ end;
 $$;
 
 
+create or replace function durable._hold_or_refuse(queue text, task_id uuid, claim integer)
+returns void
+language plpgsql
+as $$
+begin
+  if not durable._hold(queue, task_id, claim) then
+    perform durable._refuse_claim(queue, task_id, claim);
+  end if;
+end;
+$$;
+
+
 -- Completes what is still in the claim's hands; returns which. Looked for again when
 -- somebody, a lease's extension say, has moved a row between the look and the write.
 create or replace function durable._complete(queue text, completions json, at timestamptz)

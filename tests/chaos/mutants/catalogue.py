@@ -132,18 +132,14 @@ FENCE: Final = [
     Mutant(
         "emits for a former claim",
         "children.sql",
-        "  if not durable._hold(_queue, task_id, claim) then\n"
-        "    perform durable._refuse_claim(_queue, task_id, claim);\n  end if;\n"
-        "  _recorded :=",
+        "  perform durable._hold_or_refuse(_queue, task_id, claim);\n  _recorded :=",
         "  _recorded :=",
         "pgtap/children.sql",
     ),
     Mutant(
         "spawns children for a former claim",
         "children.sql",
-        "  if not durable._hold(_queue, task_id, claim) then\n"
-        "    perform durable._refuse_claim(_queue, task_id, claim);\n  end if;\n"
-        "  _new :=",
+        "  perform durable._hold_or_refuse(_queue, task_id, claim);\n  _new :=",
         "  _new :=",
         "pgtap/children.sql",
     ),
@@ -768,8 +764,8 @@ FAMILIES: Final = [
     Mutant(
         "emits again what a task has emitted",
         "children.sql",
-        "  if _recorded is not null then\n    return _recorded::text::boolean;\n  end if;\n",
-        "",
+        "  if _recorded is not null then\n    return _recorded::text::boolean;\n  elsif _first then",
+        "  if _first then",
         "pgtap/children.sql",
     ),
 ]
