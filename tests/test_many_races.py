@@ -6,7 +6,8 @@ Each test is one interleaving, as in test_races.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
@@ -14,7 +15,7 @@ import pytest
 
 from tests.test_races import QUEUE, Session, Stage
 
-ALL = {"all": True}
+ALL: Final = {"all": True}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
 
 
 def sweep(
-    session: Session, function: str, wanted: dict[str, object] = ALL
+    session: Session, function: str, wanted: Mapping[str, Any] = ALL
 ) -> tuple[int, list[UUID]]:
     """Cancel, retry or delete many; return how many, and which were busy."""
     query = f"select tasks, busy from durable.{function}(%s, %s)"
@@ -34,7 +35,7 @@ def sweep(
     return tasks, busy
 
 
-def once_more(busy: list[UUID]) -> dict[str, object]:
+def once_more(busy: list[UUID]) -> dict[str, Any]:
     return {"task_ids": [str(task_id) for task_id in busy]}
 
 

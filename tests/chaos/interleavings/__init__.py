@@ -6,7 +6,9 @@ scenarios.py    what is there when two of them meet
 families.py     the same, across two queues
 crossings.py    the same, where features meet
 sessions.py     a session that stops where it is told to
-conductor.py    plays a pair, and judges the outcome
+pairs.py        two calls, and how they are played
+judging.py      which outcomes are those of one call after the other
+conductor.py    plays a pair, and has the outcome judged
 
 `find_problem` does it all, on an engine with whatever functions a database has.
 """
@@ -16,12 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from tests.chaos.interleavings.conductor import (
-    EVERY_SCENARIO,
-    Conductor,
-    Interleaving,
-    Pair,
-)
+from tests.chaos.interleavings.conductor import EVERY_SCENARIO, Conductor
+from tests.chaos.interleavings.pairs import Interleaving, Pair
 from tests.chaos.interleavings.scenarios import Scenario
 
 __all__ = ["Conductor", "Interleaving", "Pair", "find_problem"]

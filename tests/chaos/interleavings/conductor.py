@@ -19,13 +19,12 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 from types import TracebackType
 from typing import Final
 
 import psycopg
-from psycopg import IsolationLevel, sql
+from psycopg import sql
 
 from tests.chaos.interleavings.calls import (
     FAR,
@@ -37,20 +36,23 @@ from tests.chaos.interleavings.calls import (
 )
 from tests.chaos.interleavings.crossings import CROSSINGS
 from tests.chaos.interleavings.families import FAMILIES
+from tests.chaos.interleavings.judging import Outcome, difference, is_legal, orders
+from tests.chaos.interleavings.pairs import (
+    IN_READ_COMMITTED,
+    LEVELS,
+    Interleaving,
+    Levels,
+    Pair,
+)
 from tests.chaos.interleavings.points import instrument, stop_the_clock
 from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
 from tests.chaos.interleavings.sessions import Session
 from tests.chaos.promises import UNSEEN_WAIT, broken
 
-__all__ = ["EVERY_SCENARIO", "LEVELS", "Conductor", "Interleaving", "Pair"]
+__all__ = ["EVERY_SCENARIO", "Conductor"]
 
 EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES, *CROSSINGS)
 
-LEVELS: Final = (
-    None,
-    IsolationLevel.REPEATABLE_READ,
-    IsolationLevel.SERIALIZABLE,
-)
 COLUMNS: Final = """
 select relname, array_agg(attname::text order by attnum)
 from pg_class join pg_attribute on attrelid = pg_class.oid
@@ -122,62 +124,10 @@ from durable.queues where queue = %(queue)s
 """
 NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
 UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}')
-LATE: Final = re.compile(
-    r'\{"type": "\$DeadlineExceeded", "message": "not finished by its deadline"\}'
-)
-UNDO_ONE_ANOTHER: Final = {"retry_tasks", "cancel_tasks"}
-ALONE: Final = re.compile(r'\{"type": "\$Cancelled", "message": "cancelled"\}')
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20
 EVERYWHERE: Final = (apply_notes, far(apply_notes))
-IN_READ_COMMITTED: Final = (None, None)
-
-# What is known about each subject: a task with all that belongs to it, an event, ...
-Outcome = tuple[tuple[str, str], ...]
-Levels = tuple[IsolationLevel | None, IsolationLevel | None]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two calls in a scenario. A comes first, and is the one that is stopped."""
-
-    scenario: str
-    a: Call
-    b: Call
-
-    def __str__(self) -> str:
-        told = self.scenario.replace("_", " ")
-        return f"in {told}: {self.a.name} / {self.b.name}"
-
-
-@dataclass(frozen=True)
-class Interleaving:
-    """How a pair is played.
-
-    stop_a, stop_b: at which point each stops to let the other go on; 0: at none.
-    b_stays: B keeps its transaction open until A is over.
-    """
-
-    pair: Pair
-    stop_a: int
-    stop_b: int = 0
-    levels: Levels = IN_READ_COMMITTED
-    a_commits: bool = True
-    b_stays: bool = False
-
-    def __str__(self) -> str:
-        told = [str(self.pair), f"A stops at {self.stop_a}"]
-        if self.stop_b:
-            told.append(f"B stops at {self.stop_b}")
-        if self.levels != IN_READ_COMMITTED:
-            told += [level.name if level else "READ_COMMITTED" for level in self.levels]
-        if not self.a_commits:
-            told.append("A rolls back")
-        if self.b_stays:
-            told.append("B commits last")
-        return ", ".join(told)
 
 
 class Conductor(contextlib.AbstractContextManager["Conductor"]):
@@ -211,7 +161,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         self.nicks: dict[str, dict[str, str]] = {}
         self.calls: dict[str, list[Call]] = {}
         self._points: dict[tuple[str, str], int] = {}
-        self._orders: dict[tuple[Pair, str, Levels], Outcome] = {}
+        self._orders: dict[tuple[Pair, str, Levels, bool], Outcome] = {}
         self._numbers = itertools.count(1)
         for scenario in scenarios:
             self._set(scenario)
@@ -340,17 +290,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
             wrong += warnings
         else:
             wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
-        if (
-            way.levels != IN_READ_COMMITTED
-            or any(map(_is_late, (outcome, *legal)))
-            or any("cancel_tasks" in call.query for call in (way.pair.a, way.pair.b))
-        ):
-            outcome, *legal = map(_by_whomever, (outcome, *legal))
         if wrong:
             return "; ".join(wrong)
-        if not _is_legal(outcome, legal, way.pair):
-            return f"in no order\n{_difference(outcome, legal)}"
-        return None
+        if is_legal(way, outcome, legal) or outcome in self._in_parts(way):
+            return None
+        return f"in no order\n{difference(outcome, legal)}"
 
     def _play(self, way: Interleaving, queue: str) -> None:
         a, b = self.a, self.b
@@ -452,19 +396,40 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
 
     def in_order(self, pair: Pair) -> Outcome:
         """Return what comes of A and then B, with nobody else there."""
-        return self._in_order(pair, "ab", IN_READ_COMMITTED)
+        return self._in_order(pair, "ab", IN_READ_COMMITTED, again=True)
 
     def _legal(self, way: Interleaving) -> list[Outcome]:
-        """Return the outcomes of A then B and B then A; of B, if A rolls back."""
-        orders = ("ab", "ba") if way.a_commits else ("b",)
+        """Return what may come of it, on its own terms or in READ COMMITTED."""
         return [
-            self._in_order(way.pair, order, levels)
+            self._in_order(way.pair, order, levels, again=way.a_commits)
             for levels in {way.levels, IN_READ_COMMITTED}
-            for order in orders
+            for order in orders(way)
         ]
 
-    def _in_order(self, pair: Pair, order: str, levels: Levels) -> Outcome:
-        key = pair, order, levels
+    def _in_parts(self, way: Interleaving) -> Iterator[Outcome]:
+        """Yield what comes of a sweep that is at some tasks before the other call.
+
+        It is one call for each task: the other one may come between any two of these.
+        """
+        pair = way.pair
+        calls = (pair.a, pair.b) if way.a_commits else ()
+        for sweep, other in itertools.permutations(calls):
+            for some in self._parts(pair.scenario) if sweep.sweeps else ():
+                queue = self._copy(pair.scenario)
+                self.house.make(sweep.of(some), queue)
+                told = self.house.make(other, queue)
+                said = (told, "") if other is pair.a else ("", told)
+                yield self._rest(pair, queue, said, again=True)
+
+    def _parts(self, scenario: str) -> Iterator[tuple[str, ...]]:
+        tasks = list(self.nicks[scenario])
+        for size in range(1, len(tasks)):
+            yield from itertools.combinations(tasks, size)
+
+    def _in_order(
+        self, pair: Pair, order: str, levels: Levels, *, again: bool
+    ) -> Outcome:
+        key = pair, order, levels, again
         if key not in self._orders:
             queue = self._copy(pair.scenario)
             told = {"a": "", "b": ""}
@@ -473,56 +438,5 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
                 level = levels["ab".index(who)]
                 told[who] = self.house.make(call, queue, level)
             said = told["a"], told["b"]
-            self._orders[key] = self._rest(pair, queue, said, again="a" in order)
+            self._orders[key] = self._rest(pair, queue, said, again=again)
         return self._orders[key]
-
-
-def _is_legal(outcome: Outcome, legal: list[Outcome], pair: Pair) -> bool:
-    """Whether it is one of the outcomes; of divisible calls, subject by subject.
-
-    Two that undo one another, and pass over what is busy, are said again in the end:
-    who is the last for a task depends on which of them had passed it over. Of these
-    only the promises are asked.
-    """
-    if outcome in legal or pair.a.composite or pair.b.composite:
-        return True
-    if {call.name.split(" ")[0] for call in (pair.a, pair.b)} == UNDO_ONE_ANOTHER:
-        return True
-    if not any(call.tries or call.divisible for call in (pair.a, pair.b)):
-        return False
-    subjects = {subject for known in (outcome, *legal) for subject, _ in known}
-    return all(
-        _about(subject, outcome) in [_about(subject, known) for known in legal]
-        for subject in subjects
-    )
-
-
-def _by_whomever(outcome: Outcome) -> Outcome:
-    """Forget whose end took a task with it: which note comes first is open.
-
-    So it is whether that was its parent's, or the deadline that both of them have, or
-    whether it was cancelled with its parent, among many, or after it.
-    """
-
-    def told(fact: str) -> str:
-        return ALONE.sub("{…}", LATE.sub("{…}", TAKEN.sub("{…}", fact)))
-
-    return tuple((subject, told(fact)) for subject, fact in outcome)
-
-
-def _is_late(outcome: Outcome) -> bool:
-    """Whether anything has ended by the deadline that it may have from its parent."""
-    return any(LATE.search(fact) for _, fact in outcome)
-
-
-def _about(subject: str, outcome: Outcome) -> list[str]:
-    return [fact for about, fact in outcome if about == subject]
-
-
-def _difference(outcome: Outcome, legal: list[Outcome]) -> str:
-    lines = []
-    for title, other in zip(("A then B", "B then A"), legal, strict=False):
-        lines.append(f"  against {title}:")
-        lines += [f"    + {line}" for line in sorted(set(outcome) - set(other))]
-        lines += [f"    - {line}" for line in sorted(set(other) - set(outcome))]
-    return "\n".join(lines)
