@@ -245,7 +245,8 @@ begin
         durable._new_deadline(_below.complete_by, root.complete_by, deadline));
     end if;
   end loop;
-  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[ended.id::uuid]),
+  perform durable._reach_below(_queue,
+    array(select tree.task_id from durable._tree(_queue, ended.id::uuid) as tree),
     'revived_above', _queue, ended.id::uuid, root.complete_by)
   from unnest(_ends) as ended (id);
 end;

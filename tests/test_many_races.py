@@ -83,6 +83,17 @@ def test_calls_busy_the_child_of_a_parent_that_somebody_is_at(stage: Stage) -> N
     assert sweep(stage.db, "retry_tasks", once_more(busy)) == (1, [])
 
 
+def test_leaves_to_a_note_what_it_could_not_revive_below(stage: Stage) -> None:
+    parent, child = stage.family()
+    stage.db.cancel(parent.task_id)
+    holder = stage.lock_task(child.task_id)
+    assert sweep(stage.db, "retry_tasks", {"name": "parent"}) == (1, [])
+    assert stage.db.state(parent.task_id) == "pending"
+    holder.rollback()
+    stage.db.apply_notes()
+    assert stage.db.state(child.task_id) == "pending"
+
+
 def test_deletes_none_that_somebody_is_at(stage: Stage) -> None:
     at_it, free = stage.db.spawn(), stage.db.spawn()
     sweep(stage.db, "cancel_tasks")

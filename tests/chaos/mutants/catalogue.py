@@ -1033,9 +1033,15 @@ LIFECYCLE: Final = [
     ),
     Mutant(
         "revives with many what nobody's end had cancelled",
-        "many.sql",
-        "    and durable._fell_with(tasks, roots::text[], null)\n",
-        "    and tasks.state = 'cancelled'\n",
+        "elsewhere.sql",
+        "        and durable._fell_with(tasks, _root, note.root_deadline)\n      offset 0\n"
+        "    ) as taken\n    order by taken.task_id\n  loop\n    select * into _below\n"
+        "    from durable.tasks\n    where tasks.queue = _queue\n      and tasks.task_id = _id\n"
+        "      and durable._fell_with(tasks, _root, note.root_deadline)\n",
+        "        and tasks.state = 'cancelled'\n      offset 0\n"
+        "    ) as taken\n    order by taken.task_id\n  loop\n    select * into _below\n"
+        "    from durable.tasks\n    where tasks.queue = _queue\n      and tasks.task_id = _id\n"
+        "      and tasks.state = 'cancelled'\n",
         "pgtap/many.sql",
     ),
     Mutant(

@@ -241,8 +241,8 @@ MANY: Final = [
     Mutant(
         "forgets what was cancelled below one of many",
         "many.sql",
-        "      perform durable._revive_with(_queue, _id, _tried);",
-        "      null;",
+        "  perform durable._follow((_queue, null, 'revived_above', tried.task_id,",
+        "  perform durable._leave_again((_queue, null, 'waiter', tried.task_id,",
         "pgtap/many.sql",
     ),
     Mutant(
@@ -262,8 +262,8 @@ MANY: Final = [
     Mutant(
         "calls nothing busy that it could not try again",
         "many.sql",
-        "        _busy := _busy || _id;",
-        "        null;",
+        "      _busy := _busy || _id;\n    end if;\n  end loop;\n  perform durable._follow",
+        "      null;\n    end if;\n  end loop;\n  perform durable._follow",
         "test_calls_busy_what_it_could_not_try_again",
     ),
     Mutant(
