@@ -25,24 +25,10 @@ FAMILIES: Final = [
         "pgtap/elsewhere.sql",
     ),
     Mutant(
-        "cancels for an end that is over",
-        "elsewhere.sql",
-        "note.kind = 'ended_above' and (not _held or _state in ('failed', 'cancelled'))",
-        "note.kind = 'ended_above'",
-        "pgtap/elsewhere.sql",
-    ),
-    Mutant(
         "revives for a retry that is over",
         "elsewhere.sql",
         "note.kind = 'revived_above' and _held and _state not in ('failed', 'cancelled')",
         "note.kind = 'revived_above'",
-        "pgtap/elsewhere.sql",
-    ),
-    Mutant(
-        "lets who waits elsewhere sleep when a queue is dropped",
-        "elsewhere.sql",
-        "    where watches.queue = _queue and watches.waiter_queue <> _queue\n",
-        "    where false\n",
         "pgtap/elsewhere.sql",
     ),
     Mutant(
