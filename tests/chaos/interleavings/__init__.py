@@ -2,8 +2,11 @@
 
 points.py       where a call can be stopped
 calls.py        every call that touches a task
+stage.py        where a scenario is played
 scenarios.py    what is there when two of them meet
+trees.py        the same, of families in one queue
 families.py     the same, across two queues
+mail.py         the same, of messages
 crossings.py    the same, where features meet
 sessions.py     a session that stops where it is told to
 pairs.py        two calls, and how they are played
@@ -20,7 +23,7 @@ from random import Random
 
 from tests.chaos.interleavings.conductor import EVERY_SCENARIO, Conductor
 from tests.chaos.interleavings.pairs import Interleaving, Pair
-from tests.chaos.interleavings.scenarios import Scenario
+from tests.chaos.interleavings.stage import Scenario
 
 __all__ = ["Conductor", "Interleaving", "Pair", "find_problem"]
 

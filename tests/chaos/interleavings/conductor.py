@@ -37,6 +37,7 @@ from tests.chaos.interleavings.calls import (
 from tests.chaos.interleavings.crossings import CROSSINGS
 from tests.chaos.interleavings.families import FAMILIES
 from tests.chaos.interleavings.judging import Outcome, difference, is_legal, orders
+from tests.chaos.interleavings.mail import MAIL
 from tests.chaos.interleavings.pairs import (
     IN_READ_COMMITTED,
     LEVELS,
@@ -45,13 +46,15 @@ from tests.chaos.interleavings.pairs import (
     Pair,
 )
 from tests.chaos.interleavings.points import instrument, stop_the_clock
-from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
+from tests.chaos.interleavings.scenarios import SCENARIOS
 from tests.chaos.interleavings.sessions import Session
+from tests.chaos.interleavings.stage import HOUR, Scenario, Stage
+from tests.chaos.interleavings.trees import TREES
 from tests.chaos.promises import UNSEEN_WAIT, broken
 
 __all__ = ["EVERY_SCENARIO", "Conductor"]
 
-EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES, *CROSSINGS)
+EVERY_SCENARIO: Final = (*SCENARIOS, *TREES, *FAMILIES, *MAIL, *CROSSINGS)
 
 COLUMNS: Final = """
 select relname, array_agg(attname::text order by attnum)
