@@ -8,6 +8,7 @@ trees.py        the same, of families in one queue
 families.py     the same, across two queues
 mail.py         the same, of messages
 crossings.py    the same, where features meet
+copies.py       a scenario's rows, once more for each pair
 sessions.py     a session that stops where it is told to
 pairs.py        two calls, and how they are played
 judging.py      which outcomes are those of one call after the other
