@@ -27,7 +27,8 @@ from tests.chaos.model.looking import (
     expected_looks,
     looks,
 )
-from tests.chaos.model.specification import SECOND, Model, Refused, iso, micro
+from tests.chaos.model.specification import Model
+from tests.chaos.model.things import SECOND, Refused, iso, micro
 
 __all__ = ["Machine"]
 
