@@ -195,10 +195,8 @@ returns text
 language plpgsql
 stable
 as $$
-declare
-  _there boolean := durable._has_queue(queue);
 begin
-  return queue;
+  return case when durable._has_queue(queue) then queue else queue end; -- the look refuses
 end;
 $$;
 
