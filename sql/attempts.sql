@@ -24,7 +24,7 @@ begin
     perform durable._check_sizes('result', 'result', completions);
   end if;
   if checkpoints is not null and completions is not null or failures is not null then
-    perform durable._lock_own(_queue, checkpoints, completions, failures);
+    perform durable._lock_each(_queue, array[checkpoints, completions, failures]);
   end if;
   if checkpoints is not null then
     _written := durable._save(_queue, checkpoints, _now) = json_array_length(checkpoints);
@@ -53,7 +53,8 @@ end;
 $$;
 
 
-create or replace function durable._lock_own(queue text, checkpoints json, completions json, failures json)
+-- Locks what these lists speak of, in one ascending pass, where the claim holds.
+create or replace function durable._lock_each(queue text, parts json[])
 returns void
 language plpgsql
 as $$
@@ -62,15 +63,10 @@ declare
 begin
   perform
   from (
-    select saved.task_id, saved.claim
-    from json_to_recordset(checkpoints) as saved (task_id uuid, claim integer)
-    union
-    select done.task_id, done.claim
-    from json_to_recordset(completions) as done (task_id uuid, claim integer)
-    union
-    select failed.task_id, failed.claim
-    from json_to_recordset(failures) as failed (task_id uuid, claim integer)
-    order by task_id
+    select distinct held.task_id, held.claim
+    from unnest(parts) as part
+    cross join lateral json_to_recordset(part) as held (task_id uuid, claim integer)
+    order by held.task_id
     offset 0 -- sorted before the first is locked
   ) as own
   cross join lateral (
@@ -169,6 +165,18 @@ begin
     and _hold.claim % 2 = 1
   for no key update;
   return found;
+end;
+$$;
+
+
+create or replace function durable._hold_or_refuse(queue text, task_id uuid, claim integer)
+returns void
+language plpgsql
+as $$
+begin
+  if not durable._hold(queue, task_id, claim) then
+    perform durable._refuse_claim(queue, task_id, claim);
+  end if;
 end;
 $$;
 

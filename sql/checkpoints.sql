@@ -39,9 +39,7 @@ declare
   _name text collate "C" := name;
   _saved durable.loaded_checkpoint;
 begin
-  if not durable._hold(_queue, task_id, claim) then
-    perform durable._refuse_claim(_queue, task_id, claim);
-  end if;
+  perform durable._hold_or_refuse(_queue, task_id, claim);
   select saved.task_id, saved.name, saved.position, saved.after, saved.state, saved.value
   into _saved
   from durable.checkpoints as saved

@@ -56,9 +56,7 @@ begin
   ) as twice;
   _new := durable._new_tasks(children, _now, task_id);
   _new := durable._reserve_keys(_there, durable._unrecorded(_queue, task_id, children, _new));
-  if not durable._hold(_queue, task_id, claim) then
-    perform durable._refuse_claim(_queue, task_id, claim);
-  end if;
+  perform durable._hold_or_refuse(_queue, task_id, claim);
   _new := durable._unrecorded(_queue, task_id, children, _new);
   perform durable._insert_tasks(_there, _new, _now, nullif(_queue, _there));
   perform durable._record_children(_queue, task_id, claim, _there, children, _new, _now);
@@ -164,8 +162,6 @@ set jit = off
 as $$
 declare
   _queue text collate "C" := queue;
-  _name text collate "C" := name;
-  _now timestamptz := durable._now();
   _first boolean;
   _recorded json;
 begin
@@ -173,25 +169,13 @@ begin
   perform durable._checked_name('name of a step', name, 512);
   perform durable._checked_name('event name', event, 255);
   perform durable._checked_size('payload', payload);
-  _recorded := durable._recorded(_queue, task_id, _name);
-  if _recorded is null then
+  if durable._recorded(_queue, task_id, name) is null then
     _first := durable._write_event(_queue, event, payload);
   end if;
-  if not durable._hold(_queue, task_id, claim) then
-    perform durable._refuse_claim(_queue, task_id, claim);
-  end if;
-  _recorded := coalesce(_recorded, durable._recorded(_queue, task_id, _name));
+  _recorded := durable._record_once(_queue, task_id, claim, name, to_json(_first), position, after);
   if _recorded is not null then
     return _recorded::text::boolean;
-  end if;
-  insert into durable.checkpoints (
-    task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
-  )
-  select tasks.task_id, _now, tasks.claim, tasks.attempt, emit_from_task.position,
-    emit_from_task.after, 0, 'done', _queue, _name, to_json(_first)
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = emit_from_task.task_id;
-  if _first then
+  elsif _first then
     perform durable._wake_waiters(_queue, event);
   end if;
   return _first;
@@ -203,8 +187,39 @@ comment on function durable.emit_from_task is
 the same again when it is repeated. Refuses a claim that is over: WFCAN, WFLST.';
 
 
--- Looked for before the event is written, which may have been pruned since, and again
--- under the lock.
+-- What a task has done is recorded under its claim, once: returns what an earlier call has
+-- recorded, or null if that is this one. The caller has looked before (_recorded), and has
+-- written what comes before a task's row in the lock order.
+create or replace function durable._record_once(
+  queue text, task_id uuid, claim integer, name text, value json, "position" integer, after integer
+)
+returns json
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+  _recorded json;
+begin
+  perform durable._hold_or_refuse(_queue, task_id, claim);
+  _recorded := durable._recorded(_queue, task_id, name);
+  if _recorded is null then
+    insert into durable.checkpoints (
+      task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
+    )
+    select
+      tasks.task_id, _now, tasks.claim, tasks.attempt, _record_once.position, _record_once.after, 0,
+      'done', _queue, _record_once.name, _record_once.value
+    from durable.tasks
+    where tasks.queue = _queue and tasks.task_id = _record_once.task_id;
+  end if;
+  return _recorded;
+end;
+$$;
+
+
+-- Looked for before the event or the message is written, which may be gone since, and
+-- again under the lock.
 create or replace function durable._recorded(queue text, task_id uuid, name text)
 returns json
 language plpgsql

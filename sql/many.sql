@@ -84,20 +84,17 @@ begin
   perform durable._check_quantity(quantity);
   select walk.matching, walk.last into _matching, _last
   from durable._walk(_queue, _wanted, after, quantity) as walk;
-  foreach _id in array durable._with_all_below(_queue, _matching) loop
-    if _id = any (_matching) and durable._may_try_again(_queue, _id) then
-      if durable._try_to_hold(_queue, _id, _wanted) then
-        perform durable._try_again(_queue, _id, durable._caller());
-        _tried := _tried || _id;
-      else
-        _busy := _busy || _id;
-      end if;
+  foreach _id in array _matching loop
+    continue when not durable._may_try_again(_queue, _id);
+    if durable._try_to_hold(_queue, _id, _wanted) then
+      perform durable._try_again(_queue, _id, durable._caller());
+      _tried := _tried || _id;
     else
-      perform durable._revive_with(_queue, _id, _tried);
+      _busy := _busy || _id;
     end if;
   end loop;
-  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[tried.task_id]),
-    'revived_above', _queue, tried.task_id, durable._deadline_of(_queue, tried.task_id))
+  perform durable._follow((_queue, null, 'revived_above', tried.task_id, null, _queue, tried.task_id,
+    durable._deadline_of(_queue, tried.task_id))::durable.notes)
   from unnest(_tried) as tried (task_id);
   perform durable._knock(_queue, 'work');
   return (cardinality(_tried), _busy, _last);
@@ -111,23 +108,6 @@ deadline has passed stay as they are. Looks at no more than quantity tasks from 
 busy are those that somebody was at, to be passed as task_ids once more; next is where to
 go on, null at the end. Every task is {"all": true}. Refuses an unknown queue WFQUE, an
 empty or bad filter 22023.';
-
-
--- One ascending pass over all of them, so that reviving what is below may wait as it does
--- in retry_task.
-create or replace function durable._with_all_below(queue text, roots uuid[])
-returns uuid[]
-language plpgsql
-as $$
-begin
-  return array(
-    select distinct below.task_id
-    from unnest(roots) as root (task_id)
-    cross join lateral (select tree.task_id from durable._tree(queue, root.task_id) as tree offset 0) as below
-    order by 1
-  );
-end;
-$$;
 
 
 create or replace function durable._may_try_again(queue text, task_id uuid)
@@ -199,31 +179,6 @@ begin
     perform durable._log_retry(_queue, task_id, _task.attempt - 1, by);
   else
     perform durable._revive(_queue, _task, _task.complete_by, by);
-  end if;
-end;
-$$;
-
-
--- As in _revive_below: exactly those that the end of one of these cancelled.
-create or replace function durable._revive_with(queue text, task_id uuid, roots uuid[])
-returns void
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _now timestamptz := durable._now();
-  _below durable.tasks;
-begin
-  select * into _below
-  from durable.tasks
-  where tasks.queue = _queue
-    and tasks.task_id = _revive_with.task_id
-    and durable._fell_with(tasks, roots::text[], null)
-    and (tasks.complete_by > _now) is not false
-  for no key update;
-  if found then
-    perform durable._revive(_queue, _below, _below.complete_by,
-      jsonb_build_object('task_id', _below.error -> 'by'));
   end if;
 end;
 $$;

@@ -76,8 +76,6 @@ as $$
 declare
   _queue text collate "C" := queue;
   _to text collate "C" := durable._where(queue, task_id, to_queue, to_task_id);
-  _name text collate "C" := name;
-  _now timestamptz := durable._now();
   _number bigint;
   _receives boolean;
   _recorded json;
@@ -86,35 +84,22 @@ begin
   perform durable._require_queue(_to);
   perform durable._checked_name('name of a step', name, 512);
   perform durable._check_message(topic, payload, dedup_key);
-  _recorded := durable._recorded(_queue, task_id, _name);
-  if _recorded is null then
+  if durable._recorded(_queue, task_id, name) is null then
     _receives := durable._receives(_to, to_task_id);
     if _receives then
       _number := durable._number_message(_to, to_task_id, topic, dedup_key);
     end if;
   end if;
-  if not durable._hold(_queue, task_id, claim) then
-    perform durable._refuse_claim(_queue, task_id, claim);
-  end if;
-  if _recorded is null then
-    _recorded := durable._recorded(_queue, task_id, _name);
-    if _recorded is not null and _number is not null then
+  _recorded := durable._record_once(
+    _queue, task_id, claim, name, to_json(_number is not null), position, after);
+  if _recorded is not null then
+    if _number is not null then
       perform durable._take_back(_to, to_task_id, topic, dedup_key);
     end if;
-  end if;
-  if _recorded is not null then
     return _recorded::text::boolean;
   elsif not _receives then
     perform durable._refuse_message(_to, to_task_id);
-  end if;
-  insert into durable.checkpoints (
-    task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
-  )
-  select tasks.task_id, _now, tasks.claim, tasks.attempt, send_from_task.position,
-    send_from_task.after, 0, 'done', _queue, _name, to_json(_number is not null)
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = send_from_task.task_id;
-  if _number is not null then
+  elsif _number is not null then
     perform durable._post(_to, to_task_id, topic, _number, payload);
   end if;
   return _number is not null;

@@ -47,34 +47,6 @@ A number that is there already is passed over. Whoever follows these tasks is to
 Returns and raises as flush does.';
 
 
--- As _lock_own, of whatever has claims.
-create or replace function durable._lock_each(queue text, parts json[])
-returns void
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-begin
-  perform
-  from (
-    select distinct held.task_id, held.claim
-    from unnest(parts) as part
-    cross join lateral json_to_recordset(part) as held (task_id uuid, claim integer)
-    order by held.task_id
-    offset 0 -- sorted before the first is locked
-  ) as own
-  cross join lateral (
-    select
-    from durable.tasks
-    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
-      and own.claim % 2 = 1
-    offset 0
-    for no key update
-  ) as task;
-end;
-$$;
-
-
 -- Publishes for those whose claims hold, which the caller has locked; returns them.
 create or replace function durable._publish(queue text, published json, at timestamptz)
 returns uuid[]

@@ -159,30 +159,9 @@ end;
 $$;
 
 
-create or replace function durable._require_queue(queue text)
-returns void
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _roles text[];
-begin
-  select queues.roles into _roles from durable.queues where queues.queue = _queue;
-  if not found then
-    raise exception using errcode = 'WFQUE',
-      message = format('no queue "%s"', queue),
-      hint = format('Create it: select durable.create_queue(%L).', queue);
-  elsif _roles is not null and not durable._may_use(_roles) then
-    perform durable._refuse_queue(queue);
-  end if;
-end;
-$$;
-
-
--- The queue, if the caller may use it, or if there is none: what is not there needs no
--- right. For those that get by without its row; as with names, an assignment costs least.
-create or replace function durable._granted(queue text)
-returns text
+-- Whether there is such a queue; refuses who may not use it. What is not there needs no right.
+create or replace function durable._has_queue(queue text)
+returns boolean
 language plpgsql
 stable
 as $$
@@ -191,10 +170,39 @@ declare
   _roles text[];
 begin
   select queues.roles into _roles from durable.queues where queues.queue = _queue;
-  if _roles is not null and not durable._may_use(_roles) then
+  if not found then
+    return false;
+  elsif _roles is not null and not durable._may_use(_roles) then
     perform durable._refuse_queue(queue);
   end if;
-  return queue;
+  return true;
+end;
+$$;
+
+
+create or replace function durable._require_queue(queue text)
+returns void
+language plpgsql
+as $$
+begin
+  if not durable._has_queue(queue) then
+    raise exception using errcode = 'WFQUE',
+      message = format('no queue "%s"', queue),
+      hint = format('Create it: select durable.create_queue(%L).', queue);
+  end if;
+end;
+$$;
+
+
+-- The queue, there or not: for those that get by without its row. As with names, an
+-- assignment costs least.
+create or replace function durable._granted(queue text)
+returns text
+language plpgsql
+stable
+as $$
+begin
+  return case when durable._has_queue(queue) then queue else queue end; -- the look refuses
 end;
 $$;
 

@@ -56,10 +56,9 @@ them, looking at no more than quantity tasks. A finished child stays while its p
 is there. Returns how many were deleted.';
 
 
--- Proves under the lock that the tasks are still over (retry_task), that neither what they
--- take with them nor whom they wake is left to a note, that nobody is being told about
--- their keys, and that no parent is there to join or cancel them: so parents go first, then
--- children.
+-- Proves under the lock that the tasks are still over (retry_task), that no note is left
+-- about them, that nobody is being told about their keys, and that no parent is there to
+-- join or cancel them: so parents go first, then children.
 create or replace function durable._delete_tasks(queue text, task_ids uuid[], cutoff timestamptz)
 returns integer
 language plpgsql
@@ -84,30 +83,7 @@ begin
       for update skip locked
     ) as task
   );
-  _held := array(
-    select held.task_id
-    from unnest(_held) as held (task_id)
-    cross join lateral (
-      select count(*) as times
-      from durable.notes
-      where notes.queue = _queue and notes.task_id = held.task_id and notes.kind in ('cascade', 'finished')
-      offset 0
-    ) as left_over
-    cross join lateral (
-      select count(*) as times
-      from durable.tasks
-      cross join lateral unnest(tasks.child_queues) as reached (queue)
-      cross join lateral (
-        select
-        from durable.notes
-        where notes.queue = reached.queue and notes.task_id = held.task_id
-        offset 0
-      ) as note
-      where tasks.queue = _queue and tasks.task_id = held.task_id
-      offset 0
-    ) as left_elsewhere
-    where left_over.times + left_elsewhere.times = 0
-  );
+  _held := durable._without_notes(_queue, _held);
   loop
     _orphans := array(
       select task.task_id
@@ -136,6 +112,43 @@ begin
     _deleted := _deleted + cardinality(_orphans);
   end loop;
   return _deleted;
+end;
+$$;
+
+
+-- Those of finished tasks whose end has had its effect: neither what they take with them,
+-- here or in the queues that they reach into, nor whom they wake is left to a note.
+create or replace function durable._without_notes(queue text, task_ids uuid[])
+returns uuid[]
+language plpgsql
+as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return array(
+    select finished.task_id
+    from unnest(task_ids) as finished (task_id)
+    cross join lateral (
+      select count(*) as times
+      from durable.notes
+      where notes.queue = _queue and notes.task_id = finished.task_id and notes.kind in ('cascade', 'finished')
+      offset 0
+    ) as left_over
+    cross join lateral (
+      select count(*) as times
+      from durable.tasks
+      cross join lateral unnest(tasks.child_queues) as reached (queue)
+      cross join lateral (
+        select
+        from durable.notes
+        where notes.queue = reached.queue and notes.task_id = finished.task_id
+        offset 0
+      ) as note
+      where tasks.queue = _queue and tasks.task_id = finished.task_id
+      offset 0
+    ) as left_elsewhere
+    where left_over.times + left_elsewhere.times = 0
+  );
 end;
 $$;
 

@@ -268,7 +268,8 @@ begin
         jsonb_build_object('task_id', root.task_id));
     end if;
   end loop;
-  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[ended.id::uuid]),
+  perform durable._reach_below(_queue,
+    array(select tree.task_id from durable._tree(_queue, ended.id::uuid) as tree),
     'revived_above', _queue, ended.id::uuid, root.complete_by)
   from unnest(_ends) as ended (id);
 end;

@@ -165,7 +165,9 @@ end;
 $$;
 
 
--- _claim, of the tasks that are for this version.
+-- _claim, of the tasks that are for this version. Not one with it: a statement finds the
+-- index of such tasks, or of the others, by what its own text says of version; and who has
+-- no versions is not to pay for them.
 create or replace function durable._claim_own(
   queue text,
   name text,

@@ -158,7 +158,7 @@ declare
 begin
   perform durable._check_waits(tasks, leave);
   perform durable._meet_emitters(_queue, tasks);
-  perform durable._lock_own(_queue, tasks, null, null);
+  perform durable._lock_each(_queue, array[tasks]);
   perform durable._register(_queue, tasks, _now);
   perform durable._settle(_queue, tasks, _now);
   _resolved := durable._resolved(_queue, tasks);

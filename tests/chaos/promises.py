@@ -89,6 +89,26 @@ PROMISES: Final = {
             select from durable.runs
             where runs.queue = child.queue and runs.task_id = child.task_id
               and runs.outcome <> 'lease_lost')""",
+    "cancelled for the end of one that is not above it, or has not ended so": """
+        from durable.tasks as child
+        where child.queue = %(queue)s and child.state = 'cancelled'
+          and child.error ->> 'type' = '$CancelledByParent' and not exists (
+            with recursive line as (
+              select coalesce(child.parent_queue, child.queue) as queue,
+                child.parent_task_id as task_id
+              union all
+              select coalesce(parent.parent_queue, parent.queue), parent.parent_task_id
+              from line join durable.tasks as parent using (queue, task_id)
+            )
+            select from line left join durable.tasks as above using (queue, task_id)
+            where line.task_id is not null and above.state is null -- deleted since
+              or line.task_id::text = child.error ->> 'by'
+                and above.state in ('failed', 'cancelled'))""",
+    "ended by a deadline that it has not, or before it": """
+        from durable.tasks
+        where queue = %(queue)s and error ->> 'type' = '$DeadlineExceeded'
+          and error ->> 'message' = 'not finished by its deadline'
+          and (complete_by <= finished_at) is not true""",
     "held and not running, or running and not held": """
         from durable.tasks
         where queue = %(queue)s and (

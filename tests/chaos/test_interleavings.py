@@ -17,8 +17,8 @@ import pytest
 
 from tests.chaos.interleavings import Conductor, find_problem
 from tests.chaos.interleavings.points import FUNCTIONS, without_points
-from tests.chaos.interleavings.scenarios import (
-    Scenario,
+from tests.chaos.interleavings.stage import Scenario
+from tests.chaos.interleavings.trees import (
     a_parent_asleep_until_its_children_end,
     a_tree,
 )

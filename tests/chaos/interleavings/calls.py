@@ -7,7 +7,7 @@ call differs between copies in its queue only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -38,6 +38,7 @@ class Call:
     divisible: it is about several tasks, or takes others with it, one after the other.
     composite: it is several calls, all of which are played too.
     inserts: of two by the same claim at once, one is told 23505, to say it again.
+    cancels: the nicks of those that it cancels in one go, or "all".
     """
 
     name: str
@@ -47,6 +48,17 @@ class Call:
     divisible: bool = False
     composite: bool = False
     inserts: bool = False
+    cancels: str = ""
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it is about tasks that match a filter, each by itself."""
+        return "wanted" in self.args
+
+    def of(self, task_ids: Iterable[str]) -> Call:
+        """Return a sweep of no more than these."""
+        wanted = json.dumps({"task_ids": list(task_ids)})
+        return replace(self, args={**self.args, "wanted": wanted})
 
     def on(self, queue: str) -> dict[str, Any]:
         """Return its arguments in a queue."""
@@ -144,7 +156,8 @@ def _many(function: str, tasks: tuple[Held, ...]) -> Call:
 
 def cancel_many(*tasks: Held) -> Call:
     """Cancel these, or all."""
-    return _many("cancel_tasks", tasks)
+    nicks = " ".join(task.nick for task in tasks)
+    return replace(_many("cancel_tasks", tasks), cancels=nicks or "all")
 
 
 def retry_many(*tasks: Held) -> Call:

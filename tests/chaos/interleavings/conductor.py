@@ -19,13 +19,11 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 from types import TracebackType
 from typing import Final
 
 import psycopg
-from psycopg import IsolationLevel, sql
 
 from tests.chaos.interleavings.calls import (
     FAR,
@@ -35,155 +33,35 @@ from tests.chaos.interleavings.calls import (
     drop_queue,
     far,
 )
+from tests.chaos.interleavings.copies import STATE, make_copier
 from tests.chaos.interleavings.crossings import CROSSINGS
 from tests.chaos.interleavings.families import FAMILIES
+from tests.chaos.interleavings.judging import Outcome, difference, is_legal, orders
+from tests.chaos.interleavings.mail import MAIL
+from tests.chaos.interleavings.pairs import (
+    IN_READ_COMMITTED,
+    LEVELS,
+    Interleaving,
+    Levels,
+    Pair,
+)
 from tests.chaos.interleavings.points import instrument, stop_the_clock
-from tests.chaos.interleavings.scenarios import HOUR, SCENARIOS, Scenario, Stage
+from tests.chaos.interleavings.scenarios import SCENARIOS
 from tests.chaos.interleavings.sessions import Session
+from tests.chaos.interleavings.stage import HOUR, Scenario, Stage
+from tests.chaos.interleavings.trees import TREES
 from tests.chaos.promises import UNSEEN_WAIT, broken
 
-__all__ = ["EVERY_SCENARIO", "LEVELS", "Conductor", "Interleaving", "Pair"]
+__all__ = ["EVERY_SCENARIO", "Conductor"]
 
-EVERY_SCENARIO: Final = (*SCENARIOS, *FAMILIES, *CROSSINGS)
+EVERY_SCENARIO: Final = (*SCENARIOS, *TREES, *FAMILIES, *MAIL, *CROSSINGS)
 
-LEVELS: Final = (
-    None,
-    IsolationLevel.REPEATABLE_READ,
-    IsolationLevel.SERIALIZABLE,
-)
-COLUMNS: Final = """
-select relname, array_agg(attname::text order by attnum)
-from pg_class join pg_attribute on attrelid = pg_class.oid
-where relnamespace = 'durable'::regnamespace and relkind = 'r' and attnum > 0
-  and not attisdropped
-group by relname having 'queue' = any (array_agg(attname))
-"""
-COPY: Final = """
-create function public.copy_queue(original text, copy text) returns void
-language plpgsql as $$ begin {} end $$
-"""
-# Of a scenario's queues, and of what names them.
-MOVED: Final = {
-    name: sql.SQL("copy || substr({}, length(original) + 1)").format(
-        sql.Identifier(name)
-    )
-    for name in ("queue", "parent_queue", "waiter_queue", "root_queue")
-} | {
-    name: sql.SQL(
-        "(select array_agg(copy || substr(it, length(original) + 1) order by place)"
-        " from unnest({}) with ordinality as listed (it, place))"
-    ).format(sql.Identifier(name))
-    for name in ("child_queues", "task_queues")
-}
-STATE: Final = """
-select 'task', task_id::text, (to_jsonb(tasks) - 'queue')::text
-from durable.tasks where queue = %(queue)s
-union all
-select 'run', task_id::text, (to_jsonb(runs) - 'queue' - 'retried_by')::text
-from durable.runs where queue = %(queue)s
-union all
-select 'checkpoint', task_id::text, (to_jsonb(checkpoints) - 'queue')::text
-from durable.checkpoints where queue = %(queue)s
-union all
-select 'wait', task_id::text,
-  (to_jsonb(waits) - 'queue' - 'target_task_id' - 'watched')::text
-from durable.waits join durable.tasks using (queue, task_id)
-where waits.queue = %(queue)s and tasks.finished_at is null
-union all
-select 'event', 'event ' || name, (to_jsonb(events) - 'queue')::text
-from durable.events where queue = %(queue)s
-union all
-select 'key', task_id::text, (to_jsonb(idempotency_keys) - 'queue')::text
-from durable.idempotency_keys where queue = %(queue)s
-union all
-select 'mailbox', task_id::text, (to_jsonb(mailboxes) - 'queue')::text
-from durable.mailboxes where queue = %(queue)s
-union all
-select 'message', task_id::text, (to_jsonb(messages) - 'queue')::text
-from durable.messages where queue = %(queue)s
-union all
-select 'message key', task_id::text, (to_jsonb(message_keys) - 'queue')::text
-from durable.message_keys where queue = %(queue)s
-union all
-select 'version', 'version ' || version, (to_jsonb(versions) - 'queue')::text
-from durable.versions where queue = %(queue)s
-union all
-select 'value', task_id::text, (to_jsonb(task_values) - 'queue')::text
-from durable.task_values where queue = %(queue)s
-union all
-select 'entry', task_id::text, (to_jsonb(stream_entries) - 'queue')::text
-from durable.stream_entries where queue = %(queue)s
-union all
-select 'line', task_id::text, (to_jsonb(log_lines) - 'queue')::text
-from durable.log_lines where queue = %(queue)s
-union all
-select 'claim', task_id::text, (to_jsonb(claim_log) - 'queue')::text
-from durable.claim_log where queue = %(queue)s
-union all
-select 'queue', 'queue ' || queue, (to_jsonb(queues) - 'queue')::text
-from durable.queues where queue = %(queue)s
-"""
 NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
 UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-TAKEN: Final = re.compile(r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}')
-LATE: Final = re.compile(
-    r'\{"type": "\$DeadlineExceeded", "limit": "deadline",'
-    r' "message": "not finished by its deadline"\}'
-)
-UNDO_ONE_ANOTHER: Final = {"retry_tasks", "cancel_tasks"}
-ALONE: Final = re.compile(
-    r'\{"by": \{"user": "[^"]*"\}, "type": "\$Cancelled", "message": "cancelled"\}'
-)
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 AGAIN: Final = {"40001", "23505"}
 ROUNDS: Final = 20
 EVERYWHERE: Final = (apply_notes, far(apply_notes))
-IN_READ_COMMITTED: Final = (None, None)
-
-# What is known about each subject: a task with all that belongs to it, an event, ...
-Outcome = tuple[tuple[str, str], ...]
-Levels = tuple[IsolationLevel | None, IsolationLevel | None]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two calls in a scenario. A comes first, and is the one that is stopped."""
-
-    scenario: str
-    a: Call
-    b: Call
-
-    def __str__(self) -> str:
-        told = self.scenario.replace("_", " ")
-        return f"in {told}: {self.a.name} / {self.b.name}"
-
-
-@dataclass(frozen=True)
-class Interleaving:
-    """How a pair is played.
-
-    stop_a, stop_b: at which point each stops to let the other go on; 0: at none.
-    b_stays: B keeps its transaction open until A is over.
-    """
-
-    pair: Pair
-    stop_a: int
-    stop_b: int = 0
-    levels: Levels = IN_READ_COMMITTED
-    a_commits: bool = True
-    b_stays: bool = False
-
-    def __str__(self) -> str:
-        told = [str(self.pair), f"A stops at {self.stop_a}"]
-        if self.stop_b:
-            told.append(f"B stops at {self.stop_b}")
-        if self.levels != IN_READ_COMMITTED:
-            told += [level.name if level else "READ_COMMITTED" for level in self.levels]
-        if not self.a_commits:
-            told.append("A rolls back")
-        if self.b_stays:
-            told.append("B commits last")
-        return ", ".join(told)
 
 
 class Conductor(contextlib.AbstractContextManager["Conductor"]):
@@ -210,14 +88,15 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         stop_the_clock(self.watch)
         if pointed:
             instrument(self.watch)
-        self._make_copier()
+        make_copier(self.watch)
         self.a = self._session(dsn)
         self.b = self._session(dsn)
         self.house = self._session(dsn)
         self.nicks: dict[str, dict[str, str]] = {}
         self.calls: dict[str, list[Call]] = {}
         self._points: dict[tuple[str, str], int] = {}
-        self._orders: dict[tuple[Pair, str, Levels], Outcome] = {}
+        self._parts: dict[Pair, set[Outcome]] = {}
+        self._orders: dict[tuple[Pair, str, Levels, bool], Outcome] = {}
         self._numbers = itertools.count(1)
         for scenario in scenarios:
             self._set(scenario)
@@ -234,22 +113,6 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         session = Session(dsn, self.watch)
         self._sessions.callback(session.close)
         return session
-
-    def _make_copier(self) -> None:
-        """All tables' rows of one queue, once more for another."""
-        statements = []
-        for table, columns in self.watch.execute(COLUMNS).fetchall():
-            statement = sql.SQL(
-                "insert into durable.{0} ({1}) select {2} from durable.{0}"
-                " where queue in (original, original || {3});"
-            )
-            listed = sql.SQL(", ").join(map(sql.Identifier, columns))
-            moved = sql.SQL(", ").join(
-                MOVED.get(name, sql.Identifier(name)) for name in columns
-            )
-            into = statement.format(sql.Identifier(table), listed, moved, FAR)
-            statements.append(into)
-        self.watch.execute(sql.SQL(COPY).format(sql.SQL(" ").join(statements)))
 
     def _set(self, scenario: Scenario) -> None:
         """Play what was before, and ask which calls it is about."""
@@ -346,17 +209,13 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
             wrong += warnings
         else:
             wrong = [promise for promise in wrong if promise != UNSEEN_WAIT]
-        if (
-            way.levels != IN_READ_COMMITTED
-            or any(map(_is_late, (outcome, *legal)))
-            or any("cancel_tasks" in call.query for call in (way.pair.a, way.pair.b))
-        ):
-            outcome, *legal = map(_by_whomever, (outcome, *legal))
         if wrong:
             return "; ".join(wrong)
-        if not _is_legal(outcome, legal, way.pair):
-            return f"in no order\n{_difference(outcome, legal)}"
-        return None
+        if is_legal(way, outcome, legal) or (
+            way.a_commits and outcome in self._in_parts(way.pair)
+        ):
+            return None
+        return f"in no order\n{difference(outcome, legal)}"
 
     def _play(self, way: Interleaving, queue: str) -> None:
         a, b = self.a, self.b
@@ -458,19 +317,43 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
 
     def in_order(self, pair: Pair) -> Outcome:
         """Return what comes of A and then B, with nobody else there."""
-        return self._in_order(pair, "ab", IN_READ_COMMITTED)
+        return self._in_order(pair, "ab", IN_READ_COMMITTED, again=True)
 
     def _legal(self, way: Interleaving) -> list[Outcome]:
-        """Return the outcomes of A then B and B then A; of B, if A rolls back."""
-        orders = ("ab", "ba") if way.a_commits else ("b",)
+        """Return what may come of it, on its own terms or in READ COMMITTED."""
         return [
-            self._in_order(way.pair, order, levels)
+            self._in_order(way.pair, order, levels, again=way.a_commits)
             for levels in {way.levels, IN_READ_COMMITTED}
-            for order in orders
+            for order in orders(way)
         ]
 
-    def _in_order(self, pair: Pair, order: str, levels: Levels) -> Outcome:
-        key = pair, order, levels
+    def _in_parts(self, pair: Pair) -> set[Outcome]:
+        """Return what comes of a sweep that is at some tasks before the other call.
+
+        It is one call for each task: the other one may come between any two of these.
+        """
+        if pair not in self._parts:
+            self._parts[pair] = {
+                self._in_part(pair, sweep, some)
+                for sweep in (pair.a, pair.b)
+                if sweep.sweeps
+                for some in _some(list(self.nicks[pair.scenario]))
+            }
+        return self._parts[pair]
+
+    def _in_part(self, pair: Pair, sweep: Call, some: tuple[str, ...]) -> Outcome:
+        queue = self._copy(pair.scenario)
+        self.house.make(sweep.of(some), queue)
+        told = [
+            "" if call is sweep else self.house.make(call, queue)
+            for call in (pair.a, pair.b)
+        ]
+        return self._rest(pair, queue, (told[0], told[1]), again=True)
+
+    def _in_order(
+        self, pair: Pair, order: str, levels: Levels, *, again: bool
+    ) -> Outcome:
+        key = pair, order, levels, again
         if key not in self._orders:
             queue = self._copy(pair.scenario)
             told = {"a": "", "b": ""}
@@ -479,56 +362,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
                 level = levels["ab".index(who)]
                 told[who] = self.house.make(call, queue, level)
             said = told["a"], told["b"]
-            self._orders[key] = self._rest(pair, queue, said, again="a" in order)
+            self._orders[key] = self._rest(pair, queue, said, again=again)
         return self._orders[key]
 
 
-def _is_legal(outcome: Outcome, legal: list[Outcome], pair: Pair) -> bool:
-    """Whether it is one of the outcomes; of divisible calls, subject by subject.
-
-    Two that undo one another, and pass over what is busy, are said again in the end:
-    who is the last for a task depends on which of them had passed it over. Of these
-    only the promises are asked.
-    """
-    if outcome in legal or pair.a.composite or pair.b.composite:
-        return True
-    if {call.name.split(" ")[0] for call in (pair.a, pair.b)} == UNDO_ONE_ANOTHER:
-        return True
-    if not any(call.tries or call.divisible for call in (pair.a, pair.b)):
-        return False
-    subjects = {subject for known in (outcome, *legal) for subject, _ in known}
-    return all(
-        _about(subject, outcome) in [_about(subject, known) for known in legal]
-        for subject in subjects
-    )
-
-
-def _by_whomever(outcome: Outcome) -> Outcome:
-    """Forget whose end took a task with it: which note comes first is open.
-
-    So it is whether that was its parent's, or the deadline that both of them have, or
-    whether it was cancelled with its parent, among many, or after it.
-    """
-
-    def told(fact: str) -> str:
-        return ALONE.sub("{…}", LATE.sub("{…}", TAKEN.sub("{…}", fact)))
-
-    return tuple((subject, told(fact)) for subject, fact in outcome)
-
-
-def _is_late(outcome: Outcome) -> bool:
-    """Whether anything has ended by the deadline that it may have from its parent."""
-    return any(LATE.search(fact) for _, fact in outcome)
-
-
-def _about(subject: str, outcome: Outcome) -> list[str]:
-    return [fact for about, fact in outcome if about == subject]
-
-
-def _difference(outcome: Outcome, legal: list[Outcome]) -> str:
-    lines = []
-    for title, other in zip(("A then B", "B then A"), legal, strict=False):
-        lines.append(f"  against {title}:")
-        lines += [f"    + {line}" for line in sorted(set(outcome) - set(other))]
-        lines += [f"    - {line}" for line in sorted(set(other) - set(outcome))]
-    return "\n".join(lines)
+def _some(tasks: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yield all choices of them, but for none and all."""
+    for size in range(1, len(tasks)):
+        yield from itertools.combinations(tasks, size)

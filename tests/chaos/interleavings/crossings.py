@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.chaos.interleavings import calls as do
 from tests.chaos.interleavings.calls import FAR, Call
-from tests.chaos.interleavings.scenarios import Scenario, Stage
+from tests.chaos.interleavings.stage import Scenario, Stage
 
 __all__ = ["CROSSINGS"]
 

@@ -65,10 +65,10 @@ begin
 end;
 $$;
 """
-TABLES: Final = re.compile(
-    r"\bdurable\.(tasks|runs|checkpoints|waits|watches|events|idempotency_keys|notes|queues"
-    r"|mailboxes|messages|message_keys|task_values|stream_entries|log_lines|claim_log)\b"
-)
+TABLES: Final = """
+select relname from pg_class
+where relnamespace = 'durable'::regnamespace and relkind = 'r'
+"""
 POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")
 TOKEN: Final = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'|\"[^\"]*\"|#\w+[^\n]*|[a-zA-Z_][\w.]*|\s+|.", re.DOTALL
@@ -89,9 +89,11 @@ def stop_the_clock(session: psycopg.Connection) -> None:
 def instrument(session: psycopg.Connection) -> int:
     """Put points into this database's engine; returns how many."""
     session.execute(PAUSE)
+    names = "|".join(name for (name,) in session.execute(TABLES).fetchall())
+    tables = re.compile(rf"\bdurable\.({names})\b")
     points = 0
     for name, body, definition in session.execute(FUNCTIONS).fetchall():
-        pointed, count = with_points(name, body)
+        pointed, count = with_points(name, body, tables)
         session.execute(definition.replace(body, pointed).encode())
         points += count
     patience = "select oid::regprocedure::text from pg_proc where %s = any (proconfig)"
@@ -106,12 +108,12 @@ def without_points(body: str) -> str:
     return POINT.sub("", body)
 
 
-def with_points(function: str, body: str) -> tuple[str, int]:
+def with_points(function: str, body: str, tables: re.Pattern[str]) -> tuple[str, int]:
     """Return a function's body with points in it, and how many."""
     text, points = "", 0
     for before, statement in _statements(body):
         text += before
-        if TABLES.search(_code(statement)):
+        if tables.search(_code(statement)):
             points += 1
             text += f"if public.pause('{function} {points}') then null; end if; "
         text += statement

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import IsolationLevel, sql
 
 from tests.chaos.interleavings.calls import Call
-from tests.chaos.interleavings.scenarios import HOUR
+from tests.chaos.interleavings.stage import HOUR
 
 __all__ = ["Session"]
 

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import fields
 
 from tests.chaos.model.engine import Seen
-from tests.chaos.model.specification import Free, Model, Task
+from tests.chaos.model.specification import Model
+from tests.chaos.model.things import Free, Task
 
 __all__ = ["agree", "check"]
 

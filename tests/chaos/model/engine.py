@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import psycopg
 from psycopg.types.string import TextLoader
 
-from tests.chaos.model.specification import (
+from tests.chaos.model.things import (
     Checkpoint,
     Event,
     Refused,

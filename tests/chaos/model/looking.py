@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 from tests.chaos.model.engine import Engine
-from tests.chaos.model.specification import SECOND, Model
+from tests.chaos.model.specification import Model
+from tests.chaos.model.things import SECOND
 
 __all__ = ["REFUSED", "REFUSED_OF_TASKS", "expected_looks", "looks"]
 

@@ -241,9 +241,37 @@ MANY: Final = [
     Mutant(
         "forgets what was cancelled below one of many",
         "many.sql",
-        "      perform durable._revive_with(_queue, _id, _tried);",
-        "      null;",
+        "  perform durable._follow((_queue, null, 'revived_above', tried.task_id,",
+        "  perform durable._leave_again((_queue, null, 'waiter', tried.task_id,",
         "pgtap/many.sql",
+    ),
+    Mutant(
+        "calls nothing busy that it could not cancel",
+        "many.sql",
+        "      _busy := _busy || case when durable._is_live(_queue, _id) then _id end;",
+        "      null;",
+        "test_calls_busy_what_it_could_not_cancel",
+    ),
+    Mutant(
+        "calls busy what has finished",
+        "many.sql",
+        "      _busy := _busy || case when durable._is_live(_queue, _id) then _id end;",
+        "      _busy := _busy || _id;",
+        "test_calls_busy_what_it_could_not_cancel",
+    ),
+    Mutant(
+        "calls nothing busy that it could not try again",
+        "many.sql",
+        "      _busy := _busy || _id;\n    end if;\n  end loop;\n  perform durable._follow",
+        "      null;\n    end if;\n  end loop;\n  perform durable._follow",
+        "test_calls_busy_what_it_could_not_try_again",
+    ),
+    Mutant(
+        "tries again below a parent that somebody is at",
+        "many.sql",
+        "  if not found and durable._exists(_parent_queue, _parent) then",
+        "  if false then",
+        "test_calls_busy_the_child_of_a_parent_that_somebody_is_at",
     ),
 ]
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from tests import test_message_races, test_races
+from tests import test_many_races, test_message_races, test_races
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
@@ -33,6 +33,7 @@ class Judge(Protocol):
         ...
 
 
+RACES: Final = (test_races, test_message_races, test_many_races)
 JUDGES: Final[Mapping[str, Judge]] = {
     "model": find_problem,
     "interleavings": interleavings.find_problem,
@@ -40,8 +41,8 @@ JUDGES: Final[Mapping[str, Judge]] = {
 
 
 def race(dsn: str, script: str) -> str | None:
-    """Play a test of test_races or test_message_races; what is wrong, or None."""
-    scripts = vars(test_races) | vars(test_message_races)
+    """Play a test of one of RACES; what is wrong, or None."""
+    scripts = {name: test for file in RACES for name, test in vars(file).items()}
     test = scripts[script]
     with contextlib.ExitStack() as sessions:
 

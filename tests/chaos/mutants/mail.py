@@ -120,10 +120,9 @@ MAIL: Final = [
     ),
     Mutant(
         "sends once more on another connection of the same claim",
-        "messages.sql",
-        "    _recorded := durable._recorded(_queue, task_id, _name);\n"
-        "    if _recorded is not null and",
-        "    if _recorded is not null and",
+        "children.sql",
+        "  _recorded := durable._recorded(_queue, task_id, name);\n",
+        "",
         "test_sends_once_on_two_connections_of_one_claim",
     ),
     Mutant(
@@ -135,10 +134,9 @@ MAIL: Final = [
     ),
     Mutant(
         "sends for a former claim",
-        "messages.sql",
-        "  if not durable._hold(_queue, task_id, claim) then\n"
-        "    perform durable._refuse_claim(_queue, task_id, claim);\n  end if;\n  if _recorded is null then",
-        "  if _recorded is null then",
+        "children.sql",
+        "  perform durable._hold_or_refuse(_queue, task_id, claim);\n  _recorded :=",
+        "  _recorded :=",
         "pgtap/fence.sql",
     ),
     Mutant(

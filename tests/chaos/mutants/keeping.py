@@ -1,0 +1,241 @@
+# ruff: noqa: E501 - the text of the sources as it stands there
+"""The mutants of keys, of what is kept, and of what is looked at."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.chaos.mutants import Mutant
+
+__all__ = ["KEEPING"]
+
+KEYS: Final = [
+    Mutant(
+        "takes one key for other params",
+        "spawn.sql",
+        "_task.name <> new.name or not durable._same_params(_queue, new, _task.params)",
+        "_task.name <> new.name",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "takes one key for params with another fingerprint",
+        "spawn.sql",
+        "coalesce(idempotency_keys.fingerprint = any ((new.options).fingerprint), true)",
+        "true",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "compares sealed params beside their fingerprint",
+        "spawn.sql",
+        "  if (new.options).fingerprint is null then\n    return params",
+        "  if params <> new.params or (new.options).fingerprint is null then\n    return params",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "takes one key for another name",
+        "spawn.sql",
+        "  if _task.name <> new.name or ",
+        "  if ",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "says that a task was created that was there",
+        "spawn.sql",
+        "_task.attempt), _task.attempt, false);",
+        "_task.attempt), _task.attempt, true);",
+        "pgtap/idempotency.sql",
+    ),
+    Mutant(
+        "keeps the key of a task that is gone",
+        "retention.sql",
+        "  delete from durable.idempotency_keys\n"
+        "  where idempotency_keys.queue = _queue and idempotency_keys.key = _key;\n  return true;",
+        "  return true;",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "frees the key of a child that stays for its parent",
+        "retention.sql",
+        "        when parent.times > 0 then false\n"
+        "        when task.idempotency_key is null then true\n"
+        "        else durable._free_key(_queue, task.idempotency_key)\n",
+        "        when task.idempotency_key is null then parent.times = 0\n"
+        "        else durable._free_key(_queue, task.idempotency_key) and parent.times = 0\n",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "deletes a task whose key somebody has just been told",
+        "spawn.sql",
+        "    for key share; -- cleanup leaves the task alone until the caller has heard of it\n",
+        ";",
+        "test_keeps_a_task_whose_key_somebody_has_just_been_told",
+    ),
+    Mutant(
+        "forgets the deadline of a spawned task",
+        "spawn.sql",
+        "    least(at + make_interval(secs => (task.options).max_delay), latest.moment), parent",
+        "    null::timestamptz, parent",
+        "pgtap/spawn_many.sql",
+    ),
+]
+
+RETENTION: Final = [
+    Mutant(
+        "deletes children before their parent",
+        "retention.sql",
+        "        when parent.times > 0 then false\n",
+        "",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "leaves the checkpoints of deleted tasks",
+        "retention.sql",
+        "  delete from durable.checkpoints where checkpoints.queue = _queue"
+        " and checkpoints.ctid = any (of_checkpoints);\n",
+        "",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "leaves the attempts of deleted tasks",
+        "retention.sql",
+        "  delete from durable.runs where runs.queue = _queue and runs.ctid = any (of_runs);\n",
+        "",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "deletes what is not old enough",
+        "retention.sql",
+        "  _cutoff := durable._now() - make_interval(secs => _policy.keep_tasks);",
+        "  _cutoff := durable._now() - make_interval(secs => _policy.keep_tasks / 2);",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "deletes a task that was just tried again",
+        "retention.sql",
+        "tasks.task_id = over.task_id and tasks.finished_at <= cutoff\n      offset 0\n"
+        "      for update skip locked",
+        "tasks.task_id = over.task_id\n      offset 0",
+        "test_keeps_a_task_that_is_just_tried_again",
+    ),
+    Mutant(
+        "does not begin again once it has come round",
+        "retention.sql",
+        "    _next := _walked[quantity];\n  end if;",
+        "    _next := _walked[quantity];\n  else\n    _next := _policy.tasks_cleaned_to;\n  end if;",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "deletes events that are awaited",
+        "retention.sql",
+        "  if found then\n    return false;\n  end if;\n  delete from durable.events",
+        "  delete from durable.events",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "deletes events that are young",
+        "retention.sql",
+        "    and (events.emitted_at is null or events.emitted_at <= cutoff)\n",
+        "",
+        "pgtap/retention.sql",
+    ),
+    Mutant(
+        "keeps the places of events for who has finished",
+        "retention.sql",
+        "    and durable._is_live(_queue, waits.task_id);",
+        ";",
+        "pgtap/retention.sql",
+    ),
+]
+
+LOOKS: Final = [
+    Mutant(
+        "counts the sleeping as ready",
+        "stats.sql",
+        "count(*) filter (where tasks.available_at <= durable._now()) as ready",
+        "count(*) as ready",
+        "pgtap/stats.sql",
+    ),
+    Mutant(
+        "counts the failed as cancelled",
+        "stats.sql",
+        "count(*) filter (where tasks.state = 'cancelled') as cancelled",
+        "count(*) filter (where tasks.state in ('failed', 'cancelled')) as cancelled",
+        "pgtap/stats.sql",
+    ),
+    Mutant(
+        "lists what finished tasks have waited for",
+        "views.sql",
+        "where tasks.finished_at is null;",
+        ";",
+        "pgtap/views.sql",
+    ),
+    Mutant(
+        "gives a completed task without result none",
+        "results.sql",
+        "case when task.state = 'completed' then coalesce(task.result, 'null') end",
+        "task.result",
+        "pgtap/results.sql",
+    ),
+    Mutant(
+        "takes a name of any length",
+        "checks.sql",
+        "  elsif octet_length(name) > max_bytes then",
+        "  elsif false then",
+        "pgtap/checks.sql",
+    ),
+    Mutant(
+        "takes an empty name",
+        "checks.sql",
+        "  if name is null or btrim(name) = '' then",
+        "  if name is null then",
+        "pgtap/checks.sql",
+    ),
+    Mutant(
+        "takes options it does not know",
+        "checks.sql",
+        "  if found then\n    perform durable._refuse_argument(format('unknown key",
+        "  if false then\n    perform durable._refuse_argument(format('unknown key",
+        "pgtap/spawn.sql",
+    ),
+    Mutant(
+        "takes numbers below the least",
+        "checks.sql",
+        "_value::numeric < minimum::numeric or ",
+        "",
+        "pgtap/spawn.sql",
+    ),
+    Mutant(
+        "takes a kind of retry that it does not know",
+        "retry.sql",
+        "  if retry ->> 'kind' is null or retry ->> 'kind' not in ('none', 'fixed', 'exponential') then",
+        "  if retry ->> 'kind' is null then",
+        "pgtap/spawn.sql",
+    ),
+    Mutant(
+        "takes a lease of no time",
+        "claims.sql",
+        "not lease > 0",
+        "lease < 0",
+        "pgtap/claims.sql",
+    ),
+    Mutant(
+        "takes a wait without end",
+        "waits.sql",
+        "  elsif wait ->> 'until' ~* 'infinity' then",
+        "  elsif wait ->> 'until' ~* 'never' then",
+        "pgtap/waits.sql",
+    ),
+    Mutant(
+        "takes two children of one name",
+        "children.sql",
+        "    having count(*) > 1\n",
+        "    having count(*) > 2\n",
+        "pgtap/children.sql",
+    ),
+]
+
+KEEPING: Final = [
+    *KEYS,
+    *RETENTION,
+    *LOOKS,
+]

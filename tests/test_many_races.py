@@ -1,0 +1,104 @@
+"""Calls about many tasks meet who is at one of them: they pass over it, and say so.
+
+Each test is one interleaving, as in test_races.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.test_races import QUEUE, Session, Stage
+
+ALL: Final = {"all": True}
+
+
+@pytest.fixture
+def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
+    stage = Stage(connect)
+    yield stage
+    for session in stage.sessions:
+        session.end()
+
+
+def sweep(
+    session: Session, function: str, wanted: Mapping[str, Any] = ALL
+) -> tuple[int, list[UUID]]:
+    """Cancel, retry or delete many; return how many, and which were busy."""
+    query = f"select tasks, busy from durable.{function}(%s, %s)"
+    ((tasks, busy),) = session.rows(query, QUEUE, json.dumps(wanted))
+    return tasks, busy
+
+
+def once_more(busy: list[UUID]) -> dict[str, Any]:
+    return {"task_ids": [str(task_id) for task_id in busy]}
+
+
+def test_calls_busy_what_it_could_not_cancel(stage: Stage) -> None:
+    over, at_it, free = stage.db.spawn(), stage.db.spawn(), stage.db.spawn()
+    stage.db.cancel(over)
+    holder = stage.lock_task(at_it)
+    assert sweep(stage.db, "cancel_tasks") == (1, [at_it])
+    assert [stage.db.state(task) for task in (at_it, free)] == ["pending", "cancelled"]
+    holder.rollback()
+    assert sweep(stage.db, "cancel_tasks", once_more([at_it])) == (1, [])
+    assert stage.db.state(at_it) == "cancelled"
+
+
+def test_leaves_to_a_note_what_it_could_not_cancel_below(stage: Stage) -> None:
+    """Only what matches is anybody's to ask for again."""
+    parent, child = stage.family()
+    holder = stage.lock_task(child.task_id)
+    assert sweep(stage.db, "cancel_tasks", {"name": "parent"}) == (1, [])
+    holder.rollback()
+    stage.db.apply_notes()
+    assert stage.db.state(parent.task_id) == "cancelled"
+    assert stage.db.state(child.task_id) == "cancelled"
+
+
+def test_calls_busy_what_it_could_not_try_again(stage: Stage) -> None:
+    at_it, alive, free = stage.db.spawn(), stage.db.spawn(), stage.db.spawn()
+    for task in (at_it, free):
+        stage.db.cancel(task)
+    holder = stage.lock_task(at_it)
+    assert sweep(stage.db, "retry_tasks") == (1, [at_it])
+    assert stage.db.state(free) == "pending"
+    holder.rollback()
+    assert sweep(stage.db, "retry_tasks", once_more([at_it, alive])) == (1, [])
+    assert stage.db.state(at_it) == "pending"
+
+
+def test_calls_busy_the_child_of_a_parent_that_somebody_is_at(stage: Stage) -> None:
+    parent, child = stage.family()
+    stage.db.cancel(child.task_id)
+    holder = stage.lock_task(parent.task_id)
+    busy = [child.task_id]
+    assert sweep(stage.db, "retry_tasks", {"name": "child"}) == (0, busy)
+    holder.rollback()
+    assert sweep(stage.db, "retry_tasks", once_more(busy)) == (1, [])
+
+
+def test_leaves_to_a_note_what_it_could_not_revive_below(stage: Stage) -> None:
+    parent, child = stage.family()
+    stage.db.cancel(parent.task_id)
+    holder = stage.lock_task(child.task_id)
+    assert sweep(stage.db, "retry_tasks", {"name": "parent"}) == (1, [])
+    assert stage.db.state(parent.task_id) == "pending"
+    holder.rollback()
+    stage.db.apply_notes()
+    assert stage.db.state(child.task_id) == "pending"
+
+
+def test_deletes_none_that_somebody_is_at(stage: Stage) -> None:
+    at_it, free = stage.db.spawn(), stage.db.spawn()
+    sweep(stage.db, "cancel_tasks")
+    holder = stage.lock_task(at_it)
+    assert sweep(stage.db, "delete_tasks") == (1, [])
+    assert stage.db.state(free) is None
+    holder.rollback()
+    assert sweep(stage.db, "delete_tasks") == (1, [])
