@@ -83,9 +83,9 @@ end;
 $$;
 
 
--- Does to what lives in a queue below a task of another one what the root has come to. The
--- root is held meanwhile: it is neither tried again nor ended. One that has been deleted
--- had ended.
+-- Does to what lives in a queue below a task, of another one as a rule, what the root has
+-- come to. The root is held meanwhile: it is neither tried again nor ended. One that has
+-- been deleted had ended.
 create or replace function durable._follow(note durable.notes)
 returns void
 language plpgsql

@@ -96,8 +96,10 @@ begin
       perform durable._revive_with(_queue, _id, _tried);
     end if;
   end loop;
-  perform durable._reach_below(_queue, durable._with_all_below(_queue, array[tried.task_id]),
-    'revived_above', _queue, tried.task_id, durable._deadline_of(_queue, tried.task_id))
+  perform
+    durable._revive_unseen(_queue, tried.task_id, durable._deadline_of(_queue, tried.task_id)),
+    durable._reach_below(_queue, durable._with_all_below(_queue, array[tried.task_id]),
+      'revived_above', _queue, tried.task_id, durable._deadline_of(_queue, tried.task_id))
   from unnest(_tried) as tried (task_id);
   perform durable._knock(_queue, 'work');
   return (cardinality(_tried), _busy, _last);
