@@ -203,10 +203,7 @@ class Services:
         refused: dict[UUID, object],
     ) -> list[tuple[Any, ...]]:
         """Ask for some tasks; what is refused is refused alone."""
-        tasks = ",".join(
-            f'{{"task_id":"{item.task_id}","claim":{item.claim},"waits":{item.waits}}}'
-            for item in items
-        )
+        tasks = ",".join(map(_item_json, items))
         try:
             return await self.calling.fetch(
                 ask(f"[{tasks}]"), patient=False, own='"queues"' not in tasks
@@ -266,3 +263,11 @@ class Services:
             )
             for _, task_id, run_id, attempt, created in rows
         ]
+
+
+def _item_json(item: WaitItem) -> str:
+    withdrawn = f',"withdrawn":{item.withdrawn}' if item.withdrawn else ""
+    return (
+        f'{{"task_id":"{item.task_id}","claim":{item.claim},'
+        f'"waits":{item.waits}{withdrawn}}}'
+    )
