@@ -119,11 +119,18 @@ class Calls(Telling):
         self._history.keep_failure(call, self._position, error)
 
     async def _save_value(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
-        """Save what a step returned. Returns it as every replay will see it."""
-        text, value_read = codec.roundtrip(value)
-        if value_read is not value:
-            self._warn_if_changed(call.key, value, value_read)
-        await self._save(call, text)
+        """Save what a step returned. Returns it as every replay will see it.
+
+        What cannot be saved is the step's failure, and kept as that: it has been done.
+        """
+        try:
+            text, value_read = codec.roundtrip(value)
+            if value_read is not value:
+                self._warn_if_changed(call.key, value, value_read)
+            await self._save(call, text)
+        except Exception as error:
+            self.keep_failure(call, error)
+            raise
         return value_read
 
     async def invoke(
