@@ -31,7 +31,7 @@ def retry_many(session: Session) -> int:
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
 @pytest.mark.parametrize("many", [False, True])
 def test_revives_a_child_that_a_snapshot_shows_alive(
-    stage: Stage, isolation: IsolationLevel, many: bool
+    stage: Stage, isolation: IsolationLevel, *, many: bool
 ) -> None:
     """It was locked when its parent failed, so a note has ended it, later."""
     parent, child = stage.family()

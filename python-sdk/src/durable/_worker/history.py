@@ -2,8 +2,8 @@
 
 A step that raised is kept, and saved as failed together with the next thing: only that
 shows that the task has caught it. A failure that ends the attempt is not saved, and its
-step is tried again. Once recorded a failure is final, for every replay sees it. Until it
-is known to be saved it goes with whatever is: a save may be refused, or given up.
+step is tried again. Once recorded a failure is final, for every replay sees it. It goes
+with everything that is saved until one of that is known to be: a save may be given up.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ class History:
     def forget_failures(self, before: float = float("inf")) -> None:
         """Keep the failures caught before a call no longer: they are saved."""
         if self._failures:
-            self._failures = [kept for kept in self._failures if kept.position >= before]
+            self._failures = [
+                kept for kept in self._failures if kept.position >= before
+            ]
 
     def checkpoint(self, call: Call, state: str, value: str) -> str:
         """Return a checkpoint as `durable.save_checkpoints` takes it, sealed."""
