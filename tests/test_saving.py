@@ -13,7 +13,7 @@ from durable import Retry, TaskContext, task
 from durable._worker.link import Link
 from durable._worker.saving import Saving, Write
 from tests.support.wait import aeventually
-from tests.support.working import outcome
+from tests.support.working import outcome, working
 
 SPAWN = "select task_id from durable.spawn('default', 'twice')"
 CLAIM = "select claim from durable.claim_tasks('default', 'w', null, 1, %s)"
@@ -46,6 +46,36 @@ async def test_refuses_the_former_run_and_not_the_present_one(
     await link.close()
     saved = db.execute("select claim, value from durable.checkpoints").fetchall()
     assert saved == [(present, present)]
+
+
+async def test_saves_beside_many_tasks_whose_rows_are_in_other_hands(
+    dsn: str, db: psycopg.Connection, connect: Callable[[], psycopg.Connection]
+) -> None:
+    """Each of them costs the 200 ms that it waits, now and again."""
+    begun: list[int] = []
+    locked = asyncio.Event()
+    other = connect()
+    other.autocommit = False
+
+    @task
+    async def stuck(number: int, ctx: TaskContext[Any]) -> None:
+        begun.append(number)
+        await locked.wait()
+
+    @task
+    async def free(params: None, ctx: TaskContext[Any]) -> str:
+        return "done"
+
+    async with working(dsn, stuck, free, concurrency=50) as (app, worker):
+        await app.spawn_many(stuck, range(40))
+        await aeventually(lambda: asyncio.sleep(0, len(begun) == 40))
+        other.execute("select from durable.tasks for no key update")
+        locked.set()
+        await aeventually(lambda: asyncio.sleep(0, db.execute(BLOCKED).fetchall()))
+        handle = await app.spawn(free)
+        assert await handle.result(timeout=6) == "done"
+        other.rollback()
+        await worker.drain()
 
 
 async def test_saves_a_caught_failure_though_the_save_it_went_with_was_given_up(

@@ -209,8 +209,9 @@ class Services:
                 ask(f"[{tasks}]"), patient=False, own='"queues"' not in tasks
             )
         except (DurableError, psycopg.Error) as error:
-            if len(items) == 1:
-                refused[items[0].task_id] = AGAIN if is_busy(error) else error
+            if is_busy(error) or len(items) == 1:
+                answer = AGAIN if is_busy(error) else error
+                refused.update((item.task_id, answer) for item in items)
                 return []
             middle = len(items) // 2
             return [
