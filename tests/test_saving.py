@@ -61,9 +61,12 @@ async def test_saves_beside_many_tasks_whose_rows_are_in_other_hands(
     async def stuck(number: int, ctx: TaskContext[Any]) -> None:
         begun.append(number)
         await locked.wait()
+        if number == 0:
+            await ctx.spawn_many("children", "nobody's", range(40))
 
     @task
     async def free(params: None, ctx: TaskContext[Any]) -> str:
+        await ctx.spawn("child", "nobody's")
         return "done"
 
     async with working(dsn, stuck, free, concurrency=50) as (app, worker):

@@ -245,8 +245,10 @@ class Services:
         try:
             rows = await self.calling.fetch(statement, patient=False, own=own)
         except (DurableError, psycopg.Error) as error:
+            if is_busy(error):
+                return [AGAIN] * len(children)
             if len(children) == 1:
-                return [AGAIN if is_busy(error) else error]
+                return [error]
             middle = len(children) // 2
             return [
                 *await self._spawn_of(parent, children[:middle]),
