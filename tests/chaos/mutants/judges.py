@@ -17,7 +17,12 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from tests import test_message_races, test_races
+from tests import (
+    test_message_races,
+    test_races,
+    test_revival_races,
+    test_withdrawals,
+)
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
@@ -40,8 +45,9 @@ JUDGES: Final[Mapping[str, Judge]] = {
 
 
 def race(dsn: str, script: str) -> str | None:
-    """Play a test of test_races or test_message_races; what is wrong, or None."""
+    """Play a test of two sessions, of one of these files; what is wrong, or None."""
     scripts = vars(test_races) | vars(test_message_races)
+    scripts |= vars(test_revival_races) | vars(test_withdrawals)
     test = scripts[script]
     with contextlib.ExitStack() as sessions:
 
