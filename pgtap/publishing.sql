@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(19);
+select plan(20);
 
 -- What a task says of itself: {"sets", "entries", "lines"}.
 create function pg_temp.published(nick text, said jsonb, completions json default null)
@@ -52,6 +52,9 @@ select pg_temp.published('a', '{"sets": [{"key": "k", "value": 1, "times": 1}]}'
   pg_temp.published('a', '{"sets": [{"key": "k", "value": null, "times": 2}]}') \g /dev/null
 select results_eq(format('select value::text, times, set_at from durable.task_values where task_id = %L', id('a')),
   $$ values ('null', 2, tap.at(0)) $$, 'of a value the last is kept; JSON null is one');
+select pg_temp.published('a', '{"sets": [{"key": "k", "value": 1, "times": 1}]}') \g /dev/null
+select is(value::text, 'null', 'a call that comes once more after a later one sets nothing back')
+from durable.task_values where task_id = id('a');
 select pg_temp.published('a', jsonb_build_object('lines', jsonb_build_array(pg_temp.line(0, repeat('x', 30000))))) \g /dev/null
 select is(length(message), 20001, 'of a line that is too long the end is kept')
 from durable.log_lines where task_id = id('a');

@@ -42,6 +42,7 @@
 \ir checkpoints.sql
 \ir waits.sql
 \ir settling.sql
+\ir withdrawing.sql
 \ir publishing.sql
 \ir children.sql
 \ir elsewhere.sql

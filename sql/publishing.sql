@@ -104,7 +104,8 @@ begin
   from unnest(task_ids, sets) as own (task_id, sets)
   cross join lateral json_to_recordset(own.sets) as new (key text, value json, times integer)
   on conflict on constraint task_values_pkey do update
-  set set_at = excluded.set_at, times = excluded.times, value = excluded.value;
+  set set_at = excluded.set_at, times = excluded.times, value = excluded.value
+  where task_values.times <= excluded.times; -- a call that was believed lost comes late
 end;
 $$;
 

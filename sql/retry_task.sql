@@ -268,10 +268,27 @@ begin
         jsonb_build_object('task_id', root.task_id));
     end if;
   end loop;
-  perform durable._reach_below(_queue,
-    array(select tree.task_id from durable._tree(_queue, ended.id::uuid) as tree),
-    'revived_above', _queue, ended.id::uuid, root.complete_by)
+  perform
+    durable._revive_unseen(_queue, ended.id::uuid, root.complete_by),
+    durable._reach_below(_queue,
+      array(select tree.task_id from durable._tree(_queue, ended.id::uuid) as tree),
+      'revived_above', _queue, ended.id::uuid, root.complete_by)
   from unnest(_ends) as ended (id);
+end;
+$$;
+
+
+-- A snapshot may be older than the end of those below, which a note can have brought late:
+-- they are left to a note again.
+create or replace function durable._revive_unseen(queue text, root uuid, deadline timestamptz)
+returns void
+language plpgsql
+as $$
+begin
+  if not durable._sees_the_latest() then
+    perform durable._leave_again(
+      (queue, null, 'revived_above', root, null, queue, root, deadline)::durable.notes);
+  end if;
 end;
 $$;
 

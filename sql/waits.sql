@@ -30,8 +30,10 @@ comment on function durable.suspend_tasks is
 "position", "after"}, ...]}, ...]; seconds from now, or until when, is how long it
 sleeps, or how long it waits at most. queues, beside task_ids, says where each of those
 tasks is (null: in this queue); any_of: true waits for the first of them, whose
-{"task_id", "state"} is the value. If any of a task''s waits is over already the
-task is not suspended: those come back as resolved checkpoints and it goes on. Else
+{"task_id", "state"} is the value. withdrawn, beside waits, [{"name", "topic", "position"},
+...], are waits that it has given up since: they are forgotten first, and a message that
+one has been given under this claim is there again. If any of a task''s waits is over already
+the task is not suspended: those come back as resolved checkpoints and it goes on. Else
 one row with the outcome suspended, cancelled or lost.';
 
 
@@ -159,6 +161,7 @@ begin
   perform durable._check_waits(tasks, leave);
   perform durable._meet_emitters(_queue, tasks);
   perform durable._lock_each(_queue, array[tasks]);
+  perform durable._withdraw(_queue, tasks);
   perform durable._register(_queue, tasks, _now);
   perform durable._settle(_queue, tasks, _now);
   _resolved := durable._resolved(_queue, tasks);

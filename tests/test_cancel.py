@@ -129,6 +129,22 @@ async def test_ends_the_coroutine_of_a_task_that_makes_no_call(
     assert tasks(db) == [("cancelled", 0, None)]
 
 
+async def test_ends_the_coroutine_of_a_task_that_is_tried_again_at_once(
+    app: AsyncDurable,
+) -> None:
+    """The worker that runs it again has heard nothing of its end."""
+    handle = await app.spawn(idle)
+    async with app.worker(shutdown_timeout=0):
+        await asyncio.to_thread(ENTERED.wait, 10)
+        ENTERED.clear()
+        await app.cancel(handle)
+        await app.retry(handle)
+        await asyncio.to_thread(ENTERED.wait, 10)
+        await aeventually(lambda: asyncio.sleep(0, "tidied up" in SEEN), deadline=5)
+        assert SEEN == ["CancelledError lease lost", "tidied up"]
+        assert await handle.state() == "running"
+
+
 async def test_ends_a_task_at_its_next_call_and_keeps_nothing_of_it(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:

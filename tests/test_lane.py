@@ -81,6 +81,24 @@ async def test_sends_once_more_and_alone_what_somebody_else_held() -> None:
     assert sender.batches == [["busy", "free"], ["a"], ["busy"], ["b"]]
 
 
+async def test_lets_those_that_are_sent_alone_hold_up_nobody() -> None:
+    """However many they are, and however long each of them takes."""
+    sender = Sender()
+    sender.may_answer.set()
+    lane: Lane[str, str] = Lane(sender.send)
+    sender.busy = {f"busy {number}" for number in range(5)}
+    busy = [lane.submit(item) for item in sorted(sender.busy)]
+    while sender.busy:  # noqa: ASYNC110 - at once, before one comes again
+        await asyncio.sleep(0)
+    sender.may_answer.clear()
+    await aeventually(lambda: asyncio.sleep(0, len(lane._alone) == 4))
+    neighbour = lane.submit("a")
+    sender.may_answer.set()
+    assert await neighbour == "A"
+    assert sender.batches.index(["a"]) == 2
+    assert len(await asyncio.gather(*busy)) == 5
+
+
 async def test_gives_up_what_has_not_been_sent_when_it_closes() -> None:
     sender = Sender()
     lane: Lane[str, str] = Lane(sender.send)

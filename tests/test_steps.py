@@ -476,6 +476,41 @@ async def test_takes_the_same_branch_after_a_step_whose_failure_was_caught(
     assert seen == [("no stock", 7), ("no stock", 7)]
 
 
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_does_no_step_again_whose_value_could_not_be_saved(
+    dsn: str, clock: Clock, *, threaded: bool
+) -> None:
+    effects, seen = [], []
+
+    def charge() -> object:
+        effects.append("charged")
+        return object()
+
+    @task
+    async def order(params: None, ctx: Context) -> str:
+        try:
+            await ctx.step("charge", charge)
+        except TypeError as error:
+            seen.append(str(error))
+        await ctx.sleep_for("night", DAY)
+        return "settled"
+
+    @task
+    def order_in_a_thread(params: None, ctx: SyncContext) -> str:
+        try:
+            ctx.step("charge", charge)
+        except TypeError as error:
+            seen.append(str(error))
+        ctx.sleep_for("night", DAY)
+        return "settled"
+
+    tried = order_in_a_thread if threaded else order
+    assert (await through_the_night(dsn, clock, tried)).result == "settled"
+    assert effects == ["charged"]
+    assert len(seen) == 2
+    assert len(set(seen)) == 1
+
+
 async def test_tells_a_recorded_failure_whose_class_is_gone_as_what_it_was(
     dsn: str, clock: Clock
 ) -> None:

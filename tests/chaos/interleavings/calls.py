@@ -319,6 +319,14 @@ def poll(*helds: Held, waits: list[dict[str, Any]]) -> Call:
     return _about(f"poll {_names(waits)}", "poll_waits", helds, waits=waits)
 
 
+def withdraw(
+    held: Held, *given_up: dict[str, Any], waits: list[dict[str, Any]]
+) -> Call:
+    """Poll, having given up what was polled for before."""
+    verb = f"withdraw {_names([*given_up])}"
+    return _about(verb, "poll_waits", (held,), waits=waits, withdrawn=given_up)
+
+
 def _names(waits: list[dict[str, Any]]) -> str:
     return ",".join(wait["name"] for wait in waits)
 

@@ -19,6 +19,9 @@ def messages_and_those_who_wait_for_them(stage: Stage) -> list[Call]:
     for key in ("k", None, None):
         stage.done(do.send(full, key=key))
     both = [do.message(), do.message(name="$recv:b/")]
+    listener, ear = stage.held("listener"), do.message(name="$recv:ear")
+    stage.done(do.send(listener))
+    stage.done(do.poll(listener, waits=[ear]))
     return [
         do.send(sleeper),
         do.send(sleeper, "other", key="k"),
@@ -33,6 +36,8 @@ def messages_and_those_who_wait_for_them(stage: Stage) -> list[Call]:
         do.suspend(about, full, waits=[*both, do.event()]),
         do.recv(about),
         do.poll(full, about, waits=both[::-1]),
+        do.withdraw(listener, ear, waits=both),
+        do.send(listener),
         do.load(full),
         do.complete(about),
         do.cancel(sleeper),

@@ -22,8 +22,15 @@ PUBLISHING: Final = [
     Mutant(
         "keeps the first value for ever",
         "publishing.sql",
-        "  set set_at = excluded.set_at, times = excluded.times, value = excluded.value;",
-        "  set set_at = excluded.set_at, times = excluded.times;",
+        "  set set_at = excluded.set_at, times = excluded.times, value = excluded.value\n",
+        "  set set_at = excluded.set_at, times = excluded.times\n",
+        "pgtap/publishing.sql",
+    ),
+    Mutant(
+        "sets a value back when a former call comes late",
+        "publishing.sql",
+        "  where task_values.times <= excluded.times; --",
+        "  ; --",
         "pgtap/publishing.sql",
     ),
     Mutant(

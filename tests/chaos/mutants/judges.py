@@ -17,7 +17,13 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from tests import test_many_races, test_message_races, test_races
+from tests import (
+    test_many_races,
+    test_message_races,
+    test_races,
+    test_revival_races,
+    test_withdrawals,
+)
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
@@ -33,7 +39,13 @@ class Judge(Protocol):
         ...
 
 
-RACES: Final = (test_races, test_message_races, test_many_races)
+RACES: Final = (
+    test_many_races,
+    test_message_races,
+    test_races,
+    test_revival_races,
+    test_withdrawals,
+)
 JUDGES: Final[Mapping[str, Judge]] = {
     "model": find_problem,
     "interleavings": interleavings.find_problem,

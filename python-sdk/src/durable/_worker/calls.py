@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -52,12 +53,13 @@ _compared: set[tuple[str, str]] = set()
 
 
 class WaitItem(NamedTuple):
-    """What one run waits for, as JSON."""
+    """What one run waits for, and what it has given up, as JSON."""
 
     queue: str
     task_id: UUID
     claim: int
     waits: str
+    withdrawn: str = ""
 
 
 WaitLane: TypeAlias = Lane[WaitItem, tuple[str, dict[str, Resolved]]]
@@ -117,11 +119,18 @@ class Calls(Telling):
         self._history.keep_failure(call, self._position, error)
 
     async def _save_value(self, call: Call, value: Any, codec: Codec[Any]) -> Any:
-        """Save what a step returned. Returns it as every replay will see it."""
-        text, value_read = codec.roundtrip(value)
-        if value_read is not value:
-            self._warn_if_changed(call.key, value, value_read)
-        await self._save(call, text)
+        """Save what a step returned. Returns it as every replay will see it.
+
+        What cannot be saved is the step's failure, and kept as that: it has been done.
+        """
+        try:
+            text, value_read = codec.roundtrip(value)
+            if value_read is not value:
+                self._warn_if_changed(call.key, value, value_read)
+            await self._save(call, text)
+        except Exception as error:
+            self.keep_failure(call, error)
+            raise
         return value_read
 
     async def invoke(
@@ -190,6 +199,9 @@ class Calls(Telling):
         try:
             outcome = await self._waits.park(branch, wait, self)
             return self._history.remember(call.key, outcome)
+        except asyncio.CancelledError:
+            self._history.saved.pop(call.key, None)  # it came too late
+            raise
         finally:
             self._waits.exit(branch)
 
@@ -226,11 +238,22 @@ class Calls(Telling):
         return await self._ask(self._run.services.polling, waits)
 
     async def _ask(self, lane: WaitLane, waits: str) -> dict[str, Resolved] | None:
-        claimed = self.claimed
-        item = WaitItem(claimed.queue, claimed.task_id, claimed.claim, waits)
-        outcome, resolved = await self._run.refusable(lane.submit(item))
+        claimed, given_up = self.claimed, self._waits.withdrawn
+        withdrawn = list(given_up.values())
+        text = _withdrawn_json(withdrawn) if withdrawn else ""
+        item = WaitItem(claimed.queue, claimed.task_id, claimed.claim, waits, text)
+        self._waits.asking += 1
+        try:
+            outcome, resolved = await self._run.refusable(lane.submit(item))
+        finally:
+            self._waits.asking -= 1
         if outcome in _REASONS:
             self._run.leave(_REASONS[outcome])
+        if not self._waits.asking:  # another one may be about one of these still
+            for wait in withdrawn:
+                del given_up[wait.key]
+        for key in given_up:  # what these have got meanwhile will be given back
+            resolved.pop(key, None)
         try:
             resolved = self._history.opened(resolved)
         except UnreadablePayload as error:
@@ -254,6 +277,10 @@ class Calls(Telling):
                 before,
                 after,
             )
+
+
+def _withdrawn_json(waits: Sequence[Wait]) -> str:
+    return json.dumps([wait.as_withdrawn() for wait in waits])
 
 
 def exit_refused(error: SystemExit) -> RuntimeError:

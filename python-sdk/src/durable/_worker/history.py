@@ -2,7 +2,8 @@
 
 A step that raised is kept, and saved as failed together with the next thing: only that
 shows that the task has caught it. A failure that ends the attempt is not saved, and its
-step is tried again. Once recorded a failure is final, for every replay sees it.
+step is tried again. Once recorded a failure is final, for every replay sees it. It goes
+with everything that is saved until one of that is known to be: a save may be given up.
 """
 
 from __future__ import annotations
@@ -142,12 +143,18 @@ class History:
         return ",".join(self._caught())
 
     def _caught(self, before: float = float("inf")) -> list[str]:
-        """Take the failures that the task has caught. Recorded, they are final."""
+        """Return the failures that the task has caught. Recorded, they are final."""
         caught = [kept for kept in self._failures if kept.position < before]
-        self._failures = [kept for kept in self._failures if kept.position >= before]
         for kept in caught:
             mark_recorded(kept.error)
         return [kept.checkpoint for kept in caught]
+
+    def forget_failures(self, before: float = float("inf")) -> None:
+        """Keep the failures caught before a call no longer: they are saved."""
+        if self._failures:
+            self._failures = [
+                kept for kept in self._failures if kept.position >= before
+            ]
 
     def checkpoint(self, call: Call, state: str, value: str) -> str:
         """Return a checkpoint as `durable.save_checkpoints` takes it, sealed."""

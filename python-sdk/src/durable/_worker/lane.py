@@ -60,6 +60,7 @@ class Lane(Generic[Item, Outcome]):
         self._waiting: deque[_Entry[Item, Outcome]] = deque()
         self._waiting_bytes = 0
         self._alone: deque[_Entry[Item, Outcome]] = deque()
+        self._was_alone = False  # the last one sent; in turns, however many there are
         self._sender: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -127,7 +128,8 @@ class Lane(Generic[Item, Outcome]):
             entry.future.set_result(outcome)  # type: ignore[arg-type]
 
     def _next_batch(self) -> Sequence[_Entry[Item, Outcome]]:
-        if self._alone:
+        self._was_alone = bool(self._alone and not (self._was_alone and self._waiting))
+        if self._was_alone:
             return [self._alone.popleft()]
         if len(self._waiting) <= self._most and self._waiting_bytes <= self._most_bytes:
             batch, self._waiting = self._waiting, deque()

@@ -191,6 +191,7 @@ class Making(Baggage):
     async def _save(self, call: Call, value: str) -> Resolved:
         write = self._history.value(call, value)
         await self._run.refusable(self._run.save(write))
+        self._history.forget_failures(call.position)
         return self._history.remember(call.key, Resolved("done", value))
 
     async def save_published(self) -> None:
@@ -203,3 +204,4 @@ class Making(Baggage):
         write = self._history.failures(before)
         if write is not None or self._run.publishes:
             await self._run.refusable(self._run.save(write))
+            self._history.forget_failures(before)

@@ -2,7 +2,8 @@
 
 All runs' checkpoints, completions and failures that are ready go in one statement per
 queue and one commit. A batch that the database refuses is divided until the element at
-fault stands alone: its neighbours never notice.
+fault stands alone; of one that met a row in other hands each is sent alone, later. The
+neighbours hardly notice.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ class Saving:
         try:
             return await self._flush(queue, writes)
         except (psycopg.Error, DurableError) as error:
+            if is_busy(error):  # it took its time, and so would every half
+                return [AGAIN] * len(writes)
             if len(writes) == 1:
-                return [AGAIN if is_busy(error) else error]
+                return [error]
             middle = len(writes) // 2
             return [
                 *await self._divide(queue, writes[:middle]),

@@ -203,17 +203,15 @@ class Services:
         refused: dict[UUID, object],
     ) -> list[tuple[Any, ...]]:
         """Ask for some tasks; what is refused is refused alone."""
-        tasks = ",".join(
-            f'{{"task_id":"{item.task_id}","claim":{item.claim},"waits":{item.waits}}}'
-            for item in items
-        )
+        tasks = ",".join(map(_item_json, items))
         try:
             return await self.calling.fetch(
                 ask(f"[{tasks}]"), patient=False, own='"queues"' not in tasks
             )
         except (DurableError, psycopg.Error) as error:
-            if len(items) == 1:
-                refused[items[0].task_id] = AGAIN if is_busy(error) else error
+            if is_busy(error) or len(items) == 1:
+                answer = AGAIN if is_busy(error) else error
+                refused.update((item.task_id, answer) for item in items)
                 return []
             middle = len(items) // 2
             return [
@@ -247,8 +245,10 @@ class Services:
         try:
             rows = await self.calling.fetch(statement, patient=False, own=own)
         except (DurableError, psycopg.Error) as error:
+            if is_busy(error):
+                return [AGAIN] * len(children)
             if len(children) == 1:
-                return [AGAIN if is_busy(error) else error]
+                return [error]
             middle = len(children) // 2
             return [
                 *await self._spawn_of(parent, children[:middle]),
@@ -266,3 +266,11 @@ class Services:
             )
             for _, task_id, run_id, attempt, created in rows
         ]
+
+
+def _item_json(item: WaitItem) -> str:
+    withdrawn = f',"withdrawn":{item.withdrawn}' if item.withdrawn else ""
+    return (
+        f'{{"task_id":"{item.task_id}","claim":{item.claim},'
+        f'"waits":{item.waits}{withdrawn}}}'
+    )

@@ -9,6 +9,10 @@ is over already the claim stays, and the branches go on.
 
 While another branch is busy, parked waits are looked up when a sleep is due and at
 least once a second; that registers them too, so that deadlines count from then on.
+
+A wait whose branch is cancelled is given up: the next statement withdraws it, before it
+looks for anything else. So it neither wakes the task, nor takes a message that a later
+wait is for.
 """
 
 from __future__ import annotations
@@ -82,6 +86,13 @@ class Wait:
             spec["seconds"] = max(self.due - now, 0.0)
         return spec
 
+    def as_withdrawn(self) -> dict[str, Any]:
+        """Return it as one that is given up, as `durable.suspend_tasks` takes it."""
+        spec: dict[str, Any] = {"name": self.key, "position": self.position}
+        if self.topic is not None:
+            spec["topic"] = self.topic
+        return spec
+
 
 Branch = asyncio.Task[Any]
 
@@ -112,8 +123,10 @@ class Waits:
         "_polling",
         "_register",
         "_threads",
+        "asking",
         "gate",
         "open_steps",
+        "withdrawn",
     )
     _register: Register  # since something was parked
 
@@ -122,6 +135,8 @@ class Waits:
         self.open_steps: dict[str, Branch] = {}
         self._threads: set[asyncio.Future[Any]] = set()
         self._parked: dict[str, Wait] = {}
+        self.withdrawn: dict[str, Wait] = {}  # by key; to be, with the next statement
+        self.asking = 0  # statements about waits that are under way
         self._busy: dict[Branch, int] = {}
         self._busy_count = 0
         self._calls = 0
@@ -171,6 +186,10 @@ class Waits:
         self.exit(branch)
         try:
             return await wait.future
+        except asyncio.CancelledError:
+            if wait.future.cancelled() or wait.future.exception() is None:
+                self.withdrawn[wait.key] = wait  # else it is the run that has left
+            raise
         finally:
             self._parked.pop(wait.key, None)
             self.enter(branch)

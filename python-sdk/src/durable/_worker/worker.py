@@ -307,6 +307,9 @@ class Worker:
             code_ended=partial(self._held.code_ended, (claimed.task_id, claimed.claim)),
             ended=self._run_ended,
         )
+        former = self._runs.get(claimed.task_id)
+        if former is not None:  # whoever extends leases knows one run of a task
+            former.leave("lease lost")
         self._runs[claimed.task_id] = run
         if self._stopping:
             run.leave("shutdown")
