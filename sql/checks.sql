@@ -9,7 +9,9 @@ language plpgsql
 immutable
 as $$
 begin
-  if name is null or btrim(name) = '' then
+  if octet_length(name) <= max_bytes and name ~ '^[^\x01-\x20\x7f][^\x01-\x1f\x7f]*$' then
+    return name;
+  elsif name is null or btrim(name) = '' then
     perform durable._refuse_argument(what || ' is empty',
       format('Pass 1 to %s bytes of text.', max_bytes));
   elsif octet_length(name) > max_bytes then
@@ -97,7 +99,9 @@ as $$
 declare
   _unknown text;
 begin
-  if given is null or jsonb_typeof(given) <> 'object' then
+  if jsonb_typeof(given) = 'object' and given - known = '{}' then
+    return;
+  elsif given is null or jsonb_typeof(given) <> 'object' then
     perform durable._refuse_argument(what || ' must be a JSON object',
       'Known keys: ' || array_to_string(known, ', ') || '.');
   end if;
@@ -213,11 +217,15 @@ begin
   ]);
   _options.max_attempts := case when options ? 'max_attempts'
     then durable._max_attempts(options) else 5 end;
-  _options.retry := durable._checked_retry(options -> 'retry');
-  _options.headers := durable._checked_size('headers', nullif(options -> 'headers', 'null'));
-  if jsonb_typeof(_options.headers) <> 'object' then
-    perform durable._refuse_argument('headers in options must be a JSON object',
-      'Pass an object such as {"trace": "..."}.');
+  if options ? 'retry' then
+    _options.retry := durable._checked_retry(options -> 'retry');
+  end if;
+  if options ? 'headers' then
+    _options.headers := durable._checked_size('headers', nullif(options -> 'headers', 'null'));
+    if jsonb_typeof(_options.headers) <> 'object' then
+      perform durable._refuse_argument('headers in options must be a JSON object',
+        'Pass an object such as {"trace": "..."}.');
+    end if;
   end if;
   if options ? 'identity' then
     _options.headers := durable._with_identity(_options.headers, options -> 'identity');
@@ -226,19 +234,23 @@ begin
     perform durable._refuse_argument('idempotency_key in options must be a string',
       'Pass 1 to 255 bytes of text.');
   elsif options ->> 'idempotency_key' is not null then
-    perform durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
-    _options.idempotency_key := options ->> 'idempotency_key';
+    _options.idempotency_key
+      := durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
   end if;
   if options ? 'fingerprint' then
     _options.fingerprint := durable._checked_fingerprint(options);
   end if;
-  _options.max_delay := durable._number('options', options, 'max_delay', 0);
-  _options.max_duration := durable._number('options', options, 'max_duration', 0);
-  if options ->> 'parent_task_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
-    perform durable._refuse_argument('parent_task_id in options is not a uuid',
-      'Pass the task_id of a live task of this queue.');
+  if options ?| array['max_delay', 'max_duration'] then
+    _options.max_delay := durable._number('options', options, 'max_delay', 0);
+    _options.max_duration := durable._number('options', options, 'max_duration', 0);
   end if;
-  _options.parent_task_id := (options ->> 'parent_task_id')::uuid;
+  if options ? 'parent_task_id' then
+    if options ->> 'parent_task_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+      perform durable._refuse_argument('parent_task_id in options is not a uuid',
+        'Pass the task_id of a live task of this queue.');
+    end if;
+    _options.parent_task_id := (options ->> 'parent_task_id')::uuid;
+  end if;
   if options ? 'deadline' then
     _options.deadline := durable._checked_moment('options', options, 'deadline');
   end if;

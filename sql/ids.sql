@@ -9,8 +9,8 @@ language sql
 stable
 as $$
   select greatest(
-    (extract(epoch from at) * 1000)::bigint,
-    ('x' || lpad(translate(left(parent::text, 13), '-', ''), 16, '0'))::bit(64)::bigint + 1
+    (date_part('epoch', at) * 1000)::bigint,
+    ('x' || translate(left(parent::text, 13), '-', ''))::bit(48)::bigint + 1
   );
 $$;
 
@@ -20,10 +20,10 @@ returns uuid
 language sql
 volatile
 as $$
-  select overlay(gen_random_uuid()::text placing
-    overlay(lpad(to_hex(milliseconds + counter / 4096), 12, '0') placing '-' from 9 for 0)
-    || '-7' || lpad(to_hex(counter % 4096), 3, '0') from 1
-  )::uuid;
+  select (
+    lpad(to_hex(milliseconds * 65536 + (counter / 4096 * 65536 + 7 * 4096 + counter % 4096)), 16, '0')
+    || right(gen_random_uuid()::text, 17)
+  )::uuid; -- the version, 7, stands before the counter
 $$;
 
 
@@ -33,7 +33,7 @@ returns uuid
 language sql
 stable
 as $$
-  select rpad(lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+  select rpad(lpad(to_hex((date_part('epoch', at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
 $$;
 
 

@@ -186,9 +186,23 @@ LOOKS: Final = [
     Mutant(
         "takes an empty name",
         "checks.sql",
-        "  if name is null or btrim(name) = '' then",
-        "  if name is null then",
+        "  elsif name is null or btrim(name) = '' then",
+        "  elsif name is null then",
         "pgtap/checks.sql",
+    ),
+    Mutant(
+        "takes a long name whose characters are plain",
+        "checks.sql",
+        "  if octet_length(name) <= max_bytes and name ~",
+        "  if name ~",
+        "pgtap/checks.sql",
+    ),
+    Mutant(
+        "takes an object for one that has only known keys",
+        "checks.sql",
+        "  if jsonb_typeof(given) = 'object' and given - known = '{}' then",
+        "  if jsonb_typeof(given) = 'object' then",
+        "pgtap/spawn.sql",
     ),
     Mutant(
         "takes options it does not know",

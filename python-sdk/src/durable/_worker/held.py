@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-__all__ = ["Held"]
+if TYPE_CHECKING:
+    from durable._worker.run import Claimed
 
-Claim = tuple[UUID, int]  # a task, and the number of its claim
+__all__ = ["Held"]
 
 
 class Held:
@@ -22,8 +24,9 @@ class Held:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._freed = asyncio.Event()
-        self._held: set[Claim] = set()
-        self._running: set[Claim] = set()
+        # by id(): one claim is not another, and to hash a UUID costs a call of Python
+        self._held: dict[int, Claimed] = {}
+        self._running: set[int] = set()
 
     @property
     def free(self) -> int:
@@ -34,27 +37,27 @@ class Held:
     @property
     def task_ids(self) -> set[UUID]:
         """The tasks."""
-        return {task_id for task_id, _ in self._held}
+        return {claimed.task_id for claimed in self._held.values()}
 
-    def add(self, claim: Claim) -> None:
+    def add(self, claimed: Claimed) -> None:
         """Hold a task and give it a slot."""
-        self._held.add(claim)
-        self._running.add(claim)
+        self._held[id(claimed)] = claimed
+        self._running.add(id(claimed))
 
-    def code_ended(self, claim: Claim) -> None:
+    def code_ended(self, claimed: Claimed) -> None:
         """Free the slot of a task whose end is not saved yet."""
-        self._running.discard(claim)
+        self._running.discard(id(claimed))
         self._freed.set()
 
-    def discard(self, claim: Claim) -> None:
+    def discard(self, claimed: Claimed) -> None:
         """Hold a task no longer."""
-        self._held.discard(claim)
-        self.code_ended(claim)
+        self._held.pop(id(claimed), None)
+        self.code_ended(claimed)
 
-    def difference_update(self, claims: Iterable[Claim]) -> None:
+    def difference_update(self, several: Iterable[Claimed]) -> None:
         """Hold several tasks no longer."""
-        for claim in claims:
-            self.discard(claim)
+        for claimed in several:
+            self.discard(claimed)
 
     async def until_free(self, timeout: float | None = None) -> bool:
         """Return True once a slot is free, or False after so many seconds."""

@@ -233,7 +233,8 @@ class Run:
 
     def open_params(self) -> str:
         """Return the params as JSON, and open what was loaded; UnreadablePayload."""
-        self.history.open()
+        if self.past is not None:
+            self.history.open()
         return self.services.application.vault.opened(self.claimed.params)
 
     async def put_aside(self, error: UnreadablePayload) -> None:

@@ -248,9 +248,10 @@ class Waits:
 
     def release(self, left: Suspended | None = None) -> None:
         """End all waits of the run as it has left, or ended; let nothing begin."""
-        for wait in self._pending():
-            wait.future.set_exception(left or Suspended("ended"))
-        self._open_gate()
+        if self._parked:
+            self._fail(left or Suspended("ended"))
+        if self.gate is not None:
+            self._open_gate()
         for task in (self._leaving, self._polling):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
@@ -322,7 +323,7 @@ class Waits:
             if wait is not None and not wait.future.done():
                 wait.future.set_result(outcome)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         for wait in self._pending():
             wait.future.set_exception(error)
 

@@ -279,7 +279,7 @@ class Worker:
     def _start_runs(self, claimed: list[Claimed]) -> None:
         known: list[Claimed] = []
         for task in claimed:
-            self._held.add((task.task_id, task.claim))
+            self._held.add(task)
             if task.claim == 1:
                 self._begin(task, {})
             else:
@@ -293,7 +293,7 @@ class Worker:
         try:
             loaded = await load_checkpoints(self._services.calling, claimed)
         except BaseException:
-            self._held.difference_update((task.task_id, task.claim) for task in claimed)
+            self._held.difference_update(claimed)
             raise
         for task in claimed:
             self._begin(task, loaded[task.task_id])
@@ -304,7 +304,7 @@ class Worker:
             self._application.registry.by_name[claimed.name],
             checkpoints,
             self._services,
-            code_ended=partial(self._held.code_ended, (claimed.task_id, claimed.claim)),
+            code_ended=partial(self._held.code_ended, claimed),
             ended=self._run_ended,
         )
         former = self._runs.get(claimed.task_id)
@@ -355,7 +355,7 @@ class Worker:
         claimed = run.claimed
         if self._runs.get(claimed.task_id) is run:
             del self._runs[claimed.task_id]
-        self._held.discard((claimed.task_id, claimed.claim))
+        self._held.discard(claimed)
         if self._stopping:
             self._left.append(run)
         self._ended += 1
