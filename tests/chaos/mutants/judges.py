@@ -17,10 +17,19 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from tests import test_message_races, test_races
+from tests import (
+    test_claim_races,
+    test_cleanup_races,
+    test_event_races,
+    test_family_races,
+    test_join_races,
+    test_key_races,
+    test_message_races,
+)
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
+from tests.support.stage import Stage
 
 __all__ = ["JUDGES", "Judge", "pgtap", "race"]
 
@@ -38,17 +47,26 @@ JUDGES: Final[Mapping[str, Judge]] = {
     "interleavings": interleavings.find_problem,
 }
 
+RACES: Final = (
+    test_claim_races,
+    test_cleanup_races,
+    test_event_races,
+    test_family_races,
+    test_join_races,
+    test_key_races,
+    test_message_races,
+)
+
 
 def race(dsn: str, script: str) -> str | None:
-    """Play a test of test_races or test_message_races; what is wrong, or None."""
-    scripts = vars(test_races) | vars(test_message_races)
-    test = scripts[script]
+    """Play a test of one of RACES; what is wrong, or None."""
+    test = next(vars(file)[script] for file in RACES if script in vars(file))
     with contextlib.ExitStack() as sessions:
 
         def connect() -> psycopg.Connection:
             return sessions.enter_context(psycopg.connect(dsn, autocommit=True))
 
-        stage = test_races.Stage(connect)
+        stage = Stage(connect)
         try:
             test(stage, *_first_case(test))
         except Exception as problem:  # noqa: BLE001 - whatever it is, it was found
