@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.timeout(600)  # nothing may be in a cache
 API = Path(__file__).parent / "typing"
 PYPROJECT = Path(__file__).parents[1] / "python-sdk" / "pyproject.toml"
 
