@@ -17,7 +17,7 @@ def output(*command: str | Path) -> str:
     """What a checker says; an empty string if it found nothing."""
     checked = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=PYPROJECT.parent,
+        cwd=PYPROJECT.parents[1],  # where the cache of `make types` is
         capture_output=True,
         text=True,
         check=False,
