@@ -1,6 +1,6 @@
 """One server for the whole run, one database for every test.
 
-Fixtures for tests: `dsn`, `db`, `adb`, `connect`, `clock`, `processes`, and
+Fixtures for tests: `dsn`, `db`, `adb`, `connect`, `clock`, `stage`, `processes`, and
 `own_server` for those that stop or crash it. All workers of pytest-xdist use the
 server that the controlling process starts; tests/support/servers.py says which.
 """
@@ -23,6 +23,7 @@ from tests.support.clock import Clock
 from tests.support.databases import Databases, install
 from tests.support.processes import Processes
 from tests.support.servers import NoServer, Server, serve
+from tests.support.stage import Stage
 
 pytest_plugins = ["tests.support.survival"]
 
@@ -121,6 +122,15 @@ async def adb(dsn: str) -> AsyncIterator[psycopg.AsyncConnection]:
 def clock(connect: Callable[[], psycopg.Connection]) -> Clock:
     """The clock of this test's database, standing still until it is moved."""
     return Clock(connect())
+
+
+@pytest.fixture
+def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
+    """Where sessions with open transactions meet."""
+    stage = Stage(connect)
+    yield stage
+    for session in stage.sessions:
+        session.end()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ ABANDON = """
 import os, signal
 from durable.embedded import Postgres
 server = Postgres.start(fast=True)
-print("home", server.home, flush=True)
+print(server.home, server.data_dir, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -88,7 +88,9 @@ def test_stays_away_until_it_is_restarted() -> None:
 def test_deletes_what_was_temporary() -> None:
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         assert server.home.exists()
+        assert server.data_dir.exists()
     assert not server.home.exists()
+    assert not server.data_dir.exists()
 
 
 def test_finds_its_data_again_whatever_the_path(open_directory: Path) -> None:
@@ -133,10 +135,11 @@ def test_ends_with_its_process_even_after_kill_9(processes: Processes) -> None:
     binaries = {"DURABLE_PG_BIN": BINARIES} if BINARIES else {}
     process = processes.python("-c", ABANDON, env=binaries)
     assert process.wait() == -signal.SIGKILL
-    home = Path(process.output().split()[1])
-    pid_file = home / "data" / "postmaster.pid"
+    home, data = map(Path, process.output().split())
+    pid_file = data / "postmaster.pid"
     eventually(lambda: not pid_file.exists(), what="the end of the server")
     shutil.rmtree(home)
+    shutil.rmtree(data, ignore_errors=True)
 
 
 def test_says_why_it_can_not_start() -> None:

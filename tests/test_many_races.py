@@ -1,29 +1,18 @@
 """Calls about many tasks meet who is at one of them: they pass over it, and say so.
 
-Each test is one interleaving, as in test_races.
+Each test is one interleaving (tests/support/stage.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-import psycopg
-import pytest
-
-from tests.test_races import QUEUE, Session, Stage
+from tests.support.stage import QUEUE, Session, Stage
 
 ALL: Final = {"all": True}
-
-
-@pytest.fixture
-def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
-    stage = Stage(connect)
-    yield stage
-    for session in stage.sessions:
-        session.end()
 
 
 def sweep(

@@ -1,11 +1,10 @@
 """A sender and a receiver meet: whoever comes second, no message is lost or doubled.
 
-Each test is one interleaving, as in test_races.
+Each test is one interleaving. Most pairs are played in both orders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +13,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure
 
-from tests.test_races import OLD_SNAPSHOTS, QUEUE, Held, Session, Stage
+from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Held, Session, Stage
 
 SEND = "select durable.send_message(%s, %s, 't', %s::text::jsonb, %s)"
 SEND_FROM = "select durable.send_from_task(%s, %s, %s, '$send:t', %s, %s, 't', '8', %s)"
@@ -22,14 +21,6 @@ RECEIVED = """
 select value from durable.checkpoints where starts_with(name, '$recv') order by name
 """
 SENT = "select coalesce(sum(sent), 0)::integer from durable.mailboxes"
-
-
-@pytest.fixture
-def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
-    stage = Stage(connect)
-    yield stage
-    for session in stage.sessions:
-        session.end()
 
 
 def send(

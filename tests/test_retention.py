@@ -264,4 +264,4 @@ async def test_keeps_up_with_what_becomes_old(
         return row == (0,)
 
     async with app.worker():
-        await aeventually(none_is_left, deadline=30, what="no old task left")
+        await aeventually(none_is_left, deadline=55, what="no old task left")

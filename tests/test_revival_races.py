@@ -1,26 +1,17 @@
 """What is tried again comes back with all that its end took along, whoever ended that.
 
-Each test is one interleaving, as in test_races.
+Each test is one interleaving (tests/support/stage.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from uuid import UUID
 
-import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tests.test_races import OLD_SNAPSHOTS, QUEUE, Session, Stage
-
-
-@pytest.fixture
-def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
-    stage = Stage(connect)
-    yield stage
-    for session in stage.sessions:
-        session.end()
+from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Session, Stage
 
 
 def one(session: Session, parent: UUID) -> None:

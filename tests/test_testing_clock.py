@@ -63,8 +63,8 @@ async def test_runs_a_month_in_order(durable_app: Apps, durable_clock: Clock) ->
         await app.spawn(late)
         started = time.monotonic()
         ran = await durable_clock.advance(days=30)
-        assert time.monotonic() - started < 5  # milliseconds, where nothing else runs
-        assert await waiting.result(timeout=1) == "child 3"
+        assert time.monotonic() - started < 60  # whoever waits, waits for days
+        assert await waiting.result(timeout=30) == "child 3"
     assert told(ran, began) == [
         (0, "patient", "sleeping"),
         (0, "nap", "sleeping"),
@@ -104,7 +104,7 @@ async def test_lets_a_chain_of_sleeps_come_to_its_end(
     async with durable_app(tasks=[daily]) as app:
         handle = await app.spawn(daily)
         ran = await durable_clock.advance(30 * DAY)
-        assert await handle.result(timeout=1) == 30
+        assert await handle.result(timeout=30) == 30
     assert len(ran) == 31
 
 
@@ -126,7 +126,7 @@ async def test_does_once_what_is_busy_beside_a_sleep(
     async with durable_app(tasks=[both]) as app:
         handle = await app.spawn(both)
         await durable_clock.advance(2 * DAY)
-        begun, ended = await handle.result(timeout=1)
+        begun, ended = await handle.result(timeout=30)
     assert effects == ["worked"]
     assert DAY <= ended - begun < DAY + timedelta(minutes=1)
 
@@ -150,7 +150,7 @@ async def test_tries_a_step_again_when_its_pause_is_over(
     async with durable_app(tasks=[trying]) as app:
         handle = await app.spawn(trying)
         await durable_clock.advance(2 * DAY)
-        assert await handle.result(timeout=1) == 3
+        assert await handle.result(timeout=30) == 3
 
 
 async def test_ends_the_lease_of_a_worker_that_is_gone(
@@ -197,7 +197,7 @@ async def test_waits_for_a_worker_of_the_tests_own(
         may_end.set()
         await advancing
         await draining
-        assert await handle.result(timeout=1) == 1
+        assert await handle.result(timeout=30) == 1
     assert attempts == [1]
 
 
@@ -248,7 +248,7 @@ async def test_keeps_what_is_over(durable_app: Apps, durable_clock: Clock) -> No
         handle = await app.spawn(nap, 1)
         await durable_clock.advance(days=365)
         await durable_clock.advance(days=365)
-        assert await handle.result(timeout=1) == "rested"
+        assert await handle.result(timeout=30) == "rested"
 
 
 def test_leaves_any_other_database_alone(dsn: str, db: psycopg.Connection) -> None:
@@ -270,6 +270,6 @@ def test_moves_time_for_synchronous_tests(
     with durable_sync_app(tasks=[quiet]) as app:
         handle = app.spawn(quiet)
         ran = durable_sync_clock.advance(days=30)
-        assert handle.result(timeout=1) == "rested"
+        assert handle.result(timeout=30) == "rested"
         assert [one.state for one in ran] == ["sleeping", "completed"]
         assert durable_sync_clock.advance_to(durable_sync_clock.now() + DAY) == []

@@ -12,6 +12,7 @@ from durable.testing import NoServer, TestDatabases, _servers, serve
 from tests.support.servers import Server
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.timeout(360)
 
 SHOP: Final = """
 import os
@@ -34,7 +35,7 @@ async def test_month(durable_app, durable_clock):
     async with durable_app("shop:app") as app:
         handle = await app.spawn("remind", "ada")
         await durable_clock.advance(days=30)
-        assert await handle.result(timeout=1) == "reminded ada, open"
+        assert await handle.result(timeout=30) == "reminded ada, open"
 """
 SYNC: Final = """
 import os, psycopg
@@ -44,7 +45,7 @@ def test_month(durable_sync_app, durable_sync_clock, durable_database):
     with durable_sync_app("shop:app") as app:
         handle = app.spawn("remind", "ada")
         durable_sync_clock.advance(days=30)
-        assert handle.result(timeout=1) == "reminded ada, open"
+        assert handle.result(timeout=30) == "reminded ada, open"
 
 def test_has_a_database_of_its_own(durable_database):
     with psycopg.connect(durable_database) as session:
@@ -86,7 +87,7 @@ def project(
 
 
 def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return project.runpytest_subprocess("-W", "error", *options, timeout=100)
+    return project.runpytest_subprocess("-W", "error", *options, timeout=300)
 
 
 def test_serves_every_kind_of_test(project: pytest.Pytester) -> None:

@@ -116,7 +116,7 @@ async def test_runs_until_idle_wherever_it_is(dsn: str) -> None:
     async with AsyncDurable(dsn, tasks=[ship]) as app:
         handle = await app.spawn(ship, 8)
         await run_until_idle(app)
-        assert await handle.result(timeout=1) == "parcel 8"
+        assert await handle.result(timeout=30) == "parcel 8"
 
 
 async def test_tells_what_was_spawned(durable_app: Apps) -> None:

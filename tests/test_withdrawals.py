@@ -6,7 +6,7 @@ What it would have got is for the waits that are left: in place, and at a replay
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -14,9 +14,9 @@ import pytest
 
 from durable import TaskContext, task
 from tests.support.clock import Clock
+from tests.support.stage import QUEUE, Held, Session, Stage
 from tests.support.wait import aeventually
 from tests.support.working import working
-from tests.test_races import QUEUE, Held, Session, Stage
 
 WAITS = "select name from durable.waits order by name"
 BLOCKED = "select from pg_stat_activity where wait_event_type = 'Lock'"
@@ -31,14 +31,6 @@ def suspend(
 ) -> Any:
     asked = held.json(waits=waits, withdrawn=withdrawn)
     return session._outcome("suspend_tasks", asked)
-
-
-@pytest.fixture
-def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
-    stage = Stage(connect)
-    yield stage
-    for session in stage.sessions:
-        session.end()
 
 
 # -- by the engine ---------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tests.support.lingering import DEEDS, MANNERS, linger, mind
 from tests.support.processes import Processes
 from tests.support.survival import Share, Survived
 from tests.support.wait import eventually
-from tests.support.zygote import Child, Zygote, zygote
+from tests.support.zygote import Child, Zygote, resume, wait_for_a_stop, zygote
 
 LEASE: Final = 2.0
 HOUR: Final = 3600.0
@@ -203,7 +203,7 @@ class Scene:
         if at_once:
             eventually(lambda: self.is_running(others), deadline=30)
             child.terminate()
-        child.wait_for_a_stop()
+        wait_for_a_stop(child)
         return child, others
 
     def is_running(self, others: Others) -> bool:
@@ -214,7 +214,7 @@ class Scene:
         """Let it go on to its end, which changes nothing; return what its code saw."""
         self.db.execute("select durable.apply_notes(%s)", [others.queue])
         before = self.dump(others.queue)
-        child.resume()
+        resume(child)
         eventually(
             lambda: f"{call}:after" in child.passed(),
             deadline=60,

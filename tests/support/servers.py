@@ -81,5 +81,5 @@ def _container() -> Iterator[str]:
 @contextlib.contextmanager
 def _local() -> Iterator[str]:
     binaries = os.environ.get("DURABLE_TEST_PG_BIN")
-    with Postgres.start(settings=SETTINGS, binaries=binaries) as server:
+    with Postgres.start(settings=SETTINGS, binaries=binaries, fast=True) as server:
         yield server.conninfo()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,9 @@ from durable.testing._references import Home
 from durable.testing._zygote import Child, Zygote
 from durable.testing._zygote import zygote as started
 from tests.support.processes import ROOT
+from tests.support.wait import eventually
 
-__all__ = ["Child", "Zygote", "zygote"]
+__all__ = ["Child", "Zygote", "resume", "wait_for_a_stop", "zygote"]
 
 # what is imported by the zygote costs no child time
 IMPORTED: Final = [
@@ -30,3 +33,19 @@ def zygote(directory: Path, **environment: str) -> Iterator[Zygote]:
         directory, IMPORTED, path=path, cwd=ROOT, environment=environment
     ) as zygote:
         yield zygote
+
+
+def wait_for_a_stop(child: Child, *, deadline: float = 60) -> None:
+    """Return when a child has stopped itself; fail if it ends instead."""
+
+    def has_stopped() -> bool:
+        assert not child.has_ended(), f"{child.exit_code}:\n{child.output()}"
+        stat = Path(f"/proc/{child.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    eventually(has_stopped, deadline=deadline, what="the stop")
+
+
+def resume(child: Child) -> None:
+    """Let it go on."""
+    os.kill(child.pid, signal.SIGCONT)

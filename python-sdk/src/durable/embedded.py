@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import quote
 
+from durable._scratch import Scratch
 from durable._unprivileged import User, run, start_child
 
 __all__ = ["LaunchFailed", "Postgres", "find_binaries"]
@@ -49,9 +50,15 @@ class Postgres:
     """A running private server; ends with `close()`, its `with` or the process."""
 
     def __init__(
-        self, home: Path, data_dir: Path, binaries: Path, settings: Mapping[str, str]
+        self,
+        home: Path,
+        data_dir: Path,
+        binaries: Path,
+        settings: Mapping[str, str],
+        scratch: Scratch | None = None,
     ) -> None:
         self.home = home
+        self._scratch = scratch
         self.data_dir = data_dir
         self.binaries = binaries
         self.settings = dict(settings)
@@ -74,8 +81,8 @@ class Postgres:
         `data_dir` is created if need be, and kept; None means a temporary one.
         `settings` go to the server as they are, `binaries` to `find_binaries`.
         `fast` is for tests: commits survive a crash of the server, but not of the
-        machine. `tcp` also listens on a free port of 127.0.0.1, where every local
-        user may then connect.
+        machine, and temporary data lie in memory if there is plenty. `tcp` also
+        listens on a free port of 127.0.0.1, where every local user may then connect.
         Raises LaunchFailed.
         """
         chosen = {"listen_addresses": "", "port": "5432"}
@@ -85,13 +92,15 @@ class Postgres:
         found = find_binaries(binaries)
         # a socket's path may have 107 bytes, and TMPDIR may be anywhere
         home = Path(tempfile.mkdtemp(prefix="durable-", dir="/tmp"))
-        data = Path(data_dir).absolute() if data_dir is not None else home / "data"
+        scratch = Scratch.make() if fast and data_dir is None else None
+        data = scratch.path if scratch else home / "data"
+        data = data if data_dir is None else Path(data_dir).absolute()
         try:
-            server = cls(home, data, found, chosen)
+            server = cls(home, data, found, chosen, scratch)
             server._prepare()
             server._launch()
         except (OSError, LookupError) as error:
-            shutil.rmtree(home, ignore_errors=True)
+            _delete(home, scratch)
             raise LaunchFailed(str(error)) from error
         atexit.register(server.close)
         return server
@@ -133,8 +142,9 @@ class Postgres:
         if os.getpid() != self._creator:  # a fork of ours does not own the server
             return
         atexit.unregister(self.close)
-        self.stop("immediate" if self.home in self.data_dir.parents else "fast")
-        shutil.rmtree(self.home, ignore_errors=True)
+        temporary = self._scratch or self.home in self.data_dir.parents
+        self.stop("immediate" if temporary else "fast")
+        _delete(self.home, self._scratch)
 
     def __enter__(self) -> Self:
         return self
@@ -262,6 +272,13 @@ def _copy_binaries(binaries: Path, target: Path) -> Path:
     if libraries.exists():
         shutil.copytree(libraries, target / libraries.name)
     return copied / binaries.name
+
+
+def _delete(home: Path, scratch: Scratch | None) -> None:
+    """Delete what is temporary."""
+    shutil.rmtree(home, ignore_errors=True)
+    if scratch is not None:
+        scratch.delete()
 
 
 def _free_port() -> int:

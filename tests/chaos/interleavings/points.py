@@ -3,7 +3,7 @@
 In READ COMMITTED a statement sees what had committed when it began and keeps its locks
 to the end of the transaction. So these points, and the moment between a call's end and
 its commit, are all there is between two calls, but for the order in which one statement
-locks several rows (tests/test_races.py).
+locks several rows (tests/test_claim_races.py).
 
 Every PL/pgSQL function of the engine is created once more, with
 `if public.pause(…) then null; end if;` before such a statement: an IF changes neither

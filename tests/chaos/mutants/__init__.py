@@ -19,7 +19,7 @@ __all__ = ["Mutant", "mutated", "plant"]
 class Mutant:
     """What is broken in a file, by putting one text in the place of another.
 
-    killer: "model", a file of pgtap/, or a test of tests/test_races.py and its like.
+    killer: "model", a file of pgtap/, or a test of one of the files in judges.RACES.
     """
 
     breaks: str

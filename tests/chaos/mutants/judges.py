@@ -18,15 +18,21 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from tests import (
+    test_claim_races,
+    test_cleanup_races,
+    test_event_races,
+    test_family_races,
+    test_join_races,
+    test_key_races,
     test_many_races,
     test_message_races,
-    test_races,
     test_revival_races,
     test_withdrawals,
 )
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
 from tests.support.processes import ROOT
+from tests.support.stage import Stage
 
 __all__ = ["JUDGES", "Judge", "pgtap", "race"]
 
@@ -39,29 +45,34 @@ class Judge(Protocol):
         ...
 
 
-RACES: Final = (
-    test_many_races,
-    test_message_races,
-    test_races,
-    test_revival_races,
-    test_withdrawals,
-)
 JUDGES: Final[Mapping[str, Judge]] = {
     "model": find_problem,
     "interleavings": interleavings.find_problem,
 }
 
+RACES: Final = (
+    test_claim_races,
+    test_cleanup_races,
+    test_event_races,
+    test_family_races,
+    test_join_races,
+    test_key_races,
+    test_many_races,
+    test_message_races,
+    test_revival_races,
+    test_withdrawals,
+)
+
 
 def race(dsn: str, script: str) -> str | None:
     """Play a test of one of RACES; what is wrong, or None."""
-    scripts = {name: test for file in RACES for name, test in vars(file).items()}
-    test = scripts[script]
+    test = next(vars(file)[script] for file in RACES if script in vars(file))
     with contextlib.ExitStack() as sessions:
 
         def connect() -> psycopg.Connection:
             return sessions.enter_context(psycopg.connect(dsn, autocommit=True))
 
-        stage = test_races.Stage(connect)
+        stage = Stage(connect)
         try:
             test(stage, *_first_case(test))
         except Exception as problem:  # noqa: BLE001 - whatever it is, it was found

@@ -51,12 +51,12 @@ class Threads:
         return future
 
     def _work(self) -> None:
-        job = self._jobs.get()
+        """Do what is handed in; end once nothing was for a while.
+
+        A job is for whoever comes first, so the one that a thread was started for may
+        be done by another, which is one more that waits.
+        """
         while True:
-            job()
-            del job  # an idle thread keeps nothing of whom it has served
-            with self._lock:
-                self._idle += 1
             try:
                 job = self._jobs.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
@@ -64,7 +64,11 @@ class Threads:
                     if self._idle > 0:
                         self._idle -= 1
                         return
-                job = self._jobs.get()  # one was handed in at the last moment
+                continue  # a job is about to be handed in for each that waits
+            job()
+            del job  # an idle thread keeps nothing of whom it has served
+            with self._lock:
+                self._idle += 1
 
 
 def _tell(

@@ -65,7 +65,7 @@ def serve() -> Iterator[Server]:
 def _started() -> AbstractContextManager[Server]:
     try:
         binaries = find_binaries()  # of the system, else of the embedded wheel
-        return _local(Postgres.start(binaries=binaries, settings=_SETTINGS))
+        return _local(Postgres.start(binaries=binaries, settings=_SETTINGS, fast=True))
     except LaunchFailed as error:
         no_binaries = str(error).partition(";")[0]
     if not _is_installed("testcontainers"):

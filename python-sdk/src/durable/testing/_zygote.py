@@ -4,7 +4,7 @@
                                         a line of JSON at a time
 
 It forks before there is any loop, thread or connection, and tells what becomes of the
-child: its id, each time it stops, and how it ends.
+child: its id, and how it ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from durable.testing._references import Home, imported
 
 __all__ = ["Child", "Zygote", "zygote"]
 
-STOPPED: Final = "stopped"
 LOG: Final = "zygote.log"
 
 
@@ -60,7 +59,7 @@ class Child:
         """Whether it has ended; waits so many seconds for that."""
         if self.exit_code is None:
             news = self._zygote.news(within)
-            if news is not None and news != STOPPED:
+            if news is not None:
                 self.exit_code = int(news)
         return self.exit_code is not None
 
@@ -75,19 +74,9 @@ class Child:
             raise AssertionError(f"still running:\n{self.output()}")
         return self.exit_code
 
-    def wait_for_a_stop(self, *, deadline: float = 30) -> None:
-        """Return when it has stopped itself."""
-        news = self._zygote.news(deadline)
-        if news != STOPPED:
-            raise AssertionError(f"{news}, not stopped:\n{self.output()}")
-
     def forget(self) -> None:
         """Delete what it has passed."""
         self._passed.unlink(missing_ok=True)
-
-    def resume(self) -> None:
-        """Let it go on (SIGCONT)."""
-        os.kill(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
         """Ask it to end, as an init system does (SIGTERM)."""
@@ -220,13 +209,7 @@ def main() -> None:
         if pid == 0:
             os._exit(_live(json.loads(line)))
         _tell(pid)
-        while True:
-            _, status = os.waitpid(pid, os.WUNTRACED)
-            if os.WIFSTOPPED(status):
-                _tell(STOPPED)
-                continue
-            _tell(os.waitstatus_to_exitcode(status))
-            break
+        _tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def _tell(news: object) -> None:

@@ -1,0 +1,43 @@
+"""Synchronous code has a thread when it needs one, and none is kept for long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from durable._worker import threads
+from durable._worker.threads import Threads
+from tests.support.wait import aeventually
+
+
+async def test_ends_also_a_thread_whose_job_another_has_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has just ended a job of its own comes before a thread that is to begin."""
+    may_begin = threading.Event()
+    begun: list[threading.Thread] = []
+
+    class Late(threading.Thread):
+        def run(self) -> None:
+            begun.append(self)
+            if len(begun) > 1:
+                may_begin.wait()
+            super().run()
+
+    monkeypatch.setattr(threads, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(threading, "Thread", Late)
+    pool = Threads()
+    all_handed_in = threading.Event()
+    jobs = [pool.run(all_handed_in.wait), *(pool.run(abs, -n) for n in (1, 2))]
+    all_handed_in.set()
+    assert await asyncio.gather(*jobs) == [True, 1, 2]
+    assert len(begun) == 3
+    may_begin.set()
+
+    async def all_have_ended() -> bool:
+        return not any(thread.is_alive() for thread in begun)
+
+    await aeventually(all_have_ended)
+    assert await pool.run(abs, -7) == 7  # by another one
