@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias
 
+from durable._connections import checked_conninfo
 from durable._names import check_queue_name, check_version
 from durable._vault import Vault
 from durable.codecs import PayloadCodec
@@ -35,7 +36,7 @@ class Application:
         version: str | None = None,
         keep_logs: int | None = None,
     ) -> None:
-        self.conninfo = conninfo
+        self._conninfo = conninfo
         self.queue = check_queue_name(queue)
         self.registry = Registry(tasks)
         self.lifespan = lifespan
@@ -46,6 +47,11 @@ class Application:
         self.vault = Vault(self.codecs)
         found = version if version is not None else os.environ.get(VERSION_VARIABLE)
         self.version = None if found is None else check_version(found)
+
+    @property
+    def conninfo(self) -> str:
+        """Its database. Raises InvalidArgument if none was given."""
+        return checked_conninfo(self._conninfo)
 
     def stamped(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options of a spawn, with the version, if there is one."""

@@ -17,6 +17,7 @@ __all__ = [
     "KEEPALIVE",
     "LISTENING_SILENCE",
     "SILENCE",
+    "checked_conninfo",
     "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
@@ -42,19 +43,28 @@ LISTENING_SILENCE: Final = 3.0
 
 
 def conninfo_or_environment(conninfo: str | None) -> str:
-    """Return the database's address; InvalidArgument when nobody gave one."""
+    """Return the database's address, empty if nobody gave one."""
     if conninfo is not None and not isinstance(conninfo, str):
         raise TypeError(
             "a database is a conninfo, an AsyncConnectionPool for AsyncDurable or a"
             f" ConnectionPool for Durable, not a {type(conninfo).__name__}"
         )
-    found = conninfo if conninfo is not None else os.environ.get(ENVIRONMENT)
-    if not found:
+    return conninfo if conninfo is not None else os.environ.get(ENVIRONMENT, "")
+
+
+def checked_conninfo(conninfo: str) -> str:
+    """Return where to connect to; InvalidArgument when nobody has said it.
+
+    An application without a database can be made, and imported: by a test that gives
+    it one, for instance. To libpq the empty address means what its defaults say.
+    """
+    if not conninfo:
         raise InvalidArgument(
             "no database was given",
-            hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}.",
+            hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}"
+            " before the application is made.",
         )
-    return found
+    return conninfo
 
 
 def conninfo_of_pool(conninfo: object, kwargs: object) -> str:

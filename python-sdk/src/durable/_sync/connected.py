@@ -52,7 +52,8 @@ class Connected:
     ) -> None:
         self._database = Database(database, prepare=prepare)
         self.results = Results(self._database, listen=listen)
-        self.news = Ear(self._database.conninfo, listen=listen)
+        database = self._database.conninfo
+        self.news = Ear(database, listen=listen and bool(database))
         self.application = Application(
             self._database.conninfo,
             queue,

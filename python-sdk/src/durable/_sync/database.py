@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool
 from durable import _schema, _sql
 from durable._connections import (
     KEEPALIVE,
+    checked_conninfo,
     conninfo_of_pool,
     conninfo_or_environment,
     has_something_to_say,
@@ -63,7 +64,11 @@ class Database:
         self.open()
 
     def open(self) -> None:
-        """Open it if need be. Raises RuntimeError in a fork, and once it is closed."""
+        """Open it if need be; InvalidArgument if no database was given.
+
+        Raises RuntimeError in a fork, and once it is closed.
+        """
+        checked_conninfo(self.conninfo)
         if self._pid != os.getpid():
             raise RuntimeError("connections do not survive a fork: make a new client")
         if self._closed:
