@@ -729,9 +729,9 @@ async def test_finds_its_database_in_the_environment(
 
 def test_needs_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DURABLE_DATABASE_URL", raising=False)
+    with pytest.raises(InvalidArgument, match="DURABLE_DATABASE_URL"), Durable():
+        pass
     for make in (AsyncDurable, Durable):
-        with pytest.raises(InvalidArgument, match="DURABLE_DATABASE_URL"):
-            make()
         with pytest.raises(InvalidArgument, match="DURABLE_DATABASE_URL"):
             make("")
         with pytest.raises(TypeError, match="AsyncConnectionPool for AsyncDurable"):

@@ -43,13 +43,15 @@ LISTENING_SILENCE: Final = 3.0
 
 
 def conninfo_or_environment(conninfo: str | None) -> str:
-    """Return the database's address, empty if nobody gave one."""
+    """Return the database's address, empty if nobody has said one yet."""
     if conninfo is not None and not isinstance(conninfo, str):
         raise TypeError(
             "a database is a conninfo, an AsyncConnectionPool for AsyncDurable or a"
             f" ConnectionPool for Durable, not a {type(conninfo).__name__}"
         )
-    return conninfo if conninfo is not None else os.environ.get(ENVIRONMENT, "")
+    if conninfo is not None:
+        return checked_conninfo(conninfo)
+    return os.environ.get(ENVIRONMENT, "")
 
 
 def checked_conninfo(conninfo: str) -> str:
