@@ -94,7 +94,7 @@ async def tried_once(params: None, ctx: TaskContext) -> str:
     return await ctx.step("work", lambda: "done")
 
 
-@task(max_attempts=2, retry=Retry.none())
+@task(max_attempts=2, retry=Retry.fixed(0))
 async def without_its_table(params: None, ctx: TaskContext) -> str:
     return await ctx.step("charge", charge, "ada")
 
