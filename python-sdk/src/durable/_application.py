@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias
 
-from durable._connections import checked_conninfo
+from durable._connections import known_conninfo
 from durable._names import check_queue_name, check_version
 from durable._vault import Vault
 from durable.codecs import PayloadCodec
@@ -51,7 +51,7 @@ class Application:
     @property
     def conninfo(self) -> str:
         """Its database. Raises InvalidArgument if none was given."""
-        return checked_conninfo(self._conninfo)
+        return known_conninfo(self._conninfo)
 
     def stamped(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options of a spawn, with the version, if there is one."""

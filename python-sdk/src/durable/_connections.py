@@ -17,10 +17,10 @@ __all__ = [
     "KEEPALIVE",
     "LISTENING_SILENCE",
     "SILENCE",
-    "checked_conninfo",
     "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
+    "known_conninfo",
 ]
 
 ENVIRONMENT: Final = "DURABLE_DATABASE_URL"
@@ -50,11 +50,11 @@ def conninfo_or_environment(conninfo: str | None) -> str:
             f" ConnectionPool for Durable, not a {type(conninfo).__name__}"
         )
     if conninfo is not None:
-        return checked_conninfo(conninfo)
+        return known_conninfo(conninfo)
     return os.environ.get(ENVIRONMENT, "")
 
 
-def checked_conninfo(conninfo: str) -> str:
+def known_conninfo(conninfo: str) -> str:
     """Return where to connect to; InvalidArgument when nobody has said it.
 
     An application without a database can be made, and imported: by a test that gives

@@ -15,10 +15,10 @@ from psycopg_pool import ConnectionPool
 from durable import _schema, _sql
 from durable._connections import (
     KEEPALIVE,
-    checked_conninfo,
     conninfo_of_pool,
     conninfo_or_environment,
     has_something_to_say,
+    known_conninfo,
 )
 from durable._silence import Impatient, impatient
 from durable._sql import Statement
@@ -68,7 +68,7 @@ class Database:
 
         Raises RuntimeError in a fork, and once it is closed.
         """
-        checked_conninfo(self.conninfo)
+        known_conninfo(self.conninfo)
         if self._pid != os.getpid():
             raise RuntimeError("connections do not survive a fork: make a new client")
         if self._closed:
