@@ -73,6 +73,10 @@ def work(processes: Processes, tmp_path: Path) -> Work:
     return work
 
 
+def test_says_its_version(run: Run) -> None:
+    assert run("--version") == f"durable {_schema.VERSION}"
+
+
 def test_migrates_an_empty_database(run: Run, db: psycopg.Connection) -> None:
     db.execute("drop schema durable cascade")
     assert "durable migrate" in run("queues", code=1)

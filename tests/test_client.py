@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from pydantic import BaseModel, ValidationError
@@ -729,13 +730,30 @@ async def test_finds_its_database_in_the_environment(
 
 def test_needs_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DURABLE_DATABASE_URL", raising=False)
+    with pytest.raises(InvalidArgument, match="DURABLE_DATABASE_URL"), Durable():
+        pass
     for make in (AsyncDurable, Durable):
-        with pytest.raises(InvalidArgument, match="DURABLE_DATABASE_URL"):
-            make()
         with pytest.raises(InvalidArgument, match="DURABLE_DATABASE_URL"):
             make("")
         with pytest.raises(TypeError, match="AsyncConnectionPool for AsyncDurable"):
             make(7)  # type: ignore[arg-type]
+
+
+async def test_goes_where_a_pool_without_an_address_goes(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To libpq an empty address means what its environment says."""
+    for key, value in conninfo_to_dict(dsn).items():
+        name = "DATABASE" if key == "dbname" else key.upper()
+        monkeypatch.setenv(f"PG{name}", str(value))
+    async with (
+        AsyncConnectionPool("", open=False) as pool,
+        AsyncDurable(pool, queue="orders", tasks=TASKS) as app,
+    ):
+        await app.migrate()
+        handle = await app.spawn(Charge, Order(id=7))
+        async with app.worker():
+            await handle.result(timeout=30)
 
 
 def test_takes_a_pool_of_its_own_colour(dsn: str) -> None:

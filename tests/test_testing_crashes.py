@@ -10,7 +10,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from durable import AsyncDurable, SyncTaskContext, TaskContext, task
+from durable import AsyncDurable, Retry, SyncTaskContext, TaskContext, task
 from durable.errors import InvalidArgument
 from durable.testing import (
     AppFactory,
@@ -92,6 +92,11 @@ def between_steps_too(who: str, ctx: SyncTaskContext) -> None:
 @task(max_attempts=1)
 async def tried_once(params: None, ctx: TaskContext) -> str:
     return await ctx.step("work", lambda: "done")
+
+
+@task(max_attempts=2, retry=Retry.fixed(0))
+async def without_its_table(params: None, ctx: TaskContext) -> str:
+    return await ctx.step("charge", charge, "ada")
 
 
 @task
@@ -242,6 +247,13 @@ async def test_names_the_boundaries_there_are(durable_app: Apps) -> None:
     with pytest.raises(InvalidArgument, match='does not come to "before:x"') as caught:
         await crash_at("before:x", app, tried_once)
     assert "before:$run, before:work, during:work" in str(caught.value.hint)
+
+
+async def test_refuses_a_task_that_fails_undisturbed(durable_app: Apps) -> None:
+    app = durable_app(tasks=[without_its_table])
+    with pytest.raises(InvalidArgument, match="in all its 2 attempts: Undef") as caught:
+        await crash_everywhere(app, without_its_table)  # and no prepare
+    assert "`prepare`" in str(caught.value.hint)
 
 
 async def test_refuses_what_another_process_cannot_import(durable_app: Apps) -> None:

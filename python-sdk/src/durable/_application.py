@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias
 
+from durable._connections import known_conninfo
 from durable._names import check_queue_name, check_version
 from durable._vault import Vault
 from durable.codecs import PayloadCodec
@@ -25,19 +26,19 @@ class Application:
 
     def __init__(
         self,
-        conninfo: str,
+        conninfo: str | None,
         queue: str,
         tasks: Iterable[AnyTask],
         lifespan: Lifespan | None,
         *,
         prepare: bool,
-        listen_conninfo: str | None = None,
+        listen_conninfo: str = "",
         codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
         version: str | None = None,
         keep_logs: int | None = None,
     ) -> None:
-        self.conninfo = conninfo
-        self.listen_conninfo = conninfo if listen_conninfo is None else listen_conninfo
+        self._conninfo = conninfo
+        self.listen_conninfo = listen_conninfo
         self.queue = check_queue_name(queue)
         self.registry = Registry(tasks)
         self.lifespan = lifespan
@@ -48,6 +49,11 @@ class Application:
         self.vault = Vault(self.codecs)
         found = version if version is not None else os.environ.get(VERSION_VARIABLE)
         self.version = None if found is None else check_version(found)
+
+    @property
+    def conninfo(self) -> str:
+        """Its database. Raises InvalidArgument if none was given."""
+        return known_conninfo(self._conninfo)
 
     def stamped(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options of a spawn, with the version, if there is one."""

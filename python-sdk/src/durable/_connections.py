@@ -23,6 +23,7 @@ __all__ = [
     "conninfo_of_pool",
     "conninfo_or_environment",
     "has_something_to_say",
+    "known_conninfo",
     "refused",
 ]
 
@@ -62,20 +63,35 @@ _REFUSALS: Final = {
 }
 
 
-def conninfo_or_environment(conninfo: str | None) -> str:
-    """Return the database's address; InvalidArgument if it is none, or not given."""
+def conninfo_or_environment(conninfo: str | None) -> str | None:
+    """Return the database's address, or None if nobody has said one yet.
+
+    Raises InvalidArgument for what is no address.
+    """
     if conninfo is not None and not isinstance(conninfo, str):
         raise TypeError(
             "a database is a conninfo, an AsyncConnectionPool for AsyncDurable or a"
             f" ConnectionPool for Durable, not a {type(conninfo).__name__}"
         )
-    found = conninfo if conninfo is not None else os.environ.get(ENVIRONMENT)
-    if not found:
+    if conninfo is not None:
+        return checked_conninfo(known_conninfo(conninfo or None))
+    found = os.environ.get(ENVIRONMENT)
+    return checked_conninfo(found) if found else None
+
+
+def known_conninfo(conninfo: str | None) -> str:
+    """Return where to connect to; InvalidArgument when nobody has said it.
+
+    An application without a database can be made, and imported: by a test that gives
+    it one, for instance.
+    """
+    if conninfo is None:
         raise InvalidArgument(
             "no database was given",
-            hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}.",
+            hint=f"Pass a conninfo or a pool, or set {ENVIRONMENT}"
+            " before the application is made.",
         )
-    return checked_conninfo(found)
+    return conninfo
 
 
 def checked_conninfo(conninfo: str) -> str:

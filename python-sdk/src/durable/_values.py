@@ -7,6 +7,7 @@ would refuse is never sent, so one bad value cannot spoil the statement it would
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FunctionType, NoneType
@@ -76,7 +77,7 @@ class Codec(Generic[T]):
         except Exception as error:
             kind = _name(type(value))
             raise UnsavableValue(
-                f"a {kind} cannot be saved as {_name(self.type)}: {error}"
+                f"a value of type {kind} cannot be saved as {_name(self.type)}: {error}"
             ) from error
         text = savable_text(data)
         # NaN and infinity become null, or what the model's own configuration says
@@ -110,8 +111,9 @@ class Codec(Generic[T]):
         try:
             return text, self.load(text)
         except ValueError as error:
+            kind = _name(type(value))
             raise UnsavableValue(
-                f"a {_name(type(value))} cannot be read back as {self!r}: {error}"
+                f"a value of type {kind} cannot be read back as {self!r}: {error}"
             ) from error
 
 
@@ -165,8 +167,11 @@ def step_codec(fn: Callable[..., object], as_type: object = None) -> Codec[Any]:
 
     `as_type` counts first, then the return annotation, and of a class the class; what
     has none of these is PLAIN. Raises TypeError, so that nothing has happened yet, if
-    the annotation cannot be resolved or pydantic has no schema for it.
+    the annotation cannot be resolved or pydantic has no schema for it, and if `fn` is
+    no function but what one has returned.
     """
+    if type(fn) is not FunctionType:
+        _refuse_unless_callable(fn)
     if as_type is not None:
         return codec(as_type)
     if isinstance(fn, type):
@@ -192,6 +197,19 @@ def changed_in_roundtrip(before: object, after: object) -> bool:
 
 _LEAVES: Final = frozenset({bool, int, float, str, NoneType})
 _settled: dict[int, tuple[CodeType, object, object, Codec[Any]]] = {}
+
+
+def _refuse_unless_callable(fn: object) -> None:
+    if callable(fn):
+        return
+    if inspect.iscoroutine(fn):
+        called = fn.__name__
+        fn.close()  # nobody is going to await it
+        raise TypeError(
+            f"a step calls its function itself: pass {called} and its arguments,"
+            f" not {called}(…)"
+        )
+    raise TypeError(f"a step calls a function: pass one, not {_name(type(fn))}")
 
 
 def _returned(function: FunctionType) -> Codec[Any]:

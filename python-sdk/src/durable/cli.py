@@ -65,6 +65,25 @@ Queue = Annotated[str, typer.Argument(help="The queue's name.")]
 TaskId = Annotated[UUID, typer.Argument(help="The task's id, as spawn prints it.")]
 
 
+def _tell_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if asked:
+        typer.echo(f"durable {_schema.VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def durably(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print it."
+        ),
+    ] = False,
+) -> None:
+    """Durable execution that is nothing but Postgres."""
+
+
 @app.command()
 def migrate(
     *,

@@ -87,6 +87,8 @@ class Registry:
         self.by_name: dict[str, TaskDefinition[Any, Any]] = {}
         self._spawned: dict[str, TaskDefinition[Any, Any]] = {}
         self._foreign: set[str] = set()
+        if not isinstance(tasks, Iterable):
+            raise TypeError(f"tasks= takes a list of tasks, not {tasks!r}")
         for task in tasks:
             self.add(task)
 

@@ -175,6 +175,7 @@ def _task_of(
         raise TypeError(
             f"{function.__qualname__} must take two arguments, params and context"
         ) from error
+    _refuse_context_first(function)
     unknown = [option for option in options if option not in TASK_OPTIONS]
     if unknown:
         raise InvalidArgument(
@@ -189,6 +190,16 @@ def _task_of(
     }
     cls = new_class(function.__name__, (Task,), {}, lambda names: names.update(body))
     return cast("Task[Any, Any]", cls())
+
+
+def _refuse_context_first(function: FunctionType) -> None:
+    """Refuse `(ctx, params)`, as far as the annotation of the first one tells."""
+    first = next(iter(inspect.signature(function).parameters.values())).annotation
+    named = first if isinstance(first, str) else getattr(first, "__name__", "")
+    if named.partition("[")[0].rpartition(".")[2] in ("TaskContext", "SyncTaskContext"):
+        raise TypeError(
+            f"{function.__qualname__} must take its params first, then the context"
+        )
 
 
 TASK_OPTIONS: Final = tuple(TaskArguments.__annotations__)

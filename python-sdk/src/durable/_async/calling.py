@@ -30,7 +30,8 @@ class Calling:
     def _recorded(
         self, kind: str, make: Callable[[], T], how: Codec[T]
     ) -> Coroutine[Any, Any, T]:
-        return self._record(self._take(kind, ""), make, how)
+        call = self._take(kind, "")
+        return self._made(call, self._record(call, make, how))
 
     async def _record(self, call: Call, make: Callable[[], T], how: Codec[T]) -> T:
         return read(await self._run.record(call, how.dump(make())), how)
@@ -40,3 +41,8 @@ class Calling:
         return self._run.take(
             kind, key, self._run.branch()
         )  # sync: return self._run.take(kind, key, None)
+
+    def _made(self, call: Call, made: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return a call that is made, known until it begins: it may be forgotten."""
+        self._run.made(call, made)  # sync: del call  # it is over already
+        return made

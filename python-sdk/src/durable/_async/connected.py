@@ -51,17 +51,17 @@ class Connected:
         keep_logs: int | None = None,
     ) -> None:
         self._database = Database(database, prepare=prepare)
-        conninfo = self._database.conninfo
-        direct = conninfo if listen_url is None else checked_conninfo(listen_url)
-        self.results = Results(self._database, direct, listen=listen)
-        self.news = Ear(direct, listen=listen)
+        address = self._database.address
+        direct = address if listen_url is None else checked_conninfo(listen_url)
+        self.results = Results(self._database, direct or "", listen=listen)
+        self.news = Ear(direct or "", listen=listen and direct is not None)
         self.application = Application(
-            conninfo,
+            address,
             queue,
             tasks,
             lifespan,
             prepare=prepare,
-            listen_conninfo=direct,
+            listen_conninfo=direct or "",
             codec=codec,
             version=version,
             keep_logs=keep_logs,

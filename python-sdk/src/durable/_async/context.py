@@ -118,7 +118,8 @@ class TaskContext(
         """
         check_event_name(event)
         text = codec(as_type or type(payload)).dump(payload)
-        return self._emit(self._take("emit", event), event, text)
+        call = self._take("emit", event)
+        return self._made(call, self._emit(call, event, text))
 
     async def _emit(self, call: Call, event: str, payload: str) -> bool:
         return bool(read(await self._run.emit(call, event, payload), PLAIN))

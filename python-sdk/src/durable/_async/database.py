@@ -19,6 +19,7 @@ from durable._connections import (
     conninfo_of_pool,
     conninfo_or_environment,
     has_something_to_say,
+    known_conninfo,
 )
 from durable._silence import AsyncImpatient, impatient
 from durable._sql import Statement
@@ -42,13 +43,18 @@ class Database:
         self._owns_pool = not isinstance(given, AsyncConnectionPool)
         if isinstance(given, AsyncConnectionPool):
             self._pool = given
-            self.conninfo = conninfo_of_pool(given.conninfo, given.kwargs)
+            self.address: str | None = conninfo_of_pool(given.conninfo, given.kwargs)
         else:
-            self.conninfo = conninfo_or_environment(given)
-            self._pool = own_pool(self.conninfo, prepare=prepare)
+            self.address = conninfo_or_environment(given)
+            self._pool = own_pool(self.address or "", prepare=prepare)
         self._version_checked = False
         self._closed = False
         self._pid = os.getpid()
+
+    @property
+    def conninfo(self) -> str:
+        """Where it is. Raises InvalidArgument if nobody has said it."""
+        return known_conninfo(self.address)
 
     @property
     def patience(self) -> float:
@@ -63,7 +69,11 @@ class Database:
         await self.open()
 
     async def open(self) -> None:
-        """Open it if need be. Raises RuntimeError in a fork, and once it is closed."""
+        """Open it if need be; InvalidArgument if no database was given.
+
+        Raises RuntimeError in a fork, and once it is closed.
+        """
+        known_conninfo(self.address)
         if self._pid != os.getpid():
             raise RuntimeError("connections do not survive a fork: make a new client")
         if self._closed:

@@ -36,7 +36,8 @@ class Patching(Calling):
         call = self._run.take_patch(
             key, self._run.branch()
         )  # sync: call = self._run.take_patch(key, None)
-        return self._patched(call)
+        asked = self._patched(call)
+        return asked if call is None else self._made(call, asked)
 
     async def _patched(self, call: Call | None) -> bool:
         if call is None:

@@ -111,11 +111,11 @@ class Steps(Calling):
         kind = step_codec(fn, as_type)
         if not options:
             call = self._take("", check_step_name(name))
-            return self._run.step(call, fn, args, kind)
+            return self._made(call, self._run.step(call, fn, args, kind))
         tries = Tries.of(options, fn)
         call = self._take("", check_step_name(name))
         step = partial(self._run.step, call, tries.bounded(fn), args, kind)
-        return tried(self._run, call, tries, step)
+        return self._made(call, tried(self._run, call, tries, step))
 
     @overload
     async def transaction(
@@ -174,9 +174,8 @@ class Steps(Calling):
         call = self._take("", check_step_name(name))
         run = self._run.transacting(call)
         begun = Transaction(run, on, level, completes=completes)
-        return tried(
-            self._run, call, tries, partial(begun.step, tries.bounded(fn), args, kind)
-        )
+        step = partial(begun.step, tries.bounded(fn), args, kind)
+        return self._made(call, tried(self._run, call, tries, step))
 
     @overload
     async def begin_step(self, name: str, *, as_type: type[T]) -> OpenStep[T]: ...
@@ -188,7 +187,8 @@ class Steps(Calling):
         Unless it is `.done`, do the work and hand its value to `complete_step`. A wait
         while a step is open is refused.
         """
-        return self._begin_step(self._take("", check_step_name(name)), codec(as_type))
+        call, kind = self._take("", check_step_name(name)), codec(as_type)
+        return self._made(call, self._begin_step(call, kind))
 
     async def _begin_step(self, call: Call, kind: Codec[Any]) -> OpenStep[Any]:
         saved = await self._run.begin_step(call)

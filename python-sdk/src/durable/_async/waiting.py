@@ -11,7 +11,7 @@ from durable._names import check_event_name, check_step_name
 from durable._time import moment, required_seconds, seconds
 from durable._values import UNTYPED, Codec, codec
 from durable._worker.history import Call
-from durable._worker.outcomes import read
+from durable._worker.outcomes import heard
 from durable._worker.waits import Wait
 
 __all__ = ["Waiting"]
@@ -29,7 +29,9 @@ class Waiting(Calling):
         length = required_seconds(duration, "duration")
         call = self._take("sleep", check_step_name(name))
         wait = Wait(call.key, call.position, call.after, due=call.made + length)
-        return self._sleep(call, wait)
+        return self._made(
+            call, self._sleep(call, wait)
+        )  # sync: return self._sleep(call, wait)
 
     def sleep_until(self, name: str, until: datetime) -> Coroutine[Any, Any, None]:
         """Sleep until a moment, an aware datetime, of the database's clock."""
@@ -38,7 +40,9 @@ class Waiting(Calling):
         left = (at - self._run.database_now()).total_seconds()
         wait = Wait(call.key, call.position, call.after, due=call.made + max(left, 0))
         wait.until = at.isoformat()
-        return self._sleep(call, wait)
+        return self._made(
+            call, self._sleep(call, wait)
+        )  # sync: return self._sleep(call, wait)
 
     async def _sleep(self, call: Call, wait: Wait) -> None:
         await self._run.wait(call, wait)
@@ -72,7 +76,8 @@ class Waiting(Calling):
         call = self._take("event", check_event_name(event))
         wait = Wait(call.key, call.position, call.after, event=event)
         wait.due = None if limit is None else call.made + limit
-        return self._await_event(call, wait, kind)
+        return self._made(call, self._await_event(call, wait, kind))
 
     async def _await_event(self, call: Call, wait: Wait, kind: Codec[Any]) -> Any:
-        return read(await self._run.wait(call, wait), kind)
+        outcome = await self._run.wait(call, wait)
+        return heard(outcome, f"event {wait.event!r}", kind)

@@ -119,7 +119,8 @@ class SyncTaskContext(
         """
         check_event_name(event)
         text = codec(as_type or type(payload)).dump(payload)
-        return self._emit(self._take("emit", event), event, text)
+        call = self._take("emit", event)
+        return self._made(call, self._emit(call, event, text))
 
     def _emit(self, call: Call, event: str, payload: str) -> bool:
         return bool(read(self._run.emit(call, event, payload), PLAIN))

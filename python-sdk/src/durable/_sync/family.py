@@ -64,7 +64,8 @@ class Family(Joining):
         Options are those of `spawn`; this task's headers and identity are also the
         child's. Raises as `spawn` does, UnknownQueue and Forbidden too.
         """
-        return self._spawn(self._child(name, task, params, options))
+        child = self._child(name, task, params, options)
+        return self._made(child.call, self._spawn(child))
 
     @overload
     def spawn_many(
@@ -90,7 +91,8 @@ class Family(Joining):
             self._child(f"{name}:{index}", task, param, options)
             for index, param in enumerate(params)
         ]
-        return self._spawn_many(children)
+        spawning = self._spawn_many(children)
+        return self._made(children[0].call, spawning) if children else spawning
 
     def _child(
         self, name: str, task: AnyTask | str, params: Any, options: Mapping[str, Any]
@@ -158,7 +160,8 @@ class Family(Joining):
         """
         child = self._child(name, task, params, options)
         limit = seconds(timeout, "timeout")
-        return self._call(child, self._take("join", name), limit)
+        joining = self._call(child, self._take("join", name), limit)
+        return self._made(child.call, joining)
 
     def _call(self, child: _Child, call: Call, limit: float | None) -> Any:
         handle = self._spawn(child)

@@ -50,7 +50,7 @@ class Requests(Calling):
         tries = Tries.of(sending.tries, self._send)
         call = self._take("", check_step_name(name))
         sending.named(self._run.claimed.task_id, call.key)
-        return self._request(call, sending, tries)
+        return self._made(call, self._request(call, sending, tries))
 
     def get(
         self, name: str, url: str, **options: Unpack[RequestOptions]

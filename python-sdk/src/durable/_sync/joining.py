@@ -16,7 +16,7 @@ from durable._sync.calling import Calling
 from durable._sync.handle import TaskHandle
 from durable._time import seconds
 from durable._worker.history import Call
-from durable._worker.outcomes import Joinable, joined, winner
+from durable._worker.outcomes import Joinable, joined, refuse_unless_tasks, winner
 from durable._worker.waits import Wait
 from durable.children import ChildHandle
 from durable.errors import InvalidArgument
@@ -45,8 +45,10 @@ class Joining(Calling):
         deleted, or the builtin TimeoutError after `timeout`, a timedelta or seconds;
         each is recorded, so every replay sees the same.
         """
+        refuse_unless_tasks([child])
         call = self._take("join", getattr(child, "name", None) or str(child.task_id))
-        return self._join(call, self._waiting(call, [child], timeout), child)
+        wait = self._waiting(call, [child], timeout)
+        return self._made(call, self._join(call, wait, child))
 
     def _join(self, call: Call, wait: Wait, child: Handle[R]) -> R:
         (output,) = joined(self._run.wait(call, wait), [child])
@@ -66,7 +68,8 @@ class Joining(Calling):
         them that did not complete.
         """
         call, awaited = self._take("join", check_step_name(name)), list(children)
-        return self._join_all(call, self._waiting(call, awaited, timeout), awaited)
+        wait = self._waiting(call, awaited, timeout)
+        return self._made(call, self._join_all(call, wait, awaited))
 
     def _join_all(self, call: Call, wait: Wait, tasks: Sequence[Joinable]) -> list[Any]:
         return joined(self._run.wait(call, wait), tasks)
@@ -166,7 +169,7 @@ class Joining(Calling):
         call = self._take("join", check_step_name(name))
         awaited = [*tasks, *named.values()]
         wait = self._waiting(call, awaited, timeout)
-        return self._gather(call, wait, awaited, list(named))
+        return self._made(call, self._gather(call, wait, awaited, list(named)))
 
     def _gather(
         self, call: Call, wait: Wait, tasks: Sequence[Joinable], names: Sequence[str]
@@ -221,13 +224,14 @@ class Joining(Calling):
         call = self._take("first", check_step_name(name))
         wait = self._waiting(call, tasks, timeout)
         wait.any_of = True
-        return self._first(call, wait, tasks)
+        return self._made(call, self._first(call, wait, tasks))
 
     def _first(self, call: Call, wait: Wait, tasks: Sequence[Any]) -> Any:
         return winner(self._run.wait(call, wait), tasks)
 
     def _waiting(self, call: Call, tasks: Sequence[Joinable], timeout: Timeout) -> Wait:
         """Return what waits for all of them. InvalidArgument for the task itself."""
+        refuse_unless_tasks(tasks)
         limit = seconds(timeout, "timeout")
         wait = Wait(call.key, call.position, call.after)
         if any(task.task_id == self._run.claimed.task_id for task in tasks):

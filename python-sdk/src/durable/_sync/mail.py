@@ -12,7 +12,7 @@ from durable._sync.calling import Calling
 from durable._time import seconds
 from durable._values import PLAIN, UNTYPED, Codec, codec
 from durable._worker.history import Call
-from durable._worker.outcomes import read
+from durable._worker.outcomes import heard, read
 from durable._worker.waits import Wait
 
 __all__ = ["Mail"]
@@ -44,7 +44,8 @@ class Mail(Calling):
         home = self.queue if queue is None else queue
         sent = message(to, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
         sealed = sent.sealed(self._run.application.vault)
-        return self._send(self._take("send", topic), sealed)
+        call = self._take("send", topic)
+        return self._made(call, self._send(call, sealed))
 
     def _send(self, call: Call, sent: Message) -> bool:
         return bool(read(self._run.send(call, sent), PLAIN))
@@ -75,7 +76,8 @@ class Mail(Calling):
         call = self._take("recv", check_topic(topic))
         wait = Wait(call.key, call.position, call.after, topic=topic)
         wait.due = None if limit is None else call.made + limit
-        return self._recv(call, wait, kind)
+        return self._made(call, self._recv(call, wait, kind))
 
     def _recv(self, call: Call, wait: Wait, kind: Codec[Any]) -> Any:
-        return read(self._run.wait(call, wait), kind)
+        outcome = self._run.wait(call, wait)
+        return heard(outcome, f"a message on {wait.topic!r}", kind)

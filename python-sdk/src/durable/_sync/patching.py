@@ -32,7 +32,8 @@ class Patching(Calling):
         """
         key = f"{self._prefix}{check_step_name(name)}"
         call = self._run.take_patch(key, None)
-        return self._patched(call)
+        asked = self._patched(call)
+        return asked if call is None else self._made(call, asked)
 
     def _patched(self, call: Call | None) -> bool:
         if call is None:

@@ -11,7 +11,7 @@ from durable._sync.calling import Calling
 from durable._time import moment, required_seconds, seconds
 from durable._values import UNTYPED, Codec, codec
 from durable._worker.history import Call
-from durable._worker.outcomes import read
+from durable._worker.outcomes import heard
 from durable._worker.waits import Wait
 
 __all__ = ["Waiting"]
@@ -70,7 +70,8 @@ class Waiting(Calling):
         call = self._take("event", check_event_name(event))
         wait = Wait(call.key, call.position, call.after, event=event)
         wait.due = None if limit is None else call.made + limit
-        return self._await_event(call, wait, kind)
+        return self._made(call, self._await_event(call, wait, kind))
 
     def _await_event(self, call: Call, wait: Wait, kind: Codec[Any]) -> Any:
-        return read(self._run.wait(call, wait), kind)
+        outcome = self._run.wait(call, wait)
+        return heard(outcome, f"event {wait.event!r}", kind)

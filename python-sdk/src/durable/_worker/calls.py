@@ -142,7 +142,9 @@ class Calls(Telling):
             if is_async(function):
                 return await function(*args)
             result = await self._in_thread(function, args)
-            return await result if inspect.isawaitable(result) else result
+            if inspect.isawaitable(result):
+                return await result
+            return _complete(result, execution)
         except asyncio.CancelledError as error:
             raise self._run.left or error from None
         except SystemExit as error:  # in a branch, it would tear down the loop
@@ -281,6 +283,16 @@ class Calls(Telling):
 
 def _withdrawn_json(waits: Sequence[Wait]) -> str:
     return json.dumps([wait.as_withdrawn() for wait in waits])
+
+
+def _complete(result: Any, execution: Execution) -> Any:
+    """Return what a synchronous function returned, if it can have done its work."""
+    if execution.in_transaction:
+        raise TypeError(
+            "a transaction's function in an async task must be async: what it does on"
+            " its connection has to be awaited"
+        )
+    return result
 
 
 def exit_refused(error: SystemExit) -> RuntimeError:

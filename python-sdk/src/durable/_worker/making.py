@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Coroutine
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -56,6 +57,7 @@ class Making(Baggage):
         none of it waits for the garbage collector.
         """
         self._names = Names()
+        self._waits.made.clear()
         self._run.task = None
 
     # -- what is known ------------------------------------------------------------
@@ -160,9 +162,14 @@ class Making(Baggage):
         except RuntimeError:
             return None
 
+    def made(self, call: Call, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Know the coroutine of a call until it begins."""
+        self._waits.made[call.position] = (call.key, coroutine)
+
     async def begin(self, call: Call) -> tuple[Resolved | None, Branch]:
         """Begin a call. Returns its checkpoint, if it has one; else it must `close`."""
         waits = self._waits
+        waits.made.pop(call.position, None)
         branch = waits.arrive(self._run.root)
         if waits.gate is not None:
             await waits.gate_opens()

@@ -13,7 +13,16 @@ from durable._worker.waits import Resolved
 from durable.children import ChildHandle
 from durable.errors import NotFound, TaskCancelled, TaskFailed
 
-__all__ = ["Joinable", "child_of", "joined", "outcome_error", "read", "winner"]
+__all__ = [
+    "Joinable",
+    "child_of",
+    "heard",
+    "joined",
+    "outcome_error",
+    "read",
+    "refuse_unless_tasks",
+    "winner",
+]
 
 T = TypeVar("T")
 J = TypeVar("J", bound="Joinable")
@@ -44,6 +53,13 @@ def read(saved: Resolved, how: Codec[T]) -> T:
     raise restore(saved.value)
 
 
+def heard(saved: Resolved, what: str, how: Codec[T]) -> T:
+    """Return what was waited for; TimeoutError, with its name, if it did not come."""
+    if saved.state == "timed_out":
+        raise mark_recorded(TimeoutError(f"{what} did not come in time"))
+    return read(saved, how)
+
+
 def child_of(saved: Resolved, name: str, queue: str, how: Codec[T]) -> ChildHandle[T]:
     """Return the handle that a spawn's checkpoint stands for."""
     child = json.loads(saved.value)
@@ -61,7 +77,7 @@ def child_of(saved: Resolved, name: str, queue: str, how: Codec[T]) -> ChildHand
 def joined(saved: Resolved, tasks: Sequence[Joinable]) -> list[Any]:
     """Return the outputs of tasks that were waited for, or raise for the first."""
     if saved.state == "timed_out":
-        raise mark_recorded(TimeoutError("the tasks did not finish in time"))
+        raise mark_recorded(TimeoutError(f"not finished in time: {_listed(tasks)}"))
     outputs = []
     for task, outcome in zip(tasks, json.loads(saved.value), strict=True):
         name = getattr(task, "name", None)
@@ -75,7 +91,7 @@ def joined(saved: Resolved, tasks: Sequence[Joinable]) -> list[Any]:
 def winner(saved: Resolved, tasks: Sequence[J]) -> J:
     """Return that of several tasks which is on record as the first to finish."""
     if saved.state == "timed_out":
-        raise mark_recorded(TimeoutError("none of the tasks finished in time"))
+        raise mark_recorded(TimeoutError(f"none finished in time: {_listed(tasks)}"))
     task_id = UUID(json.loads(saved.value)["task_id"])
     for task in tasks:
         if task.task_id == task_id:
@@ -84,6 +100,25 @@ def winner(saved: Resolved, tasks: Sequence[J]) -> J:
         f"task {task_id} is on record as the first to finish, and is none of these:"
         " the tasks that are given have changed since"
     )
+
+
+def refuse_unless_tasks(tasks: Sequence[object]) -> None:
+    """Raise TypeError for what is no child's handle, nor that of any other task."""
+    for task in tasks:
+        if not hasattr(task, "task_id"):
+            what = type(task).__name__
+            raise TypeError(
+                "a task waits for handles: of children, which `await ctx.spawn(…)`"
+                f" returns, or `app.handle(task_id)`; this is a {what}"
+            )
+
+
+def _listed(tasks: Sequence[Joinable]) -> str:
+    """Return the first few tasks by their names, to say what was waited for."""
+    names = [str(getattr(task, "name", None) or task.task_id) for task in tasks[:4]]
+    if len(tasks) > len(names):
+        names[-1] = f"{len(tasks) - len(names) + 1} more"
+    return ", ".join(names)
 
 
 def outcome_error(

@@ -270,6 +270,8 @@ class Run:
         self._code_runs = True
         try:
             value = await code()
+            if self.waits.made:
+                self.waits.refuse_forgotten()
         except GeneratorExit:  # the loop is gone, and nothing can be awaited
             raise
         except BaseException as caught:  # noqa: BLE001 - also SystemExit, cancellation

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import json
 import time
 from collections.abc import Coroutine, Sequence
@@ -125,6 +126,7 @@ class Waits:
         "_threads",
         "asking",
         "gate",
+        "made",
         "open_steps",
         "withdrawn",
     )
@@ -133,6 +135,7 @@ class Waits:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.open_steps: dict[str, Branch] = {}
+        self.made: dict[int, tuple[str, Coroutine[Any, Any, Any]]] = {}  # not begun yet
         self._threads: set[asyncio.Future[Any]] = set()
         self._parked: dict[str, Wait] = {}
         self.withdrawn: dict[str, Wait] = {}  # by key; to be, with the next statement
@@ -146,6 +149,22 @@ class Waits:
         self._idle: asyncio.Future[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
+
+    def refuse_forgotten(self) -> None:
+        """Raise RuntimeError for calls that the code has made and nobody awaits.
+
+        A call that was cancelled before it began is closed, and none of these.
+        """
+        forgotten = []
+        for key, coroutine in self.made.values():
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()  # or Python says so, too
+                forgotten.append(repr(key))
+        if forgotten:
+            raise RuntimeError(
+                f"{', '.join(forgotten)}: called and never awaited, so it was not done;"
+                " write await before the call"
+            )
 
     def arrive(self, root: Branch | None) -> Branch:
         """Know that a durable call is about to begin, and return its branch.

@@ -60,6 +60,7 @@ __all__ = ["crash_at", "crash_everywhere"]
 
 _DEAD: Final = -SIGKILL
 _TRIES: Final = 3
+_ATTEMPTS: Final = 5  # of a task that says nothing
 _RAW: Final = re.compile(r"\w+#\d+:\w+")
 _DISCONNECT: Final = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = %s
@@ -103,7 +104,8 @@ async def crash_everywhere(
 
     Raises CrashUnsafe, an AssertionError, unless the task ends in every life as it does
     undisturbed: with the same state, the same output as far as `compare` of it, and the
-    same effects; and if `check` of a life raises an AssertionError. `events` and
+    same effects; and if `check` of a life raises an AssertionError. Raises
+    InvalidArgument if it fails undisturbed, by all its attempts. `events` and
     `options` are as in `run_inline`, `only` chooses among the boundaries. Tasks,
     lifespan and codecs must be importable: not inside a function. The functions may be
     async.
@@ -115,6 +117,7 @@ async def crash_everywhere(
     world = _World(prepare, effects, events, patience)
     async with _Stage(app, asked, world) as stage:
         undisturbed, points = await stage.undisturbed(check)
+        _refuse_exhausted(asked, undisturbed)
 
         async def judge(life: Life) -> str:
             return await _fault(life, undisturbed, compare, check)
@@ -130,6 +133,18 @@ async def crash_everywhere(
     if faults:
         raise CrashUnsafe(asked.task, faults, len(lives))
     return CrashReport(asked.task, undisturbed, lives, missed)
+
+
+def _refuse_exhausted(asked: SpawnRequest[Any], life: Life) -> None:
+    """Refuse a task that fails by itself until no attempt is left: a kill takes one."""
+    limit = json.loads(asked.options).get("max_attempts", _ATTEMPTS)
+    if life.state == "failed" and 1 < life.attempts == limit:
+        raise InvalidArgument(
+            f"{asked.task} fails undisturbed, in all its {limit} attempts:"
+            f" {life.error}",
+            hint="Give it what it needs, with `prepare` for instance; where it is to"
+            " fail, it says so at once with NonRetryable.",
+        )
 
 
 async def crash_at(

@@ -77,7 +77,7 @@ def check_replay(
     """
     recorded = _recorded(history)
     application = Application(
-        "", recorded.queue, [task, *tasks], None, prepare=False, codec=codec
+        None, recorded.queue, [task, *tasks], None, prepare=False, codec=codec
     )
     definition = application.registry.definition_for(task)
     if recorded.name != definition.name:

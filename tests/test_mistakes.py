@@ -1,0 +1,281 @@
+"""A mistake is one error that says what to do, and nothing is done half."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from durable import (
+    AsyncDurable,
+    ChildHandle,
+    Durable,
+    InvalidArgument,
+    TaskContext,
+    task,
+)
+from durable._values import PLAIN
+from tests.support.clock import Clock
+from tests.support.working import outcome, through_the_night, working
+
+Context: TypeAlias = TaskContext[Any]
+Call: TypeAlias = Callable[[Context], Coroutine[Any, Any, Any]]
+
+charged: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_charged() -> None:
+    charged.clear()
+
+
+def charge(amount: int) -> str:
+    charged.append(amount)
+    return "receipt"
+
+
+async def charge_in(conn: psycopg.AsyncConnection, amount: int) -> str:
+    charged.append(amount)
+    return "receipt"
+
+
+def other() -> ChildHandle[Any]:
+    return ChildHandle("other", uuid4(), uuid4(), "default", 1, True, PLAIN)  # noqa: FBT003
+
+
+CALLS: Final[dict[str, Call]] = {
+    "charge": lambda ctx: ctx.step("charge", charge, 1),
+    "try": lambda ctx: ctx.step("try", charge, 1, max_attempts=3),
+    "pay": lambda ctx: ctx.transaction("pay", charge_in, 1),
+    "$sleep:nap": lambda ctx: ctx.sleep_for("nap", 60),
+    "$event:paid": lambda ctx: ctx.await_event("paid"),
+    "$emit:shipped": lambda ctx: ctx.emit_event("shipped"),
+    "$send:votes": lambda ctx: ctx.send(uuid4(), "votes", 1),
+    "$recv:votes": lambda ctx: ctx.recv("votes"),
+    "$spawn:child": lambda ctx: ctx.spawn("child", "pack", 1),
+    "$spawn:all:0": lambda ctx: ctx.spawn_many("all", "pack", [1, 2]),
+    "$spawn:pack": lambda ctx: ctx.call("pack", "pack", 1),
+    "$join:other": lambda ctx: ctx.join(other(), timeout=1),
+    "$join:all": lambda ctx: ctx.join_all([other()]),
+    "$join:gather": lambda ctx: ctx.gather(other()),
+    "$first:first": lambda ctx: ctx.first(other()),
+    "$patch:new": lambda ctx: ctx.patched("new"),
+    "$now": lambda ctx: ctx.now(),
+    "open": lambda ctx: ctx.begin_step("open"),
+    "ask": lambda ctx: ctx.http.post("ask", "http://localhost:1/"),
+}
+
+
+@task(max_attempts=1)
+async def forgets(name: str, ctx: Context) -> str:
+    CALLS[name](ctx)  # type: ignore[unused-coroutine]
+    return "done"
+
+
+@task(max_attempts=1)
+async def leaves_it_to_the_loop(name: str, ctx: Context) -> str:
+    assert not asyncio.ensure_future(CALLS[name](ctx)).done()
+    return "done"
+
+
+@task(max_attempts=1)
+async def cancels_it_in_time(name: str, ctx: Context) -> str:
+    early = asyncio.ensure_future(CALLS[name](ctx))
+    early.cancel()
+    await asyncio.wait([early])
+    return "done"
+
+
+# -- an await is missing ---------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_a_task_that_does_not_await_what_it_calls_has_failed(dsn: str) -> None:
+    async with working(dsn, forgets, leaves_it_to_the_loop) as (app, worker):
+        forgotten = [(name, await app.spawn(forgets, name)) for name in CALLS]
+        late = await app.spawn(leaves_it_to_the_loop, "charge")
+        await worker.drain()
+        for name, handle in [*forgotten, ("charge", late)]:
+            error = (await handle.snapshot()).error
+            assert error is not None, name
+            assert error.type == "RuntimeError"
+            assert f"'{name}': called and never awaited" in error.message
+            assert "write await" in error.message
+    assert charged == []
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_was_cancelled_before_it_began_is_not_forgotten(
+    dsn: str,
+) -> None:
+    found = await outcome(dsn, cancels_it_in_time, "charge")
+    assert (found.result, found.error) == ("done", None)
+
+
+# -- what a step is given --------------------------------------------------------------
+
+
+@task(max_attempts=1)
+async def calls_it_itself(_: None, ctx: Context) -> Any:
+    return await ctx.step("charge", charge_later(1))  # type: ignore[call-overload]
+
+
+async def charge_later(amount: int) -> str:
+    return charge(amount)
+
+
+@task(max_attempts=1)
+async def gives_a_value(_: None, ctx: Context) -> Any:
+    return await ctx.step("charge", charge(1), as_type=str)  # type: ignore[call-overload]
+
+
+@pytest.mark.asyncio
+async def test_a_step_that_was_called_already_says_how_to_pass_it(dsn: str) -> None:
+    error = (await outcome(dsn, calls_it_itself)).error
+    assert error is not None
+    assert error.message == (
+        "a step calls its function itself: pass charge_later and its arguments,"
+        " not charge_later(…)"
+    )
+    assert charged == []
+    error = (await outcome(dsn, gives_a_value)).error
+    assert error is not None
+    assert error.message == "a step calls a function: pass one, not str"
+
+
+# -- a transaction whose function is not async -----------------------------------------
+
+
+def write(conn: psycopg.AsyncConnection) -> str:
+    conn.execute("insert into written values (1)").close()  # nobody awaits it
+    return "written"
+
+
+@task(max_attempts=1)
+async def writes_nothing(_: None, ctx: Context) -> str:
+    said: str = await ctx.transaction("write", write)  # type: ignore[arg-type, call-arg]
+    return said
+
+
+@task(max_attempts=1)
+async def writes_by_a_lambda(_: None, ctx: Context) -> str:
+    return await ctx.transaction("write", lambda conn: charge_in(conn, 1))
+
+
+@pytest.mark.asyncio
+async def test_a_transaction_of_an_async_task_refuses_a_function_that_is_not(
+    dsn: str,
+) -> None:
+    error = (await outcome(dsn, writes_nothing)).error
+    assert error is not None
+    assert error.type == "TypeError"
+    assert "must be async" in error.message
+    assert (await outcome(dsn, writes_by_a_lambda)).result == "receipt"
+
+
+# -- what did not come, and what is waited for -----------------------------------------
+
+
+@task(max_attempts=1)
+async def waits_in_vain(how: str, ctx: Context) -> None:
+    if how == "event":
+        await ctx.await_event("paid:7", timeout=1)
+    elif how == "message":
+        await ctx.recv("votes", timeout=1)
+    elif how == "child":
+        await ctx.call("pack", "nobody-knows-it", timeout=1)
+    else:
+        children = await ctx.spawn_many("pack", "nobody-knows-it", range(9))
+        await ctx.join_all(children, timeout=1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("event", "event 'paid:7' did not come in time"),
+        ("message", "a message on 'votes' did not come in time"),
+        ("child", "not finished in time: pack"),
+        ("many", "not finished in time: pack:0, pack:1, pack:2, 6 more"),
+    ],
+)
+async def test_a_timeout_says_what_was_waited_for(
+    dsn: str, clock: Clock, how: str, said: str
+) -> None:
+    error = (await through_the_night(dsn, clock, waits_in_vain, how)).error
+    assert error is not None
+    assert (error.type, error.message) == ("TimeoutError", said)
+
+
+@task(max_attempts=1)
+async def joins_no_task(how: str, ctx: Context) -> None:
+    if how == "id":
+        await ctx.join(ctx.task_id)  # type: ignore[arg-type]
+    else:
+        step = ctx.step("a", charge, 1)
+        try:
+            await ctx.gather(step)  # type: ignore[call-overload]
+        finally:
+            step.close()
+
+
+@pytest.mark.asyncio
+async def test_what_is_no_handle_cannot_be_waited_for(dsn: str) -> None:
+    for how, what in (("id", "UUID"), ("step", "coroutine")):
+        error = (await outcome(dsn, joins_no_task, how)).error
+        assert error is not None
+        assert error.type == "TypeError"
+        assert error.message.endswith(f"or `app.handle(task_id)`; this is a {what}")
+
+
+# -- an application --------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DURABLE_DATABASE_URL", raising=False)
+    monkeypatch.setenv("PGHOST", "/nowhere")  # what libpq would try
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("nowhere")
+async def test_an_application_without_a_database_can_be_made_and_not_used() -> None:
+    app = AsyncDurable(tasks=[forgets])
+    with pytest.raises(InvalidArgument, match="no database was given") as refusal:
+        await app.spawn(forgets, "charge")
+    assert "DURABLE_DATABASE_URL" in str(refusal.value.hint)
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        async with app:
+            pass
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        async with app.worker():
+            pass
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        await app.migrate()
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        await app.handle(uuid4()).result()
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        await anext(aiter(app.handle(uuid4()).stream("words")))
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_synchronous_application_neither() -> None:
+    app = Durable(tasks=[forgets])
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        app.spawn(forgets, "charge")
+    with pytest.raises(InvalidArgument, match="no database was given"):
+        app.handle(uuid4()).result()
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_stands_in_the_wrong_place_is_named() -> None:
+    with pytest.raises(TypeError, match="tasks= takes a list of tasks, not"):
+        AsyncDurable(tasks=forgets)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="params first, then the context"):
+
+        @task  # type: ignore[arg-type]
+        async def turned_round(ctx: TaskContext[Any], amount: int) -> None: ...
