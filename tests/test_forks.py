@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ValidationError
 
 from durable import (
@@ -276,7 +277,8 @@ async def test_says_whose_fork_it_is(dsn: str) -> None:
         fork = await origin.fork(headers={"more": 1})
         await worker.drain()
         whose = {"task_id": str(origin.task_id)}
-        headers = {"tenant": 7, "more": 1, "durable:forked_from": whose}
+        by = {"user": conninfo_to_dict(dsn)["user"]}
+        headers = {"tenant": 7, "more": 1, "durable:forked_from": {**whose, "by": by}}
         assert await fork.result(timeout=10) == headers
         listed = await app.list_tasks(headers={"durable:forked_from": whose})
         assert [info.task_id for info in listed] == [fork.task_id]

@@ -19,6 +19,7 @@ from durable import (
     task,
 )
 from durable._values import PLAIN
+from durable.registry import AnyTask
 from tests.support.clock import Clock
 from tests.support.working import outcome, through_the_night, working
 
@@ -83,6 +84,18 @@ async def leaves_it_to_the_loop(name: str, ctx: Context) -> str:
 
 
 @task(max_attempts=1)
+async def cancels_it_and_ends(name: str, ctx: Context) -> str:
+    asyncio.ensure_future(CALLS[name](ctx)).cancel()
+    return "done"
+
+
+@task(max_attempts=1)
+async def cancels_what_has_it_and_ends(name: str, ctx: Context) -> str:
+    asyncio.ensure_future(asyncio.wait_for(CALLS[name](ctx), 60)).cancel()
+    return "done"
+
+
+@task(max_attempts=1)
 async def cancels_it_in_time(name: str, ctx: Context) -> str:
     early = asyncio.ensure_future(CALLS[name](ctx))
     early.cancel()
@@ -109,10 +122,14 @@ async def test_a_task_that_does_not_await_what_it_calls_has_failed(dsn: str) -> 
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "cancelling",
+    [cancels_it_in_time, cancels_it_and_ends, cancels_what_has_it_and_ends],
+)
 async def test_a_call_that_was_cancelled_before_it_began_is_not_forgotten(
-    dsn: str,
+    dsn: str, cancelling: AnyTask
 ) -> None:
-    found = await outcome(dsn, cancels_it_in_time, "charge")
+    found = await outcome(dsn, cancelling, "charge")
     assert (found.result, found.error) == ("done", None)
 
 

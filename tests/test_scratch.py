@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -30,10 +31,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place with room for anything, where nothing is too young to be deleted."""
+    """A place with room for anything."""
     monkeypatch.setattr(_scratch, "MEMORY", tmp_path)
     monkeypatch.setattr(_scratch, "PLENTY", 0)
-    monkeypatch.setattr(_scratch, "YOUNG", -1.0)
     return tmp_path
 
 
@@ -94,15 +94,18 @@ def test_deletes_what_a_kill_has_left_and_nothing_that_is_held(
         holder.kill()
 
 
-def test_leaves_alone_what_may_not_have_its_lock_yet(
+def test_gives_it_its_name_once_it_has_its_lock(
     memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(_scratch, "MEMORY", memory)
-    monkeypatch.setattr(_scratch, "PLENTY", 0)
-    young = memory / "durable-young"
-    young.mkdir()
+    """So nobody deletes what has only just been made."""
+    lock, names = fcntl.flock, list[str]()
+
+    def look(descriptor: int, operation: int) -> None:
+        names.extend(path.name for path in memory.glob("durable-*"))
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look)
     made = Scratch.make()
     assert made is not None
+    assert (names, made.path.name[:8]) == ([], "durable-")
     made.delete()
-    assert young.exists()

@@ -380,7 +380,8 @@ async def test_headers_and_identity_go_wherever_a_task_goes(
         handle = await app.spawn(tells_whose, 1, headers=own, identity=who)
         assert await handle.result(10) == [[own, who], [own, who]]
         fork = await app.fork(handle, before="$spawn:there")
-        whose = {"durable:forked_from": {"task_id": str(handle.task_id)}}
+        origin = {"task_id": str(handle.task_id), "by": {"user": db.info.user}}
+        whose = {"durable:forked_from": origin}
         assert await fork.result(10) == [[{**own, **whose}, who], [own, who]]
         waiting = await app.spawn("nobody-runs", 1, headers=own, identity=who)
         await app.cancel(waiting)

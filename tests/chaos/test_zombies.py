@@ -324,7 +324,7 @@ def until_exists(path: str, attempt: int) -> int:
     return attempt
 
 
-app = Durable(os.environ.get("DURABLE_DATABASE_URL", "unset"), tasks=[wait_for_a_file])
+app = Durable(tasks=[wait_for_a_file])
 
 
 @pytest.mark.parametrize("moment", ["extend_leases#1:before", "keep_house#2:sent"])

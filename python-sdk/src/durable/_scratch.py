@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,7 +27,6 @@ MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
 LIMIT: Final = Path("/sys/fs/cgroup/memory.max")  # of the container we are in
 PREFIX: Final = "durable-"
 PLENTY: Final = 4 * 2**30  # bytes
-YOUNG: Final = 60.0  # seconds in which a directory gets its lock, by far
 
 
 class Scratch:
@@ -37,15 +35,24 @@ class Scratch:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = os.open(path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise
 
     @classmethod
     def make(cls) -> Self | None:
-        """Make one if there is plenty of memory, after those that were left behind."""
+        """Make one if there is plenty of memory, after those that were left behind.
+
+        It gets its name once it has its lock, so that nobody takes it for one of those.
+        """
         if _room() < PLENTY:
             return None
         _sweep()
-        return cls(Path(tempfile.mkdtemp(prefix=PREFIX, dir=MEMORY)))
+        made = cls(Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=MEMORY)))
+        made.path = made.path.rename(MEMORY / made.path.name.removeprefix("."))
+        return made
 
     def delete(self) -> None:
         """Delete it, with all that is in it."""
@@ -75,5 +82,4 @@ def _sweep() -> None:
     """Delete what nobody holds any more."""
     for path in MEMORY.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # it is somebody else's, or just gone
-            if time.time() - path.stat().st_mtime > YOUNG:
-                Scratch(path).delete()
+            Scratch(path).delete()

@@ -153,14 +153,21 @@ class Waits:
     def refuse_forgotten(self) -> None:
         """Raise RuntimeError for calls that the code has made and nobody awaits.
 
-        A call that was cancelled before it began is closed, and none of these.
+        A call that was cancelled before it began is none of these. While that is still
+        under way its task may be another coroutine's, which has the call: then nobody
+        is accused.
         """
+        owners = {task.get_coro(): task for task in asyncio.all_tasks(self._loop)}
+        is_sure = not any(map(_is_cancelled_early, owners.values()))
         forgotten = []
         for key, coroutine in self.made.values():
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-                coroutine.close()  # or Python says so, too
+                end = (
+                    owners[coroutine].cancel if coroutine in owners else coroutine.close
+                )
+                end()  # or Python says so, too
                 forgotten.append(repr(key))
-        if forgotten:
+        if forgotten and is_sure:
             raise RuntimeError(
                 f"{', '.join(forgotten)}: called and never awaited, so it was not done;"
                 " write await before the call"
@@ -357,3 +364,13 @@ class Waits:
 
     def _pending(self) -> list[Wait]:
         return [wait for wait in self._parked.values() if not wait.future.done()]
+
+
+def _is_cancelled_early(task: asyncio.Task[Any]) -> bool:
+    """Whether a task is being cancelled that has not begun."""
+    code = task.get_coro()
+    return (
+        task.cancelling() > 0
+        and inspect.iscoroutine(code)
+        and inspect.getcoroutinestate(code) == inspect.CORO_CREATED
+    )
