@@ -117,16 +117,18 @@ language plpgsql
 stable
 as $$
 declare
-  _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}')
-    || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
-      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
-      'by', durable._caller())));
-begin
-  return durable._spawn_options(
+  _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}');
+  _options durable._spawn_options := durable._spawn_options(
     jsonb_build_object('max_attempts', origin.max_attempts, 'retry', origin.retry,
       'max_duration', origin.max_duration)
     || (options - array['before', 'after', 'position', 'params', 'queue'])
     || jsonb_build_object('headers', _headers));
+begin
+  _options.headers := durable._checked_size('headers', coalesce(_options.headers, '{}')
+    || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
+      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
+      'by', durable._caller()))));
+  return _options;
 end;
 $$;
 
