@@ -185,13 +185,14 @@ begin
             then lead(log.due_at) over claims
           when task.claim = log.claim and task.attempt = log.attempt and task.state = 'pending'
             then task.available_at
-        end as at
+        end as at,
+        lead(log.claim) over (partition by log.waits is null order by log.claim) as asleep_again
       from durable.claim_log as log
       where log.queue = task.queue and log.task_id = task.task_id
       window claims as (order by log.claim)
     ) as woken
     cross join lateral (
-      select durable._waits_over(task.queue, task.task_id, woken.claim, woken.waits) as waits
+      select durable._waits_over(task.queue, task.task_id, woken.claim, woken.asleep_again, woken.waits) as waits
     ) as over
     where woken.waits is not null
       and woken.at < coalesce(woken.until, 'infinity');
@@ -201,35 +202,35 @@ $$;
 
 -- Which of what a task was suspended for was over before it was suspended again. Of one
 -- wait there is no doubt.
-create or replace function durable._waits_over(queue text, task_id uuid, claim integer, waits text[])
+create or replace function durable._waits_over(
+  queue text, task_id uuid, claim integer, asleep_again integer, waits text[]
+)
 returns text[]
 language plpgsql
 stable
 as $$
 declare
   _queue text collate "C" := queue;
-  _next integer;
 begin
   if cardinality(waits) = 1 then
     return waits;
   end if;
-  select min(log.claim) into _next
-  from durable.claim_log as log
-  where log.queue = _queue
-    and log.task_id = _waits_over.task_id
-    and log.claim > _waits_over.claim
-    and log.waits is not null;
   return array(
-    select saved.name
-    from durable.checkpoints as saved
-    where saved.queue = _queue
-      and saved.task_id = _waits_over.task_id
-      and saved.name = any (_waits_over.waits collate "C")
-      and saved.name !~ '^\$(sleep|retry):'
-      and saved.state = 'done'
-      and saved.claim > _waits_over.claim
-      and saved.claim <= coalesce(_next, saved.claim)
-    order by saved.position, saved.name
+    select wait.name
+    from unnest(waits) with ordinality as wait (name, ordinal)
+    cross join lateral (
+      select
+      from durable.checkpoints as saved
+      where saved.queue = _queue
+        and saved.task_id = _waits_over.task_id
+        and saved.name = wait.name collate "C"
+        and saved.state = 'done'
+        and saved.claim > _waits_over.claim
+        and saved.claim <= coalesce(asleep_again, saved.claim)
+      offset 0
+    ) as over
+    where wait.name !~ '^\$(sleep|retry):'
+    order by wait.ordinal -- that of their positions
   );
 end;
 $$;
