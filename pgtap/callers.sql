@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(23);
+select plan(32);
 
 create function tap.by(nick text, kind text)
 returns jsonb
@@ -38,7 +38,11 @@ from (values
   ('{"user": "root"}', 'unknown key "user" in durable.caller', 'the role is not for a caller to say'),
   ('[]', null, 'it is an object'),
   ('{', 'durable.caller is no JSON', 'in JSON'),
-  (format('{"identity": {"x": "%s"}}', repeat('x', 4000)), 'durable.caller is 4023 bytes long', 'of some size')
+  (format('{"identity": {"x": "%s"}}', repeat('x', 4000)), 'durable.caller is 4023 bytes long', 'of some size'),
+  ('{"identity": "ada"}', 'identity in durable.caller must be a JSON object', 'that says who in one, too'),
+  ('{"queue": 1}', 'queue and task_id in durable.caller are no task''s', 'and names a queue'),
+  ('{"queue": "q", "task_id": "a"}', 'queue and task_id in durable.caller are no task''s', 'and a task by its id'),
+  ('{"queue": "q", "task_id": null}', 'queue and task_id in durable.caller are no task''s', 'or none')
 ) as wrong (said, message, what), lateral (select spawned('d')) as fresh;
 set local durable.caller = '';
 
@@ -79,6 +83,24 @@ select call_it('f', (durable.fork_task('q', id('a'))).task_id) \g /dev/null
 select is(by('f', 'spawned'), jsonb_build_object('user', session_user, 'identity', '{"name": "eve"}'::jsonb), 'a fork says by whom');
 select is((select detail -> 'forked_from' from durable.task_history('q', id('f')) where kind = 'spawned'),
   jsonb_build_object('task_id', id('a')), 'beside whose it is');
+
+select spawned('g', '{"headers": {"h": 1, "durable:forked_from": {"by": {"user": "root"}}}}') \g /dev/null
+select is((select detail from durable.task_history('q', id('g')) where kind = 'spawned'), null, 'only a fork is one');
+select is((task('g')).headers, '{"h": 1}', 'whatever its headers say');
+select durable.cancel_task('q', id('f')) \g /dev/null
+select call_it('h', (durable.retry_task('q', id('f'), '{"spawn_new": true}')).task_id) \g /dev/null
+select is(by('h', 'spawned'), null, 'nor is what is spawned like a fork');
+
+-- what a worker says of a failure is no more than that
+
+select started('x'), failed('x', '{"error": {"type": "$Cancelled", "by": {"user": "root"}, "limit": 3}, "retryable": false}')
+  \g /dev/null
+select is((select detail from durable.task_history('q', id('x')) where kind = 'failed'),
+  '{"error": {"type": "$Cancelled", "by": {"user": "root"}, "limit": 3}}', 'nobody else has ended it');
+select durable.retry_task('q', id('x')), claimed('x'), failed('x', '{"error": "oops", "retryable": false}') \g /dev/null
+select is((select string_agg(kind || ' ' || (detail ->> 'error'), ', ' order by attempt) from durable.task_history('q', id('x'))
+  where kind ~ 'failed'), 'attempt_failed {"by": {"user": "root"}, "type": "$Cancelled", "limit": 3}, failed oops',
+  'then or now, however it is said');
 
 select * from finish();
 rollback;

@@ -38,13 +38,24 @@ begin
     perform durable._refuse_argument('durable.caller is no JSON', 'Set {"identity": {...}}.');
   end;
   perform durable._check_keys('durable.caller', _caller, array['identity', 'queue', 'task_id']);
+  if jsonb_typeof(_caller -> 'identity') <> 'object' then
+    perform durable._refuse_argument('identity in durable.caller must be a JSON object',
+      'Pass who it is, such as {"user": "..."}.');
+  elsif jsonb_typeof(_caller -> 'queue') <> 'string'
+    or (_caller -> 'task_id')::text !~* '^"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"$'
+  then
+    perform durable._refuse_argument('queue and task_id in durable.caller are no task''s',
+      'Pass the name of its queue, and its id, or leave them out.');
+  end if;
   return _caller;
 end;
 $$;
 
 
--- Who ended a task, as far as its error says: a caller, a task above it, one of its limits.
-create or replace function durable._ended_by(error jsonb)
+-- Who cancelled a task, as far as its error says: a caller, a task above it, one of its
+-- limits. The engine has written that error; a failure's is its worker's, who may say of
+-- itself whatever it likes.
+create or replace function durable._cancelled_by(error jsonb)
 returns jsonb
 language plpgsql
 immutable

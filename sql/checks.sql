@@ -226,6 +226,7 @@ begin
       perform durable._refuse_argument('headers in options must be a JSON object',
         'Pass an object such as {"trace": "..."}.');
     end if;
+    _options.headers := _options.headers - 'durable:forked_from'; -- which is fork_task's to say
   end if;
   if options ? 'identity' then
     _options.headers := durable._with_identity(_options.headers, options -> 'identity');

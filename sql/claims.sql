@@ -361,7 +361,7 @@ begin
       lease_expires_at = null
     where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
       and _held.claim % 2 = 1;
-    _released := _released || case when found then _held.task_id end;
+    _released := _released || case when found then array[_held.task_id] end;
     return next (_held.task_id, case when found then 'ok'
       else durable._refusal(_queue, _held.task_id, _held.claim) end)::durable.write_outcome;
   end loop;

@@ -77,9 +77,8 @@ before it; with position, as before the call at that position. With them go the 
 and the entries of streams that it had published by then. options: one of before,
 after, position; params; queue; and those of spawn but for parent_task_id, headers being
 added to. Children recorded in what is copied are the other''s. Without a key and a
-parent; its header durable:forked_from says whose fork it is, {"task_id"}, with "queue" if
-that is another. Refuses an unknown queue
-WFQUE, an unknown task WFNFD, a checkpoint there is not, one of several of a name that is
+parent; its header durable:forked_from says whose fork it is, {"task_id", "by"}, with
+"queue" if that is another; spawn leaves out such a header. Refuses an unknown queue WFQUE, an unknown task WFNFD, a checkpoint there is not, one of several of a name that is
 not said (charge#1, charge#2) and other bad options 22023, and what spawn refuses.';
 
 
@@ -117,16 +116,18 @@ language plpgsql
 stable
 as $$
 declare
-  _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}')
-    || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
-      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
-      'by', durable._caller())));
-begin
-  return durable._spawn_options(
+  _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}');
+  _options durable._spawn_options := durable._spawn_options(
     jsonb_build_object('max_attempts', origin.max_attempts, 'retry', origin.retry,
       'max_duration', origin.max_duration)
     || (options - array['before', 'after', 'position', 'params', 'queue'])
     || jsonb_build_object('headers', _headers));
+begin
+  _options.headers := durable._checked_size('headers', coalesce(_options.headers, '{}')
+    || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
+      'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
+      'by', durable._caller()))));
+  return _options;
 end;
 $$;
 

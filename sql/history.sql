@@ -105,7 +105,7 @@ begin
       case runs.outcome when 'failed' then 'attempt_failed' when 'cancelled' then 'attempt_cancelled'
         else 'lease_lost' end,
       null::text, runs.attempt, runs.worker::text, null::integer,
-      jsonb_build_object('error', durable._told_error(runs.error), 'by', durable._ended_by(runs.error)),
+      durable._told_end(runs.error, runs.outcome = 'cancelled'),
       2147483647, 2, 0
     from durable.runs
     where runs.queue = _queue and runs.task_id = _told_attempts.task_id
@@ -119,15 +119,29 @@ end;
 $$;
 
 
--- Who it was by stands beside it.
-create or replace function durable._told_error(error jsonb)
+-- With what it ended; who cancelled it stands beside it.
+create or replace function durable._told_end(error jsonb, is_cancelled boolean)
 returns jsonb
 language plpgsql
 immutable
 as $$
 begin
-  return error - array['traceback', 'by', 'by_queue', 'limit'];
+  if is_cancelled then
+    return jsonb_build_object('error', error - array['traceback', 'by', 'by_queue', 'limit'],
+      'by', durable._cancelled_by(error));
+  end if;
+  return jsonb_build_object('error', durable._told_error(error));
 end;
+$$;
+
+
+-- A worker says it in an object, as a rule.
+create or replace function durable._told_error(error jsonb)
+returns jsonb
+language sql
+immutable
+as $$
+  select case when jsonb_typeof(error) = 'object' then error - 'traceback' else error end;
 $$;
 
 
@@ -171,13 +185,14 @@ begin
             then lead(log.due_at) over claims
           when task.claim = log.claim and task.attempt = log.attempt and task.state = 'pending'
             then task.available_at
-        end as at
+        end as at,
+        lead(log.claim) over (partition by log.waits is null order by log.claim) as asleep_again
       from durable.claim_log as log
       where log.queue = task.queue and log.task_id = task.task_id
       window claims as (order by log.claim)
     ) as woken
     cross join lateral (
-      select durable._waits_over(task.queue, task.task_id, woken.claim, woken.waits) as waits
+      select durable._waits_over(task.queue, task.task_id, woken.claim, woken.asleep_again, woken.waits) as waits
     ) as over
     where woken.waits is not null
       and woken.at < coalesce(woken.until, 'infinity');
@@ -187,35 +202,35 @@ $$;
 
 -- Which of what a task was suspended for was over before it was suspended again. Of one
 -- wait there is no doubt.
-create or replace function durable._waits_over(queue text, task_id uuid, claim integer, waits text[])
+create or replace function durable._waits_over(
+  queue text, task_id uuid, claim integer, asleep_again integer, waits text[]
+)
 returns text[]
 language plpgsql
 stable
 as $$
 declare
   _queue text collate "C" := queue;
-  _next integer;
 begin
   if cardinality(waits) = 1 then
     return waits;
   end if;
-  select min(log.claim) into _next
-  from durable.claim_log as log
-  where log.queue = _queue
-    and log.task_id = _waits_over.task_id
-    and log.claim > _waits_over.claim
-    and log.waits is not null;
   return array(
-    select saved.name
-    from durable.checkpoints as saved
-    where saved.queue = _queue
-      and saved.task_id = _waits_over.task_id
-      and saved.name = any (_waits_over.waits collate "C")
-      and saved.name !~ '^\$(sleep|retry):'
-      and saved.state = 'done'
-      and saved.claim > _waits_over.claim
-      and saved.claim <= coalesce(_next, saved.claim)
-    order by saved.position, saved.name
+    select wait.name
+    from unnest(waits) with ordinality as wait (name, ordinal)
+    cross join lateral (
+      select
+      from durable.checkpoints as saved
+      where saved.queue = _queue
+        and saved.task_id = _waits_over.task_id
+        and saved.name = wait.name collate "C"
+        and saved.state = 'done'
+        and saved.claim > _waits_over.claim
+        and saved.claim <= coalesce(asleep_again, saved.claim)
+      offset 0
+    ) as over
+    where wait.name !~ '^\$(sleep|retry):'
+    order by wait.ordinal -- that of their positions
   );
 end;
 $$;
@@ -268,7 +283,7 @@ begin
       case when saved.name !~ '^\$' and saved.claim > 0 then saved.duration_ms end,
       case
         when saved.claim = 0 then jsonb_build_object('saved_at', saved.saved_at)
-        when saved.state = 'failed' then jsonb_build_object('error', saved.value::jsonb - 'traceback')
+        when saved.state = 'failed' then jsonb_build_object('error', durable._told_error(saved.value::jsonb))
         when saved.state = 'done' and saved.name ~ '^\$(spawn|first):' then jsonb_build_object(
           'task_id', saved.value ->> 'task_id', 'queue', saved.value ->> 'queue')
         when saved.name like '$try:%' then jsonb_build_object('until', saved.value #>> '{}')
@@ -296,10 +311,11 @@ begin
       null::text, task.attempt,
       case when task.state not in ('sleeping', 'pending') then task.worker::text end,
       null::integer,
-      jsonb_build_object(
-        'error', case when task.finished_at is not null then durable._told_error(task.error) end,
-        'by', case when task.finished_at is not null then durable._ended_by(task.error) end,
-        'until', coalesce(task.lease_expires_at, case when task.state = 'sleeping' then task.available_at end)),
+      case
+        when task.finished_at is not null then durable._told_end(task.error, task.state = 'cancelled')
+        else jsonb_build_object('until', coalesce(task.lease_expires_at,
+          case when task.state = 'sleeping' then task.available_at end))
+      end,
       2147483647, 3, 0
     where task.finished_at is not null or task.state = 'running'
       or task.state = 'sleeping' and task.error is not null;

@@ -304,7 +304,7 @@ declare
 begin
   _options.max_attempts := max_attempts;
   _options.retry := task.retry;
-  _options.headers := task.headers;
+  _options.headers := nullif(task.headers - 'durable:forked_from', '{}');
   _options.max_duration := task.max_duration;
   _options.deadline := task.complete_by;
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params, _options, null);

@@ -66,7 +66,9 @@ end;
 $$;
 
 
--- Before the oldest that is there, where those stood that have been received.
+-- Before the oldest that is there, where those stood that have been received. Who sends at
+-- the same time has the mailbox, which nobody holds here: one statement sees both as of one
+-- moment.
 create or replace function durable._put_back(queue text, task_id uuid, topic text, payload jsonb)
 returns void
 language plpgsql
@@ -75,23 +77,22 @@ declare
   _queue text collate "C" := queue;
   _topic text collate "C" := topic;
   _now timestamptz := durable._now();
-  _oldest bigint;
 begin
-  select messages.number into _oldest
-  from durable.messages
-  where messages.queue = _queue
-    and messages.task_id = _put_back.task_id
-    and messages.topic = _topic
-  order by messages.number
-  limit 1;
-  if not found then
-    select mailboxes.sent + 1 into _oldest
-    from durable.mailboxes
-    where mailboxes.queue = _queue
-      and mailboxes.task_id = _put_back.task_id
-      and mailboxes.topic = _topic;
-  end if;
   insert into durable.messages (queue, task_id, topic, number, sent_at, payload)
-  values (_queue, task_id, _topic, _oldest - 1, _now, payload);
+  select _queue, mailboxes.task_id, _topic, coalesce(oldest.number, mailboxes.sent + 1) - 1, _now,
+    _put_back.payload
+  from durable.mailboxes
+  left join lateral (
+    select messages.number
+    from durable.messages
+    where messages.queue = _queue
+      and messages.task_id = _put_back.task_id
+      and messages.topic = _topic
+    order by messages.number
+    limit 1
+  ) as oldest on true
+  where mailboxes.queue = _queue
+    and mailboxes.task_id = _put_back.task_id
+    and mailboxes.topic = _topic;
 end;
 $$;

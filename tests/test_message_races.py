@@ -13,7 +13,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure
 
-from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Held, Session, Stage
+from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Held, Session, Stage, event
 
 SEND = "select durable.send_message(%s, %s, 't', %s::text::jsonb, %s)"
 SEND_FROM = "select durable.send_from_task(%s, %s, %s, '$send:t', %s, %s, 't', '8', %s)"
@@ -65,6 +65,24 @@ def test_wakes_a_receiver_that_is_just_falling_asleep(
     assert sent.result() is True
     client.commit()
     assert stage.db.state(held.task_id) == "pending"
+
+
+def test_puts_back_a_message_while_another_is_being_sent(stage: Stage) -> None:
+    """Whatever it has looked at before that one is there."""
+    held, given_up = stage.held(), message("a")
+    send(stage.db, held.task_id, "1")
+    assert stage.db.poll(held, given_up) == "resolved"
+    client, worker = stage.session(), stage.session()
+    send(client, held.task_id, "2")
+    client.connection.execute("lock table durable.mailboxes in access exclusive mode")
+    asked = held.json(waits=[event()], withdrawn=[given_up])
+    outcome = worker.waiting(worker._outcome, "poll_waits", asked)
+    client.commit()
+    assert outcome.result() == "waiting"
+    worker.commit()
+    both = [message(name, position=n) for n, name in enumerate("bc")]
+    stage.db._outcome("poll_waits", held.json(waits=both))
+    assert stage.db.rows(RECEIVED) == [(1,), (2,)]
 
 
 def test_receives_in_the_order_in_which_senders_commit(stage: Stage) -> None:

@@ -337,6 +337,33 @@ def test_joins_ten_thousand_children_without_looking_at_each_other(
     assert visited <= 10 * 10_000
 
 
+LOGGED = """
+insert into durable.claim_log
+  (queue, task_id, claim, attempt, worker, at, due_at, waits)
+select 'default', %s, claim, 1, 'w', now(), case when claim %% 2 = 1 then now() end,
+  case when claim %% 2 = 0 then array['$event:a', '$event:b'] end
+from generate_series(1, 2 * %s) as own (claim)
+"""
+SAVED = """
+insert into durable.checkpoints (task_id, saved_at, claim, attempt, position, after,
+  duration_ms, state, queue, name, value)
+select %s, now(), claim, 1, claim, claim, 0, 'done', 'default', '$event:' || claim, '1'
+from generate_series(1, %s) as own (claim)
+"""
+
+
+def test_tells_of_each_claim_without_looking_at_the_others(
+    db: psycopg.Connection,
+) -> None:
+    worker = Worker(db, batch=1)
+    (task_id,) = worker.spawn("a")
+    db.execute(LOGGED, [task_id, 1_000])
+    db.execute(SAVED, [task_id, 1_000])
+    told = worker.function("task_history", task_id)
+    assert sum(row[1] == "claimed" for row in told) == 1_000
+    assert worker.costs["task_history"].rows <= 20 * 1_000
+
+
 CROWDS = {
     "of other names": "'other', 'pending', 0, now() - interval '1 hour', null",
     "asleep for a year": "'a', 'sleeping', 2, now() + interval '1 year', null",

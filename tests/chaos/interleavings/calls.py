@@ -323,7 +323,7 @@ def withdraw(
     held: Held, *given_up: dict[str, Any], waits: list[dict[str, Any]]
 ) -> Call:
     """Poll, having given up what was polled for before."""
-    verb = f"withdraw {_names([*given_up])}"
+    verb = f"withdraw {_names([*given_up])} for {_names(waits)}"
     return _about(verb, "poll_waits", (held,), waits=waits, withdrawn=given_up)
 
 

@@ -37,6 +37,7 @@ def messages_and_those_who_wait_for_them(stage: Stage) -> list[Call]:
         do.recv(about),
         do.poll(full, about, waits=both[::-1]),
         do.withdraw(listener, ear, waits=both),
+        do.withdraw(listener, ear, waits=[do.event()]),
         do.send(listener),
         do.load(full),
         do.complete(about),

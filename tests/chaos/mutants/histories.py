@@ -59,6 +59,20 @@ HISTORIES: Final = [
         "pgtap/callers.sql",
     ),
     Mutant(
+        "takes what a worker says of a failure for who has ended the task",
+        "history.sql",
+        "  if is_cancelled then\n",
+        "  if true then\n",
+        "pgtap/callers.sql",
+    ),
+    Mutant(
+        "lets who spawns a task say who has forked it",
+        "checks.sql",
+        "    _options.headers := _options.headers - 'durable:forked_from';",
+        "   ",
+        "pgtap/callers.sql",
+    ),
+    Mutant(
         "does not say who had a delay skipped",
         "retry_task.sql",
         "  perform durable._log_retry(_queue, task.task_id, task.attempt - 1, by);\n",
