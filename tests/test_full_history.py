@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from typer.testing import CliRunner
 
 from durable import (
@@ -237,6 +238,16 @@ def test_leaves_nothing_said_in_a_connection(dsn: str) -> None:
         by = second.history()[-1].by
         assert by is not None
         assert by.identity is None
+
+
+def test_leaves_to_a_session_what_that_has_said(dsn: str) -> None:
+    said = json.dumps({"identity": ADA}, separators=(",", ":"))
+    with Durable(make_conninfo(dsn, options=f"-c durable.caller={said}")) as app:
+        first, second = app.spawn_many("x", [1, 2])
+        app.cancel(first)
+        app.cancel(second, identity={"user": "bob"})
+        told = [handle.history()[-1].by for handle in (first, second)]
+        assert [by.identity for by in told if by] == [ADA, {"user": "bob"}]
 
 
 async def test_prints_a_tree_of_histories(dsn: str) -> None:

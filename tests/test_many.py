@@ -221,7 +221,9 @@ async def test_comes_again_for_what_others_are_at(
         held = handles[2]
         with session.transaction():
             session.execute(lock, [held.task_id])
-            statement = _sql.cancel_tasks("default", '{"name": "x"}', 3, None, None)
+            statement = _sql.cancel_tasks(
+                "default", '{"name": "x"}', 3, None, reason=None, caller=None
+            )
             ((changed, busy_ids, last),) = await app.fetch(statement)
             assert (changed, busy_ids) == (2, [held.task_id])
             assert last == held.task_id

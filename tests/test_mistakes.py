@@ -15,6 +15,7 @@ from durable import (
     ChildHandle,
     Durable,
     InvalidArgument,
+    Retry,
     TaskContext,
     task,
 )
@@ -37,6 +38,20 @@ def nothing_charged() -> None:
 def charge(amount: int) -> str:
     charged.append(amount)
     return "receipt"
+
+
+async def charge_once_more(attempt: int) -> None:
+    if attempt == 1:
+        await never()
+    charge(2)
+
+
+def fail() -> None:
+    raise ConnectionError
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
 
 
 async def charge_in(conn: psycopg.AsyncConnection, amount: int) -> str:
@@ -84,6 +99,35 @@ async def leaves_it_to_the_loop(name: str, ctx: Context) -> str:
 
 
 @task(max_attempts=1)
+async def leaves_it_to_what_has_it(name: str, ctx: Context) -> str:
+    assert not asyncio.ensure_future(asyncio.wait_for(CALLS[name](ctx), 60)).done()
+    return "done"
+
+
+@task(max_attempts=2, retry=Retry.fixed(0))
+async def leaves_it_to_the_loop_beside_a_step(name: str, ctx: Context) -> str:
+    other = asyncio.ensure_future(ctx.step("other", charge_once_more, ctx.attempt))
+    await ctx.step(name, charge, 1)
+    if ctx.attempt == 1:
+        other.cancel()
+        raise ConnectionError
+    return "done"
+
+
+@task(max_attempts=2, retry=Retry.fixed(0))
+async def cancels_what_has_begun(name: str, ctx: Context) -> str:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.wait_for(ctx.step("never", never), 60))
+            await ctx.step(name, charge, 1)
+            await ctx.step("fail", fail)
+    except* ConnectionError:
+        if await ctx.step("attempt", str, ctx.attempt) and ctx.attempt == 1:
+            raise RuntimeError("once") from None
+    return "done"
+
+
+@task(max_attempts=1)
 async def cancels_it_and_ends(name: str, ctx: Context) -> str:
     asyncio.ensure_future(CALLS[name](ctx)).cancel()
     return "done"
@@ -103,16 +147,25 @@ async def cancels_it_in_time(name: str, ctx: Context) -> str:
     return "done"
 
 
+@task(max_attempts=2, retry=Retry.fixed(0))
+async def lets_two_race(name: str, ctx: Context) -> list[str]:
+    racing = [asyncio.ensure_future(ctx.step(name, str, name)) for name in "ab"]
+    if ctx.attempt == 1:
+        await asyncio.wait(racing)
+        raise ConnectionError
+    await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+    return [await racer for racer in racing if racer.done()]
+
+
 # -- an await is missing ---------------------------------------------------------------
 
 
 @pytest.mark.asyncio
 async def test_a_task_that_does_not_await_what_it_calls_has_failed(dsn: str) -> None:
-    async with working(dsn, forgets, leaves_it_to_the_loop) as (app, worker):
+    async with working(dsn, forgets) as (app, worker):
         forgotten = [(name, await app.spawn(forgets, name)) for name in CALLS]
-        late = await app.spawn(leaves_it_to_the_loop, "charge")
         await worker.drain()
-        for name, handle in [*forgotten, ("charge", late)]:
+        for name, handle in forgotten:
             error = (await handle.snapshot()).error
             assert error is not None, name
             assert error.type == "RuntimeError"
@@ -131,6 +184,34 @@ async def test_a_call_that_was_cancelled_before_it_began_is_not_forgotten(
 ) -> None:
     found = await outcome(dsn, cancelling, "charge")
     assert (found.result, found.error) == ("done", None)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("leaving", [leaves_it_to_the_loop, leaves_it_to_what_has_it])
+async def test_a_call_that_an_asyncio_task_has_is_done(
+    dsn: str, leaving: AnyTask
+) -> None:
+    found = await outcome(dsn, leaving, "charge")
+    assert (found.result, found.error) == ("done", None)
+    assert charged == [1]
+
+
+@pytest.mark.asyncio
+async def test_a_replay_does_what_an_asyncio_task_has_not_done_yet(dsn: str) -> None:
+    found = await outcome(dsn, leaves_it_to_the_loop_beside_a_step, "charge")
+    assert (found.result, found.error) == ("done", None)
+    assert charged == [1, 2]
+
+
+@pytest.mark.asyncio
+async def test_a_replay_begins_what_had_begun_when_it_was_cancelled(dsn: str) -> None:
+    found = await outcome(dsn, cancels_what_has_begun, "charge")
+    assert (found.result, found.error) == ("done", None)
+
+
+@pytest.mark.asyncio
+async def test_a_replay_lets_none_that_are_saved_overtake(dsn: str) -> None:
+    assert (await outcome(dsn, lets_two_race, "")).result == ["a", "b"]
 
 
 # -- what a step is given --------------------------------------------------------------

@@ -102,7 +102,8 @@ Every class derives from `durable.DurableError`, and has `code` and `hint`.
 PYTHON_ERRORS: Final = """
 ## In Python only
 
-Outcomes of tasks, and what passes between a task and its worker.
+Outcomes of tasks, what passes between a task and its worker, and a client that is not
+let in.
 
 """
 BUILTIN: Final = """

@@ -94,26 +94,41 @@ def send_message(message: Message) -> Statement:
     )
 
 
-def cancel_task(queue: str, task_id: UUID, reason: str | None) -> Statement:
+# `caller` is what `durable._callers` makes of whoever asks. It is set until the
+# statement ends; the function gets its queue from the same row, so it is called later.
+# Without one, what the session has set stands.
+_CALLER: Final = (
+    " from (select %s::text as queue, set_config('durable.caller',"
+    " coalesce(%s, current_setting('durable.caller', true)), true) offset 0) as caller,"
+)
+
+
+def cancel_task(
+    queue: str, task_id: UUID, reason: str | None, caller: str | None
+) -> Statement:
     return Statement(
-        "select done from durable.cancel_task(%s, %s, %s) as done",
-        (queue, task_id, reason),
+        f"select done{_CALLER} durable.cancel_task(caller.queue, %s, %s) as done",
+        (queue, caller, task_id, reason),
     )
 
 
-def retry_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Statement:
+def retry_task(
+    queue: str, task_id: UUID, options: Mapping[str, Any], caller: str | None
+) -> Statement:
     return Statement(
-        "select task_id, run_id, attempt, created"
-        " from durable.retry_task(%s, %s, %s::text::jsonb)",
-        (queue, task_id, json.dumps(options)),
+        f"select task_id, run_id, attempt, created{_CALLER}"
+        " durable.retry_task(caller.queue, %s, %s::text::jsonb)",
+        (queue, caller, task_id, json.dumps(options)),
     )
 
 
-def fork_task(queue: str, task_id: UUID, options: Mapping[str, Any]) -> Statement:
+def fork_task(
+    queue: str, task_id: UUID, options: Mapping[str, Any], caller: str | None
+) -> Statement:
     return Statement(
-        "select task_id, run_id, attempt, created"
-        " from durable.fork_task(%s, %s, %s::text::jsonb)",
-        (queue, task_id, json.dumps(options)),
+        f"select task_id, run_id, attempt, created{_CALLER}"
+        " durable.fork_task(caller.queue, %s, %s::text::jsonb)",
+        (queue, caller, task_id, json.dumps(options)),
     )
 
 
@@ -138,22 +153,28 @@ def list_children(queue: str, task_id: UUID, after: UUID | None) -> Statement:
 
 
 def cancel_tasks(
-    queue: str, wanted: str, quantity: int, after: UUID | None, reason: str | None
+    queue: str,
+    wanted: str,
+    quantity: int,
+    after: UUID | None,
+    *,
+    reason: str | None,
+    caller: str | None,
 ) -> Statement:
     return Statement(
-        "select tasks, busy, next"
-        " from durable.cancel_tasks(%s, %s::text::jsonb, %s, %s, %s)",
-        (queue, wanted, quantity, after, reason),
+        f"select tasks, busy, next{_CALLER}"
+        " durable.cancel_tasks(caller.queue, %s::text::jsonb, %s, %s, %s)",
+        (queue, caller, wanted, quantity, after, reason),
     )
 
 
 def retry_tasks(
-    queue: str, wanted: str, quantity: int, after: UUID | None
+    queue: str, wanted: str, quantity: int, after: UUID | None, *, caller: str | None
 ) -> Statement:
     return Statement(
-        "select tasks, busy, next"
-        " from durable.retry_tasks(%s, %s::text::jsonb, %s, %s)",
-        (queue, wanted, quantity, after),
+        f"select tasks, busy, next{_CALLER}"
+        " durable.retry_tasks(caller.queue, %s::text::jsonb, %s, %s)",
+        (queue, caller, wanted, quantity, after),
     )
 
 

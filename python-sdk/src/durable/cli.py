@@ -7,18 +7,14 @@ on stderr, and the exit code says so: 2 for a command that can't be understood, 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import sys
-import traceback
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from typing import Annotated, Any
 from uuid import UUID
 
 import psycopg
-import pydantic
 import typer
 
 import durable
@@ -27,13 +23,13 @@ from durable import (
     DurableError,
     HistoryEntry,
     NotFound,
-    QueueStats,
     SpawnOptions,
     TaskHandle,
     WorkerOptions,
     _schema,
 )
 from durable._connections import ENVIRONMENT
+from durable._printing import columns, moment, one_line, table, to_json
 
 __all__ = ["app", "main"]
 
@@ -253,7 +249,7 @@ def tasks(
     with _client(dsn, queue) as client:
         found = client.list_tasks(limit=limit, after=after, **wanted)
     if as_json:
-        typer.echo(_as_json(found))
+        typer.echo(to_json(found))
         return
     lines = [["task_id", "name", "state", "attempt", "spawned", "error"]]
     lines += [
@@ -262,12 +258,12 @@ def tasks(
             task.name,
             task.state,
             str(task.attempt),
-            _moment(task.spawned_at),
+            moment(task.spawned_at),
             str(task.error or "").partition("\n")[0],
         ]
         for task in found
     ]
-    typer.echo(_columns(lines))
+    typer.echo(columns(lines))
 
 
 @app.command()
@@ -288,12 +284,12 @@ def history(
         if tree:
             entries = list(_with_children(client, entries))
     if as_json:
-        typer.echo(_as_json(entry for _, entry in entries))
+        typer.echo(to_json(entry for _, entry in entries))
         return
     lines = [["at", "attempt", "what", "name", "took", "worker", "detail"]]
     lines += [
         [
-            _moment(entry.at),
+            moment(entry.at),
             str(entry.attempt or ""),
             "  " * depth + entry.kind,
             entry.name or "",
@@ -303,7 +299,7 @@ def history(
         ]
         for depth, entry in entries
     ]
-    typer.echo(_columns(lines))
+    typer.echo(columns(lines))
 
 
 @app.command()
@@ -358,9 +354,9 @@ def stats(
         names = [queue] if queue is not None else client.list_queues()
         found = [client.queue_stats(name) for name in names]
     if as_json:
-        typer.echo(_as_json(found))
+        typer.echo(to_json(found))
     else:
-        typer.echo(_table(found))
+        typer.echo(table(found))
 
 
 @app.command()
@@ -375,8 +371,7 @@ def versions(
         names = [queue] if queue is not None else client.list_queues()
         found = [row for name in names for row in client.list_versions(name)]
     if as_json:
-        rows = [dataclasses.asdict(row) for row in found]
-        typer.echo(json.dumps(rows, indent=2, default=str))
+        typer.echo(to_json(found))
         return
     for row in found:
         mark = "!" if row.stranded else "*" if row.latest else " "
@@ -414,7 +409,7 @@ def main() -> None:
     try:
         app(prog_name="durable")
     except Exception as error:  # noqa: BLE001 - the outermost place there is
-        typer.echo(f"durable: {_one_line(error)}", err=True)
+        typer.echo(f"durable: {one_line(error)}", err=True)
         sys.exit(1)
 
 
@@ -436,46 +431,3 @@ def _with_children(
             with contextlib.suppress(NotFound):  # it may have been deleted
                 below = [(depth + 1, told) for told in child.history()]
                 yield from _with_children(client, below)
-
-
-def _table(rows: list[QueueStats]) -> str:
-    columns = ["queue", "pending", "running", "sleeping"]
-    columns += ["completed", "failed", "cancelled", "ready"]
-    lines = [columns, *([str(getattr(row, c)) for c in columns] for row in rows)]
-    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(
-        "  ".join([name.ljust(first), *map(str.rjust, counts, rest)])
-        for name, *counts in lines
-    )
-
-
-def _as_json(rows: Iterable[Any]) -> str:
-    told = [dataclasses.asdict(row) for row in rows]
-    return json.dumps(told, indent=2, default=str)
-
-
-def _moment(at: datetime | None) -> str:
-    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
-
-
-def _columns(lines: list[list[str]]) -> str:
-    """Return a table of text, without the columns in which nothing is said."""
-    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(map(str.ljust, line, widths)).rstrip()
-        for line in zip(*columns, strict=True)
-    )
-
-
-def _one_line(error: Exception) -> str:
-    """Return what went wrong, and where if nobody foresaw it."""
-    text = str(error).replace("\nHint:", ". Hint:")
-    if isinstance(error, psycopg.Error):
-        text = error.diag.message_primary or text
-    text = " ".join(text.split())
-    expected = (DurableError, psycopg.Error, TimeoutError, pydantic.ValidationError)
-    if text and isinstance(error, expected):
-        return text
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {text} ({last.filename}:{last.lineno})"

@@ -11,7 +11,7 @@ from uuid import UUID
 from durable import _sql
 from durable._async import forking
 from durable._async.following import Following
-from durable._callers import caller, on_behalf
+from durable._callers import caller
 from durable._json import JSON
 from durable._listing import TaskInfo, task_info
 from durable._messages import message
@@ -121,8 +121,9 @@ class AsyncTaskHandle(Following, Generic[R_co]):
         for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
         why = None if reason is None else check_reason(reason)
-        statement = _sql.cancel_task(self.queue, self.task_id, why)
-        ((cancelled,),) = await self._app.fetch(on_behalf(caller(identity), statement))
+        who = caller(identity)
+        statement = _sql.cancel_task(self.queue, self.task_id, why, who)
+        ((cancelled,),) = await self._app.fetch(statement)
         return bool(cancelled)
 
     async def retry(
@@ -146,9 +147,9 @@ class AsyncTaskHandle(Following, Generic[R_co]):
             options |= await forking.params_for(self._app, self, params, has_key=True)
         if deadline is not OMITTED:
             options["deadline"] = moment_text(deadline, "deadline")
-        statement = _sql.retry_task(self.queue, self.task_id, options)
-        rows = await self._app.fetch(on_behalf(caller(identity), statement))
-        ((task_id, run_id, attempt, created),) = rows
+        who = caller(identity)
+        statement = _sql.retry_task(self.queue, self.task_id, options, who)
+        ((task_id, run_id, attempt, created),) = await self._app.fetch(statement)
         return type(self)(
             self._app,
             self.queue,

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from durable import _sql
 from durable._async.connected import Connected
-from durable._callers import caller, on_behalf
+from durable._callers import caller
 from durable._ids import as_uuid
 from durable._json import JSON
 from durable._listing import (
@@ -76,7 +76,8 @@ class Many(Connected):
         UnknownQueue.
         """
         why = None if reason is None else check_reason(reason)
-        call = _by(identity, partial(_sql.cancel_tasks, reason=why))
+        who = caller(identity)
+        call = partial(_sql.cancel_tasks, reason=why, caller=who)
         return await self._sweep(call, queue, wanted)
 
     async def retry_many(
@@ -93,7 +94,8 @@ class Many(Connected):
         `identity` is who asks for it, as in `cancel`. Raises InvalidArgument and
         UnknownQueue.
         """
-        return await self._sweep(_by(identity, _sql.retry_tasks), queue, wanted)
+        call = partial(_sql.retry_tasks, caller=caller(identity))
+        return await self._sweep(call, queue, wanted)
 
     async def delete_many(
         self, *, queue: str | None = None, **wanted: Unpack[TaskFilter]
@@ -140,14 +142,3 @@ class Many(Connected):
         statement = call(queue, json.dumps(wanted), AT_ONCE, after)
         ((changed, busy, last),) = await self._database.fetch(statement)
         return changed, busy, last
-
-
-def _by(identity: Mapping[str, JSON] | None, call: Sweep) -> Sweep:
-    who = caller(identity)
-
-    def said(
-        queue: str, wanted: str, quantity: int, after: UUID | None
-    ) -> _sql.Statement:
-        return on_behalf(who, call(queue, wanted, quantity, after))
-
-    return said

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from durable import _sql
-from durable._callers import caller, on_behalf
+from durable._callers import caller
 from durable._requests import OMITTED
 from durable._results import not_found
 from durable._values import PLAIN
@@ -68,8 +68,8 @@ def fork(
         has_key = "idempotency_key" in options
         options |= params_for(app, origin, params, has_key=has_key)
     who = caller(given.get("identity"))
-    statement = _sql.fork_task(origin.queue, origin.task_id, options)
-    ((task_id, run_id, attempt, created),) = app.fetch(on_behalf(who, statement))
+    statement = _sql.fork_task(origin.queue, origin.task_id, options, who)
+    ((task_id, run_id, attempt, created),) = app.fetch(statement)
     return type(origin)(
         app,
         queue,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 from uuid import UUID
 
 from durable import _sql
-from durable._callers import caller, on_behalf
+from durable._callers import caller
 from durable._json import JSON
 from durable._listing import TaskInfo, task_info
 from durable._messages import message
@@ -122,8 +122,9 @@ class TaskHandle(Following, Generic[R_co]):
         for it, such as {"user": "ada"}, for the task's history. Raises NotFound.
         """
         why = None if reason is None else check_reason(reason)
-        statement = _sql.cancel_task(self.queue, self.task_id, why)
-        ((cancelled,),) = self._app.fetch(on_behalf(caller(identity), statement))
+        who = caller(identity)
+        statement = _sql.cancel_task(self.queue, self.task_id, why, who)
+        ((cancelled,),) = self._app.fetch(statement)
         return bool(cancelled)
 
     def retry(
@@ -147,9 +148,9 @@ class TaskHandle(Following, Generic[R_co]):
             options |= forking.params_for(self._app, self, params, has_key=True)
         if deadline is not OMITTED:
             options["deadline"] = moment_text(deadline, "deadline")
-        statement = _sql.retry_task(self.queue, self.task_id, options)
-        rows = self._app.fetch(on_behalf(caller(identity), statement))
-        ((task_id, run_id, attempt, created),) = rows
+        who = caller(identity)
+        statement = _sql.retry_task(self.queue, self.task_id, options, who)
+        ((task_id, run_id, attempt, created),) = self._app.fetch(statement)
         return type(self)(
             self._app,
             self.queue,

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, Unpack
 from uuid import UUID
 
 from durable import _sql
-from durable._callers import caller, on_behalf
+from durable._callers import caller
 from durable._ids import as_uuid
 from durable._json import JSON
 from durable._listing import (
@@ -77,7 +77,8 @@ class Many(Connected):
         UnknownQueue.
         """
         why = None if reason is None else check_reason(reason)
-        call = _by(identity, partial(_sql.cancel_tasks, reason=why))
+        who = caller(identity)
+        call = partial(_sql.cancel_tasks, reason=why, caller=who)
         return self._sweep(call, queue, wanted)
 
     def retry_many(
@@ -94,7 +95,8 @@ class Many(Connected):
         `identity` is who asks for it, as in `cancel`. Raises InvalidArgument and
         UnknownQueue.
         """
-        return self._sweep(_by(identity, _sql.retry_tasks), queue, wanted)
+        call = partial(_sql.retry_tasks, caller=caller(identity))
+        return self._sweep(call, queue, wanted)
 
     def delete_many(
         self, *, queue: str | None = None, **wanted: Unpack[TaskFilter]
@@ -141,14 +143,3 @@ class Many(Connected):
         statement = call(queue, json.dumps(wanted), AT_ONCE, after)
         ((changed, busy, last),) = self._database.fetch(statement)
         return changed, busy, last
-
-
-def _by(identity: Mapping[str, JSON] | None, call: Sweep) -> Sweep:
-    who = caller(identity)
-
-    def said(
-        queue: str, wanted: str, quantity: int, after: UUID | None
-    ) -> _sql.Statement:
-        return on_behalf(who, call(queue, wanted, quantity, after))
-
-    return said

@@ -179,11 +179,15 @@ class Making(Baggage):
                 self._run.leave("lease lost")
             self._run.refuse_unless_open()
         except BaseException:
-            self._waits.exit(branch)
+            waits.exit(branch)
             raise
         saved = self._history.saved.get(call.key)
         if saved is not None:
-            self._waits.exit(branch)
+            try:
+                if waits.made or waits.beginning is not None:
+                    await self._run.refusable(waits.others_begin())
+            finally:
+                waits.exit(branch)
         return saved, branch
 
     def replayed(self, call: Call) -> Resolved | None:

@@ -271,7 +271,7 @@ class Run:
         try:
             value = await code()
             if self.waits.made:
-                self.waits.refuse_forgotten()
+                await self.waits.refuse_forgotten(self.history.saved)
         except GeneratorExit:  # the loop is gone, and nothing can be awaited
             raise
         except BaseException as caught:  # noqa: BLE001 - also SystemExit, cancellation

@@ -13,6 +13,10 @@ least once a second; that registers them too, so that deadlines count from then 
 A wait whose branch is cancelled is given up: the next statement withdraws it, before it
 looks for anything else. So it neither wakes the task, nor takes a message that a later
 wait is for.
+
+What asyncio tasks have been given to await begins while something is saved. At a replay
+nothing is, so a few turns of the loop stand for that; and so they do when the code has
+ended, before a call that nobody has begun counts as forgotten.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import contextvars
 import inspect
 import json
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Container, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -32,6 +36,7 @@ __all__ = ["Branch", "Resolved", "Wait", "Waits"]
 
 _SETTLE_SECONDS: Final = 0.010
 _SETTLE_TURNS: Final = 30
+_BEGIN_TURNS: Final = 3  # one for a task, one for a task made by that, one to spare
 _POLL_SECONDS: Final = 1.0
 _POLL_AGAIN: Final = 0.02
 
@@ -115,6 +120,7 @@ class Waits:
         "_busy",
         "_busy_count",
         "_calls",
+        "_had_turns",
         "_idle",
         "_leaving",
         "_loop",
@@ -125,6 +131,7 @@ class Waits:
         "_register",
         "_threads",
         "asking",
+        "beginning",
         "gate",
         "made",
         "open_steps",
@@ -136,6 +143,8 @@ class Waits:
         self._loop = loop
         self.open_steps: dict[str, Branch] = {}
         self.made: dict[int, tuple[str, Coroutine[Any, Any, Any]]] = {}  # not begun yet
+        self.beginning: asyncio.Task[None] | None = None  # while others may begin
+        self._had_turns = 0  # all calls up to this position could begin
         self._threads: set[asyncio.Future[Any]] = set()
         self._parked: dict[str, Wait] = {}
         self.withdrawn: dict[str, Wait] = {}  # by key; to be, with the next statement
@@ -150,23 +159,38 @@ class Waits:
         self._leaving: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
 
-    def refuse_forgotten(self) -> None:
+    async def others_begin(self) -> None:
+        """Let whoever has been given a call begin it; those who ask go on in turn."""
+        if self.beginning is None:
+            latest = next(reversed(self.made))
+            if latest <= self._had_turns:
+                return
+            self._had_turns = latest
+            self.beginning = self._create_task(self._take_turns())
+        await asyncio.shield(self.beginning)
+
+    async def _take_turns(self) -> None:
+        try:
+            for _ in range(_BEGIN_TURNS):
+                await asyncio.sleep(0)
+        finally:
+            self.beginning = None
+
+    async def refuse_forgotten(self, saved: Container[str]) -> None:
         """Raise RuntimeError for calls that the code has made and nobody awaits.
 
-        A call that was cancelled before it began is none of these. While that is still
-        under way its task may be another coroutine's, which has the call: then nobody
-        is accused.
+        One that is saved has been done, and one that was cancelled before it began is
+        not forgotten. While that is still under way its task may be another
+        coroutine's, which has the call: then nobody is accused.
         """
-        owners = {task.get_coro(): task for task in asyncio.all_tasks(self._loop)}
-        is_sure = not any(map(_is_cancelled_early, owners.values()))
+        is_sure = not any(map(_is_cancelled_early, asyncio.all_tasks(self._loop)))
+        await self.others_begin()
         forgotten = []
         for key, coroutine in self.made.values():
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-                end = (
-                    owners[coroutine].cancel if coroutine in owners else coroutine.close
-                )
-                end()  # or Python says so, too
-                forgotten.append(repr(key))
+                coroutine.close()  # or Python says so, too
+                if key not in saved:
+                    forgotten.append(repr(key))
         if forgotten and is_sure:
             raise RuntimeError(
                 f"{', '.join(forgotten)}: called and never awaited, so it was not done;"
