@@ -23,7 +23,7 @@ from tests.chaos.interleavings.trees import (
     a_tree,
 )
 from tests.support.databases import Databases
-from tests.support.survival import Share, Survived
+from tests.support.survival import Share, Survived, is_long
 
 DEADLOCKS = """
 select deadlocks from pg_stat_database where datname = current_database()
@@ -33,6 +33,7 @@ select proname from pg_proc
 where pronamespace = 'durable'::regnamespace and provolatile = 'v'
   and not starts_with(proname, '_')
 """
+PARTS = 8 if is_long() else 2  # each within the time a test may take
 UNPLAYED = {
     *("take_door", "leave_door"),  # advisory locks, no rows
     *("get_next_due", "list_waiting_names"),  # hints for a worker, which decide nothing
@@ -46,11 +47,11 @@ def conductor(dsn: str) -> Iterator[Conductor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("part", range(PARTS))
 def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
-    conductor: Conductor, random: Random, share: Share, survived: Survived, half: int
+    conductor: Conductor, random: Random, share: Share, survived: Survived, part: int
 ) -> None:
-    pairs = conductor.pairs()[half::2]
+    pairs = conductor.pairs()[part::PARTS]
     random.shuffle(pairs)
     played = 0
     chosen = pairs[: share(quick=450, long=len(pairs))]

@@ -307,7 +307,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         told = [
             (f"{who} said {nicknamed(line).split(' ')[0]}", nicknamed(line))
             for who, result in zip("AB", said, strict=False)
-            for line in result.split("\n")
+            for line in result.replace(queue, "").split("\n")
         ]
         facts = [
             (nicknamed(subject), f"{kind} {nicknamed(row)}")
