@@ -18,7 +18,10 @@ from tests.support.working import outcome, working
 SPAWN = "select task_id from durable.spawn('default', 'twice')"
 CLAIM = "select claim from durable.claim_tasks('default', 'w', null, 1, %s)"
 EXPIRE = "select durable.expire_leases('default')"
-BLOCKED = "select from pg_stat_activity where wait_event_type = 'Lock'"
+BLOCKED = """
+select from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'
+"""
 
 
 async def test_refuses_the_former_run_and_not_the_present_one(

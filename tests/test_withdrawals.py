@@ -19,7 +19,10 @@ from tests.support.wait import aeventually
 from tests.support.working import working
 
 WAITS = "select name from durable.waits order by name"
-BLOCKED = "select from pg_stat_activity where wait_event_type = 'Lock'"
+BLOCKED = """
+select from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'
+"""
 
 
 def topic(name: str, position: int) -> dict[str, Any]:
