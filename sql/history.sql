@@ -63,8 +63,9 @@ durable.caller said}, {"task_id", "queue": of a task above it}, or {"limit": max
 max_duration or deadline}. Refuses an unknown queue WFQUE, an unknown task WFNFD.';
 
 
--- claim, place, called: among entries of the same moment and attempt. Which attempt its first
--- start began follows from when the others ended: retry_task lets a task start anew.
+-- claim, place, called: among entries of the same moment and attempt; what is of no claim
+-- comes last. Which attempt its first start began follows from when the others ended:
+-- retry_task lets a task start anew.
 create or replace function durable._told_beginning(task durable.tasks)
 returns setof durable._told
 language plpgsql
@@ -106,7 +107,7 @@ begin
         else 'lease_lost' end,
       null::text, runs.attempt, runs.worker::text, null::integer,
       durable._told_end(runs.error, runs.outcome = 'cancelled'),
-      2147483647, 2, 0
+      null::integer, 2, 0
     from durable.runs
     where runs.queue = _queue and runs.task_id = _told_attempts.task_id
     union all
@@ -316,7 +317,7 @@ begin
         else jsonb_build_object('until', coalesce(task.lease_expires_at,
           case when task.state = 'sleeping' then task.available_at end))
       end,
-      2147483647, 3, 0
+      null::integer, 3, 0
     where task.finished_at is not null or task.state = 'running'
       or task.state = 'sleeping' and task.error is not null;
 end;
@@ -336,7 +337,7 @@ begin
       null::timestamptz, 'waiting', waits.name::text, null::integer, null::text, null::integer,
       jsonb_build_object('event', waits.event_name, 'topic', waits.topic,
         'task_ids', to_jsonb(waits.task_ids), 'queues', to_jsonb(waits.task_queues),
-        'any_of', waits.any_of, 'until', waits.deadline_at), 2147483647, 4, waits.position
+        'any_of', waits.any_of, 'until', waits.deadline_at), null::integer, 4, waits.position
     from durable.waits
     where waits.queue = _queue and waits.task_id = _told_waits.task_id
       and durable._is_live(_queue, _told_waits.task_id);
