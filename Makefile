@@ -10,11 +10,11 @@ SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS ?= 4
 MINUTES ?= 3
-PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/test_container.py
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/test_container.py
 SURVIVED := python-sdk/docs/survival.md
 AGAIN := cancel children claiming deadlines events idempotency plans privileges raw_sql \
 	results retention retry scale upgrade \
-	$(addsuffix _races,claim cleanup event family join key)
+	$(addsuffix _races,claim cleanup event cascade join key)
 SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
 SYNC := $(wildcard python-sdk/tools/async_to_sync.py)
 
@@ -28,9 +28,10 @@ test: check pytest pytest18 container ## everything CI runs
 
 check: lint types pgtap ## the quick half of it
 
-lint: .venv/dev ## style, formatting, and that the sync client is the generated one
+lint: .venv/dev ## style, imports between packages, and that _sync is generated
 	$(BIN)/ruff check python-sdk tests
 	$(BIN)/ruff format --check python-sdk tests
+	cd python-sdk && ../$(BIN)/lint-imports --no-cache
 	$(foreach tool,$(SYNC),$(BIN)/python $(tool) --check)
 
 types: .venv/dev ## mypy, strict, over sources and tests
@@ -70,7 +71,7 @@ golden: .venv/dev ## accept the schema as it is into tests/golden
 
 dist: .venv/dev ## dist/: one flat durable.sql for psql, and the wheel
 	mkdir -p dist
-	$(BIN)/python -m durable._schema > dist/durable.sql
+	$(BIN)/durable sql > dist/durable.sql
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist ./python-sdk
 
 bench: .venv/bench/ready ## durable beside its peers, in minutes; writes a page of docs

@@ -1,9 +1,9 @@
--- What every test starts with: two queues, a clock that stands still until it is
--- moved, and helpers. The test's own rollback removes all of it.
+-- The setup of every test: two queues, a clock that stands still until it is moved, and
+-- helpers. The test's own rollback removes all of it.
 --
--- Tests call tasks by nicknames: spawned('a') makes one, id('a') is its id,
--- held('a b') the argument by which a worker speaks of a and b under the last claims
--- on them, held('a', '{"claim": 1}') under the first.
+-- Tests call tasks by nicknames: spawned('a') spawns one and id('a') is its id. held('a b') is
+-- the argument that a worker passes for a and b under their last claims,
+-- held('a', '{"claim": 1}') under the first.
 
 create schema tap;
 grant usage on schema tap to public;
@@ -20,10 +20,19 @@ as $$
   select current_setting('test.now')::timestamptz;
 $$;
 
+-- Numbers claims 1, 3, 5, ..., so that tests can name them.
+create or replace function durable._next_claim(claim integer, random integer)
+returns integer
+language sql
+immutable
+as $$
+  select claim + 1;
+$$;
+
 select durable.create_queue('q') as q, durable.create_queue('other') as other \gset
 
--- What is true of every task, whatever happens in a test. Only here: production does not
--- pay for it.
+-- Invariants of every task in every test. Production does not have these checks, since they
+-- cost too much there.
 alter table durable.tasks
   add constraint tasks_are_leased_exactly_while_running
     check ((state = 'running') = (lease_expires_at is not null)),
@@ -34,7 +43,7 @@ alter table durable.tasks
   add constraint tasks_are_finished_exactly_when_final
     check ((state in ('completed', 'failed', 'cancelled')) = (finished_at is not null)),
   add constraint tasks_have_no_deadline_when_final
-    check (finished_at is null or deadline_at is null),
+    check (finished_at is null or expires_at is null),
   add constraint tasks_have_an_attempt
     check (max_attempts >= 1 and attempt >= 1);
 
@@ -44,7 +53,7 @@ create table tap.nicknames (
 );
 
 
--- The moment so many seconds after the test's beginning.
+-- Returns the time so many seconds after the start of the test.
 create function tap.at(seconds double precision)
 returns timestamptz
 language sql
@@ -54,7 +63,7 @@ as $$
 $$;
 
 
--- Moves the clock to that moment.
+-- Moves the clock to that time.
 create function tap.move_to(seconds double precision)
 returns text
 language sql
@@ -97,7 +106,7 @@ as $$
 $$;
 
 
--- Spawned below another task.
+-- Spawns a child of another task.
 create function tap.spawned_below(parent text, nick text, options jsonb default '{}')
 returns uuid
 language sql
@@ -106,8 +115,8 @@ as $$
 $$;
 
 
--- Held by the worker for 30 seconds, as if it alone were due: it is claimed after the
--- place in line just before its own.
+-- Claims a task for 30 seconds, and only this one: the claim starts at the position just
+-- before its own.
 create function tap.claimed(nick text, worker text default 'worker')
 returns integer
 language sql
@@ -125,7 +134,7 @@ as $$
 $$;
 
 
--- Spawned and held.
+-- Spawns and claims.
 create function tap.started(nick text, options jsonb default '{}')
 returns integer
 language sql
@@ -150,7 +159,7 @@ as $$
 $$;
 
 
--- The claim under which it is held, or was held last.
+-- Returns the claim under which it is held, or was held last.
 create function tap.claim(nick text)
 returns integer
 language sql
@@ -159,7 +168,7 @@ as $$
 $$;
 
 
--- 'a b c' to three rows.
+-- Turns 'a b c' into three rows.
 create function tap.words(nicks text)
 returns table (nick text, place bigint)
 language sql
@@ -189,7 +198,7 @@ as $$
 $$;
 
 
--- The ids of tasks, as await_tasks takes them.
+-- Returns the ids of tasks, as await_tasks takes them.
 create function tap.ids(nicks text)
 returns uuid[]
 language sql
@@ -217,7 +226,7 @@ as $$
 $$;
 
 
--- Given back by its worker, and due at once.
+-- Releases a task, which is then due at once.
 create function tap.released(nicks text)
 returns text
 language sql
@@ -238,7 +247,7 @@ as $$
 $$;
 
 
--- Asleep until all of these have finished, or for so long at most.
+-- Suspends a task until all of these have finished, or for the timeout.
 create function tap.joining(nick text, others text, timeout double precision default null)
 returns text
 language sql
@@ -257,7 +266,7 @@ as $$
 $$;
 
 
--- Asleep until it is sent a message.
+-- Suspends a task until it is sent a message.
 create function tap.receiving(nick text, topic text, timeout double precision default null)
 returns text
 language sql
@@ -276,7 +285,7 @@ as $$
 $$;
 
 
--- What a task has done, as one line: "name state value, ...".
+-- Returns the checkpoints of a task as one line: "name state value, ...".
 create function tap.history(nick text)
 returns text
 language sql
@@ -287,7 +296,7 @@ as $$
 $$;
 
 
--- A fingerprint of every row: what compares equal was not touched.
+-- Returns a hash of every row, to check that nothing was changed.
 create function tap.everything()
 returns text
 language sql
@@ -300,7 +309,7 @@ as $$
     union all select events::text from durable.events
     union all select waits::text from durable.waits
     union all select idempotency_keys::text from durable.idempotency_keys
-    union all select notes::text from durable.notes
+    union all select deferred_work::text from durable.deferred_work
     union all select mailboxes::text from durable.mailboxes
     union all select messages::text from durable.messages
     union all select message_keys::text from durable.message_keys
@@ -313,7 +322,7 @@ as $$
 $$;
 
 
--- Whether a statement raises nothing and leaves every row as it was.
+-- Tests that a statement raises nothing and leaves every row as it was.
 create function tap.changes_nothing(statement text, description text)
 returns text
 language plpgsql

@@ -11,25 +11,25 @@ select results_eq(
   $$ values ('a', 'ok'), ('b', 'ok') $$,
   'complete_tasks() completes tasks');
 select results_eq(
-  $$ select state::text, claim, result, error, finished_at, lease_expires_at, deadline_at,
+  $$ select state::text, claim, result, error, finished_at, lease_expires_at, expires_at,
      available_at
      from durable.tasks where task_id = id('a') $$,
   $$ values ('completed', 2, '{"n": [1, null]}'::jsonb, null::jsonb, at(0), null::timestamptz,
      null::timestamptz,
        null::timestamptz) $$,
-  'a completed task has its result and is out of every line');
-select is(states('c'), 'running', 'complete_tasks() leaves alone what it was not given');
+  'a completed task has its result and is no longer claimable');
+select is(states('c'), 'running', 'complete_tasks() leaves other tasks alone');
 select everything() as before \gset
 select is(outcome, 'ok', 'a completion whose answer was lost may be repeated')
 from durable.complete_tasks('q', held('a', '{"claim": 1, "result": "other"}'));
 select is(everything(), :'before', 'and changes nothing the second time');
 select is_empty($$ select * from durable.complete_tasks('q', '[]') $$,
-  'completing none is nothing');
-select started('with-deadline', '{"max_duration": 10}'), move_to(20) \g /dev/null
+  'completing no tasks returns nothing');
+select started('with-deadline', '{"execution_timeout": 10}'), move_to(20) \g /dev/null
 select is(completed('with-deadline'), 'ok',
-  'a task past its deadline may complete until somebody has cancelled it');
+  'a task past its deadline may complete until it is cancelled');
 
--- a bad neighbour
+-- one refused element
 
 select started('good') \g /dev/null
 select results_eq(
@@ -44,7 +44,7 @@ select results_eq(
   'one refused element does not touch the others');
 select is(states('c good'), 'running completed', 'the others are written');
 
--- fail_tasks: retried, or over
+-- fail_tasks: retried, or failed for good
 
 select move_to(100) \g /dev/null
 select is(
@@ -63,20 +63,20 @@ from (values
   ('{"retry": {"kind": "fixed", "base_seconds": 7.5}}', '{"retryable": null}', 'sleeping attempt 2 in 7.5 s'),
   ('{"retry": {"kind": "fixed", "base_seconds": 0}}',             null, 'pending attempt 2 in 0 s'),
   ('{"retry": {"kind": "exponential", "base_seconds": 3}}',       null, 'sleeping attempt 2 in 3 s'),
-  ('{"max_duration": 10, "retry": {"kind": "fixed", "base_seconds": 9}}',  null, 'sleeping attempt 2 in 9 s'),
-  ('{"max_duration": 10, "retry": {"kind": "fixed", "base_seconds": 10}}', null, 'cancelled attempt 1 in  s'),
-  ('{"max_delay": 10, "retry": {"kind": "fixed", "base_seconds": 60}}',    null, 'sleeping attempt 2 in 60 s')
+  ('{"execution_timeout": 10, "retry": {"kind": "fixed", "base_seconds": 9}}',  null, 'sleeping attempt 2 in 9 s'),
+  ('{"execution_timeout": 10, "retry": {"kind": "fixed", "base_seconds": 10}}', null, 'cancelled attempt 1 in  s'),
+  ('{"start_timeout": 10, "retry": {"kind": "fixed", "base_seconds": 60}}',    null, 'sleeping attempt 2 in 60 s')
 ) as failing (options, said, expected);
 
-select started('hasty', '{"max_duration": 10, "retry": {"kind": "fixed", "base_seconds": 60}}'),
+select started('hasty', '{"execution_timeout": 10, "retry": {"kind": "fixed", "base_seconds": 60}}'),
   failed('hasty') \g /dev/null
 select results_eq(
   $$ select error ->> 'type', error #>> '{cause,type}' from durable.tasks
      where task_id = id('hasty') $$,
   $$ values ('$DeadlineExceeded', 'Oops') $$,
-  'a task with no time left for another attempt says so, and why it failed');
-select is(failed('hasty'), 'ok', 'a failure that left no time may be repeated');
-select is(outcome, 'ok', 'a failure that was the last may be repeated')
+  'a task without time for another attempt gets an error that names the limit and the failure');
+select is(failed('hasty'), 'ok', 'a failure that leaves no time may be repeated');
+select is(outcome, 'ok', 'the last failure may be repeated')
 from started('last', '{"max_attempts": 1}') cross join lateral failed('last')
 cross join lateral durable.fail_tasks('q', held('last', '{"claim": 1}'));
 
@@ -115,7 +115,7 @@ select results_eq(
   $$ select attempt, outcome::text, worker collate "default", error ->> 'type', ended_at
      from durable.runs where task_id = id('r') order by attempt $$,
   $$ values (1, 'failed', 'worker'::text, 'E1', at(100)), (2, 'failed', 'second', 'E2', at(102)) $$,
-  'every attempt but the last is on record in runs');
+  'every attempt but the last is recorded in runs');
 
 select started('endless',
   '{"max_attempts": null, "retry": {"kind": "fixed", "base_seconds": 0}}') \g /dev/null
@@ -128,11 +128,11 @@ select started('patient', '{"max_attempts": null,
 update durable.tasks set attempt = 2147483646 where task_id = id('patient');
 select failed('patient') \g /dev/null
 select is((task('patient')).available_at, at(107 + 60),
-  'no number of attempts overflows the delay');
+  'no number of attempts makes the delay overflow');
 
 select started('silent', '{"retry": {"kind": "fixed", "base_seconds": 9}}'),
   failed('silent', '{"error": null}') \g /dev/null
-select is((task('silent')).error, '{"type": "Error", "message": ""}', 'a failure that says nothing is still on record as one');
+select is((task('silent')).error, '{"type": "Error", "message": ""}', 'a failure without an error is recorded with an empty one');
 select is(outcome, 'ok', 'and may be repeated')
 from durable.fail_tasks('q', held('silent', '{"claim": 1, "error": null}'));
 
@@ -143,11 +143,11 @@ select started('p', '{"max_attempts": 2, "retry": {"kind": "fixed", "base_second
   spawned_below('c1', 'c2') \g /dev/null
 select failed('p') \g /dev/null
 select is(states('c1 c2'), 'running pending',
-  'an attempt that fails leaves the children alone while there is another');
+  'an attempt that fails leaves the children alone if another one follows');
 select claimed('p'), failed('p') \g /dev/null
 select is(states('p c1 c2'), 'failed cancelled cancelled',
-  'a task that has failed takes all its descendants with it');
-select is(outcome, 'cancelled', 'their workers are told')
+  'the descendants of a task that fails for good are cancelled');
+select is(outcome, 'cancelled', 'their workers get "cancelled"')
   from durable.complete_tasks('q', held('c1', '{"claim": 1}'));
 
 -- flush
@@ -164,18 +164,18 @@ select results_eq(
           '{"claim": 1, "name": "s"}'))) as elements (e)),
        held('f1', '{"result": 1}'), held('f2 f4', '{"error": {"type": "E"}}')) $$,
   $$ values ('stale', 'lost') $$,
-  'flush() returns only what was refused');
+  'flush() returns only the refused elements');
 select is(states('f1 f2 f3 f4 stale'), 'completed failed running sleeping pending',
-  'flush() ends what ends');
+  'flush() ends the tasks');
 select is(history('f1') || history('f2') || history('f3') || history('f4') || history('stale'),
   's done 1s done 1s done 1s done 1', 'flush() saves a task''s checkpoints together with its end');
 select results_eq(
   $$ select distinct attempt, claim from durable.checkpoints
      where task_id = any (ids('f1 f2 f3 f4')) $$,
   $$ values (1, 1) $$,
-  'a checkpoint belongs to the attempt that saved it, also when that attempt fails with it');
+  'a checkpoint records the attempt that saved it, also if that attempt fails in the same call');
 select is_empty($$ select * from durable.flush('q', null, null, null) $$,
-  'flush() of nothing is nothing');
+  'flush() without elements returns nothing');
 
 select started('t'), released('t'), claimed('t') \g /dev/null
 select results_eq(
@@ -184,14 +184,14 @@ select results_eq(
           select json_array_elements(held('t', '{"claim": 1, "name": "old"}'))
           union all select json_array_elements(held('t', '{"name": "new"}'))) as elements (e)),
           null, null) $$,
-  array['lost'], 'flush() refuses a former claim beside the present one');
-select is(history('t'), 'new done null', 'and saves only what the present one has done');
+  array['lost'], 'flush() refuses a former claim beside the current one');
+select is(history('t'), 'new done null', 'and saves only for the current one');
 select results_eq(
   $$ select outcome
      from durable.flush('q', held('t', '{"name": "more"}'), held('t', '{"claim": 1}'), null) $$,
   array['lost'], 'a former claim cannot complete the task');
 select is(states('t') || ' ' || history('t'), 'running more done null, new done null',
-  'nor keep the present one from saving');
+  'nor keep the current one from saving');
 
 -- between two attempts
 
@@ -200,7 +200,7 @@ select durable.poll_waits('q', held('between', jsonb_build_object('waits', jsonb
   jsonb_build_object('name', '$join', 'task_ids', ids('other')))))) \g /dev/null
 update durable.waits set target_task_id = id('other'), watched = 1 where task_id = id('between');
 select failed('between'), completed('other') \g /dev/null
-select is(states('between'), 'sleeping', 'what it waited for does not wake a task before its next attempt');
+select is(states('between'), 'sleeping', 'a wait that ends does not wake a task before its next attempt');
 select claimed('between') \g /dev/null
 select is((task('between')).error, null, 'the next attempt has no error yet');
 

@@ -23,13 +23,13 @@ select is(states('pending running napping listening retrying'),
   'cancelled cancelled cancelled cancelled cancelled',
   'cancel_task() is immediate');
 select results_eq(
-  $$ select distinct available_at, lease_expires_at, deadline_at, finished_at, error::text,
+  $$ select distinct available_at, lease_expires_at, expires_at, finished_at, error::text,
      claim % 2
      from durable.tasks where state = 'cancelled' $$,
   $$ values (null::timestamptz, null::timestamptz, null::timestamptz, at(0),
        '{"by": {"user": "postgres"}, "type": "$Cancelled", "message": "cancelled"}', 0) $$,
-  'a cancelled task is not claimable, not leased, has no deadline, and says why');
-select is_empty($$ select * from durable.waits $$, 'a cancelled task waits for nothing');
+  'a cancelled task is not claimable, not leased, has no deadline and has an error');
+select is_empty($$ select * from durable.waits $$, 'a cancelled task has no waits');
 select move_to(3600) \g /dev/null
 select is_empty($$ select * from durable.claim_tasks('q', 'worker', null, 10) $$,
   'a cancelled task is never claimed again');
@@ -43,12 +43,12 @@ select is(everything(), :'before', 'cancel_task() leaves a finished task as it i
 select results_eq(
   $$ select attempt, outcome::text from durable.runs where task_id = id('retrying') $$,
      $$ values (1, 'failed') $$,
-  'cancelling does not rewrite the attempts that were');
+  'cancelling does not change former attempts');
 
 select spawned('explained') \g /dev/null
 select durable.cancel_task('q', id('explained'), 'it''s "over" \ 🐘') \g /dev/null
 select is((task('explained')).error - 'by', '{"type": "$Cancelled", "message": "it''s \"over\" \\ 🐘"}',
-  'cancel_task() keeps the reason word by word');
+  'cancel_task() keeps the reason literally');
 
 select throws_ok(format('select durable.cancel_task(%L, %L)', queue, task_id), code, null,
   format('cancel_task() refuses %s', what))
@@ -95,7 +95,7 @@ select is(states('root running deep deeper'), 'cancelled cancelled cancelled can
   'cancelling reaches every generation');
 select is(states('below'), 'cancelled', 'cancelling reaches below a completed child');
 select is(states('done broken'), 'completed failed', 'cancelling does not touch a finished child');
-select is(states('stranger'), 'pending', 'cancelling does not touch a stranger');
+select is(states('stranger'), 'pending', 'cancelling does not touch an unrelated task');
 select results_eq(
   $$ select distinct error from durable.tasks
      where task_id in (id('running'), id('deep'), id('deeper'), id('below')) $$,
@@ -104,28 +104,28 @@ select results_eq(
   'a cascade records whose end it was');
 select is((task('own')).error, :'own_error'::jsonb,
   'a child cancelled before keeps its own reason');
-select is_empty($$ select * from durable.notes $$,
-  'cancelling with nobody in the way leaves nothing for later');
+select is_empty($$ select * from durable.deferred_work $$,
+  'cancelling without locked rows defers nothing');
 
 select started('completing'), spawned_below('completing', 'surviving') \g /dev/null
 select completed('completing') \g /dev/null
 select is(states('surviving'), 'pending', 'a task that completes leaves its children alone');
 select is(durable.cancel_task('q', id('completing')), false,
-  'cancel_task() of a completed parent is too late');
-select is(states('surviving'), 'pending', 'and then its children live on');
+  'cancel_task() of a completed parent returns false');
+select is(states('surviving'), 'pending', 'and its children stay live');
 
--- whoever waits for a cancelled task
+-- tasks that wait for a cancelled task
 
 select started('waiting'), spawned('awaited') \g /dev/null
 select joining('waiting', 'awaited') \g /dev/null
 select durable.cancel_task('q', id('awaited'), 'changed my mind') \g /dev/null
-select is(states('waiting'), 'pending', 'cancelling a task wakes who waits for it');
+select is(states('waiting'), 'pending', 'cancelling a task wakes the tasks that wait for it');
 select claimed('waiting') \g /dev/null
 select results_eq(
   $$ select state, value #>> '{0,state}', value #>> '{0,error,message}'
      from durable.load_checkpoints('q', held('waiting')) $$,
   $$ values ('done', 'cancelled', 'changed my mind') $$,
-  'and who waited learns that it was cancelled, and why');
+  'and they learn that it was cancelled, and why');
 
 select * from finish();
 rollback;

@@ -16,7 +16,7 @@ select results_eq(
      name collate "default", value::text
      from durable.checkpoints where task_id = id('a') $$,
   $$ values (at(7), 1, 1, 3, 2, 40, 'done', 'charge'::text, '{"id": 1}') $$,
-  'a checkpoint knows where it stood, how long it took, and who saved it');
+  'a checkpoint has its position, its duration, and the claim that saved it');
 select is((task('a')).claim, 1, 'saving does not end the claim');
 
 select results_eq(
@@ -30,12 +30,12 @@ select results_eq(
   $$ select position, after, duration_ms, state::text, value::text from durable.checkpoints
      where name = 'little' $$,
   $$ values (0, 0, 0, 'done', 'null') $$,
-  'a checkpoint may leave out all but its name');
+  'everything but a checkpoint''s name is optional');
 select durable.save_checkpoints('q',
   held('a', '{"name": "flop", "state": "failed", "value": {"type": "E"}}')) \g /dev/null
 select is((select state::text from durable.checkpoints where name = 'flop'), 'failed',
   'a step may have failed');
-select is_empty($$ select * from durable.save_checkpoints('q', '[]') $$, 'saving none is nothing');
+select is_empty($$ select * from durable.save_checkpoints('q', '[]') $$, 'saving no checkpoints returns nothing');
 
 -- values are kept exactly
 
@@ -64,7 +64,7 @@ select is(loaded.value::text, exact.value, format('%s reads back as it was writt
 from exact
 left join durable.load_checkpoints('q', held('exact')) as loaded on loaded.name = what;
 
--- what cannot be saved
+-- refusals
 
 select everything() as before \gset
 select throws_ok(format('select durable.save_checkpoints(%L, held(%L, %L))', 'q', 'a', said),
@@ -87,10 +87,10 @@ from (values
   ('"\ud800"',         '22P02', 'a lone surrogate'),
   ('NaN',              '22P02', 'NaN')
 ) as refused (value, code, what);
-select is(everything(), :'before', 'what is refused leaves no trace');
+select is(everything(), :'before', 'a refused call leaves no trace');
 select is(saved('a', repeat('é', 256)), 'ok',
-  'a name may have 512 bytes: 255, and what the kind puts around them');
-select is(saved('a', 'it''s "quoted" \ %s 🐘'), 'ok', 'a name may hold anything that prints');
+  'a name may have 512 bytes: 255, and the prefix and suffix of its kind');
+select is(saved('a', 'it''s "quoted" \ %s 🐘'), 'ok', 'a name may contain any printable character');
 
 -- load_checkpoints
 
@@ -103,7 +103,7 @@ select results_eq(
   $$ select nick(task_id), name, position, after, state, value::text
      from durable.load_checkpoints('q', held('l a')) where nick(task_id) = 'l' order by position $$,
   $$ values ('l', 'one', 0, 0, 'done', '1'), ('l', 'two', 1, 1, 'failed', 'null') $$,
-  'the next attempt loads what the last one has done');
+  'the next attempt loads the checkpoints of the last one');
 select saved('l', 'three') \g /dev/null
 select results_eq(
   $$ select name collate "default", attempt, claim from durable.checkpoints where task_id = id('l')
@@ -112,26 +112,26 @@ select results_eq(
   'a checkpoint keeps the attempt that saved it');
 select is_empty($$ select * from durable.load_checkpoints('other', held('l')) $$,
   'load_checkpoints() sees no other queue');
-select is_empty($$ select * from durable.load_checkpoints('q', '[]') $$, 'loading none is nothing');
+select is_empty($$ select * from durable.load_checkpoints('q', '[]') $$, 'loading for no tasks returns nothing');
 
--- hold_task
+-- lock_task
 
 select started('h'), saved('h', 'one', '1') \g /dev/null
 select everything() as before \gset
-select is((durable.hold_task('q', id('h'), 1, 'two')).state, null,
-  'hold_task() knows of no checkpoint that is not there');
+select is((durable.lock_task('q', id('h'), 1, 'two')).state, null,
+  'lock_task() returns nulls for a checkpoint that does not exist');
 select results_eq(
-  $$ select nick(task_id), name, state, value::text from durable.hold_task('q', id('h'), 1, 'one') $$,
+  $$ select nick(task_id), name, state, value::text from durable.lock_task('q', id('h'), 1, 'one') $$,
   $$ values ('h', 'one', 'done', '1') $$,
-  'and returns the one that a lost transaction may have left');
+  'and returns one that a lost transaction may have saved');
 select is(everything(), :'before', 'it only locks');
-select throws_ok(format($$ select durable.hold_task('q', %L, %s, 'one') $$, id('h'), claim), 'WFLST', null,
+select throws_ok(format($$ select durable.lock_task('q', %L, %s, 'one') $$, id('h'), claim), 'WFLST', null,
   format('it refuses claim %s', claim))
 from (values (2), (3)) as refused (claim);
-select throws_ok(format($$ select durable.hold_task('other', %L, 1, 'one') $$, id('h')), 'WFLST', null,
+select throws_ok(format($$ select durable.lock_task('other', %L, 1, 'one') $$, id('h')), 'WFLST', null,
   'and a task of another queue');
 select durable.cancel_task('q', id('h')) \g /dev/null
-select throws_ok(format($$ select durable.hold_task('q', %L, 1, 'one') $$, id('h')), 'WFCAN', null,
+select throws_ok(format($$ select durable.lock_task('q', %L, 1, 'one') $$, id('h')), 'WFCAN', null,
   'and one that was cancelled');
 
 select * from finish();

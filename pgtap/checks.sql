@@ -1,8 +1,8 @@
 begin;
 \ir _setup.sql
-select plan(120);
+select plan(121);
 
--- every argument that is a name, by its longest
+-- every argument that is a name, at its maximum length
 
 create function pg_temp.spawn_child(name text, task text)
 returns setof durable.spawned_child
@@ -42,7 +42,7 @@ cross join lateral (values
   ('',                              'empty'),
   (' ',                             'blank'),
   (e'new\nline',                    'a control character'),
-  (repeat('n', most - 1) || 'é',    'one byte too long, in characters just right')
+  (repeat('n', most - 1) || 'é',    'one byte too long, in characters the right length')
 ) as refused (name, why);
 select lives_ok(format(call, name), format('%s may be: %s', what, why))
 from arguments
@@ -75,7 +75,7 @@ from (values
   ('checkpoints', 'select durable.save_checkpoints(''q'', held(''t'', jsonb_build_object(''name'', ''large'', ''value'', $1)))'),
   ('reasons',     'select durable.cancel_task(''q'', id(''t''), left($1 #>> ''{}'', 1001))')
 ) as calls (what, call);
-select is(states('t'), 'running', 'and the task goes on');
+select is(states('t'), 'running', 'and the task is unaffected');
 select started('loud', '{"max_attempts": 1}') \g /dev/null
 select is(failed('loud', jsonb_build_object('error', jsonb_build_object(
   'type', 'Oops', 'message', repeat('m', 300000) || 'end', 'traceback', repeat('t', 300000)))), 'ok',
@@ -88,13 +88,13 @@ select results_eq(
 select started('odd', '{"max_attempts": 1}') \g /dev/null
 select is(failed('odd', jsonb_build_object('error', jsonb_build_object(
   'type', 'Oops', 'message', 'no', 'all I know', repeat('x', 300000)))), 'ok',
-  'whatever it consists of');
+  'for an error of any type');
 select is((task('odd')).error, '{"type": "Oops", "message": "no"}'::jsonb,
-  'what is short is kept as it is');
+  'a short error is kept as it is');
 select is(pg_temp.too_long('select durable.cancel_task(''q'', id(''loud''), left($1 #>> ''{}'', 1000))'), 'ok',
   'a reason may have 1,000 bytes');
 
--- hostile text goes through a whole life unharmed
+-- hostile text goes through a task's whole life unchanged
 
 select 'it''s "a" \\ $$ %s -- 🐘' as name \gset
 select durable.create_queue(:'name') \g /dev/null
@@ -117,7 +117,7 @@ select is(outcome, 'ok', 'and completes')
 from durable.complete_tasks(:'name',
   json_build_array(json_build_object('task_id', :'task_id', 'claim', 3, 'result', :'name')));
 select is((durable.get_task_result(:'name', :'task_id')).result #>> '{}', :'name',
-  'with the result that was meant');
+  'with the right result');
 select results_eq($$ select * from durable.list_queues()
   where list_queues like '%🐘%' and list_queues not like '%;%' $$,
   format('values (%L)', :'name'), 'the queue is listed');
@@ -127,7 +127,7 @@ select is(durable.drop_queue(:'name'), true, 'and dropped');
 
 create collation pg_temp.german (provider = icu, locale = 'de');
 create temp table callers (q text collate "POSIX", d text collate pg_temp.german,
-  e text collate "C", door text collate pg_temp.german);
+  e text collate "C", channel text collate pg_temp.german);
 insert into callers values ('q', 'job', 'e', 'work');
 select lives_ok(format(call, ''), format('%s takes columns of any collation', what))
 from (values
@@ -143,8 +143,8 @@ from (values
   ('retry_task',      'select durable.retry_task(q, id(''t'')) from callers'),
   ('get_task_result', 'select durable.get_task_result(q, id(''t'')) from callers'),
   ('queue_stats',     'select durable.queue_stats(q) from callers'),
-  ('keep_house',      'select durable.keep_house(q) from callers'),
-  ('take_door',       'select durable.take_door(q, door), durable.leave_door(q, door) from callers'),
+  ('run_maintenance',      'select durable.run_maintenance(q) from callers'),
+  ('register_listener',       'select durable.register_listener(q, channel), durable.unregister_listener(q, channel) from callers'),
   ('await_event',     'select claimed(''t''); select durable.await_event(q, id(''t''), 3, d, e) from callers'),
   ('drop_queue',      'select durable.drop_queue(q || d) from callers')
 ) as calls (what, call);
@@ -155,7 +155,7 @@ select is((durable.spawn(q, d, '{}', jsonb_build_object('idempotency_key', d))).
   'and is found again')
 from callers;
 
--- what a session has set does not matter
+-- settings of the session do not matter
 
 select started('early'), started('late') \g /dev/null
 create temp table claims as select nick, claim(nick), id(nick) from words('early late');
@@ -167,7 +167,7 @@ set local intervalstyle = 'iso_8601';
 set local enable_indexscan = off;
 set local plpgsql.variable_conflict = use_column;
 insert into pg_temp.said
-select concat_ws(' ', (durable.spawn('q', 'elsewhere', '{}', '{"max_delay": 86400}')).created,
+select concat_ws(' ', (durable.spawn('q', 'elsewhere', '{}', '{"start_timeout": 86400}')).created,
   (durable.sleep_until('q', id, claim, '$sleep', '2030-03-10 12:00:00+00')).outcome)
 from pg_temp.claims where nick = 'early';
 insert into pg_temp.said
@@ -183,9 +183,26 @@ select results_eq($$ select * from said $$, array['t suspended', 'suspended'],
 select results_eq(
   $$ select available_at from durable.tasks where task_id = any (ids('early late')) order by 1 $$,
   $$ values (timestamptz '2030-03-10 12:00:00+00'), (at(70 * 86400)) $$,
-  'and mean the same times, also across a change of clocks');
-select is((select deadline_at from durable.tasks where name = 'elsewhere'), at(86400),
+  'and mean the same times, also across a change to summer time');
+select is((select expires_at from durable.tasks where name = 'elsewhere'), at(86400),
   'a day is 86,400 seconds');
+
+-- checks on hot paths are not calls: Postgres inlines them
+
+create function pg_temp.plan_of_checks()
+returns setof text
+language plpgsql
+as $$
+begin
+  return query execute 'explain (verbose) select durable._checked_name(''name'', name, 100),
+    durable._checked_size(''params'', params), durable._checked_keys(''params'', params, array[name]),
+    durable._checked_count(''params'', params, name), durable._checked_queue(queue),
+    durable._must_notify(queue, ''work'') from durable.tasks';
+end;
+$$;
+select is_empty(
+  $$ select * from pg_temp.plan_of_checks() as line where line ~ 'durable\._(checked|granted|is_to_notify)' $$,
+  'checks on hot paths are inlined');
 
 select * from finish();
 rollback;

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(45);
+select plan(47);
 
 -- spawn_children
 
@@ -41,13 +41,13 @@ select results_eq(
   $$ select name, task_id, run_id, attempt, created from durable.spawn_children('q', id('p'), 1, '[
        {"name": "$spawn:a", "task": "child", "params": {"n": 1}}, {"name": "$spawn:b", "task": "child"}]') $$,
   $$ select name, task_id, run_id, attempt, created from first_time order by place $$,
-  'a call whose answer was lost may be repeated, and says the same again');
+  'a call whose answer was lost may be repeated, and returns the same');
 select is(everything(), :'before', 'and spawns nothing twice');
 select results_eq(
   $$ select name, created from durable.spawn_children('q', id('p'), 1, '[
        {"name": "$spawn:b", "task": "child"}, {"name": "$spawn:c", "task": "child"}]') $$,
   $$ values ('$spawn:b', true), ('$spawn:c', true) $$,
-  'what is recorded is returned, what is new is spawned');
+  'a recorded child is returned, a new one is spawned');
 select is((select count(*) from durable.tasks where name = 'child'), 3::bigint,
   'there are three children');
 
@@ -59,7 +59,7 @@ select results_eq(
   $$ select task_id from first_time where name = '$spawn:a' $$,
   'the next attempt has the same child');
 select is_empty($$ select * from durable.spawn_children('q', id('p'), 3, '[]') $$,
-  'spawning none is nothing');
+  'spawning no children returns nothing');
 
 -- keys
 
@@ -70,11 +70,45 @@ select results_eq(
        {"name": "$spawn:k", "task": "child", "options": {"idempotency_key": "k"}}]') $$,
   $$ values (id('keyed'), false) $$,
   'a child whose key is taken is the task that has it');
-select is((task('keyed')).parent_task_id, null, 'which stays whose it was');
+select is((task('keyed')).parent_task_id, null, 'which keeps its parent');
 select throws_ok(
   $$ select durable.spawn_children('q', id('p'), 3, '[
        {"name": "$spawn:l", "task": "another", "options": {"idempotency_key": "k"}}]') $$,
-  'WFCON', null, 'a key that belongs to another name is refused');
+  'WFCON', null, 'a key of a task with another name is refused');
+
+-- headers
+
+select started('h', '{"headers": {"a": 1, "b": 1}, "identity": {"user": "ada"}}') \g /dev/null
+create function pg_temp.spawned_below(child_queue text)
+returns setof uuid
+language sql
+as $$
+  select spawned.task_id
+  from durable.spawn_children_in('q', id('h'), claim('h'), child_queue, (
+    select jsonb_agg(jsonb_build_object('name', child_queue || task, 'task', task, 'options', options))
+    from (values
+      ('bare', jsonb '{}'),
+      ('no identity', '{"identity": null}'),
+      ('no headers', '{"headers": null}'),
+      ('nothing', '{"headers": null, "identity": null}'),
+      ('own', '{"headers": {"b": 2}, "identity": {"user": "bob"}}')
+    ) as child (task, options))) as spawned;
+$$;
+select pg_temp.spawned_below('q'), pg_temp.spawned_below('other') \g /dev/null
+create temp table inherited (task, headers) as values
+  ('bare', jsonb '{"a": 1, "b": 1, "durable:identity": {"user": "ada"}}'),
+  ('no headers', '{"durable:identity": {"user": "ada"}}'),
+  ('no identity', '{"a": 1, "b": 1}'),
+  ('nothing', null),
+  ('own', '{"a": 1, "b": 2, "durable:identity": {"user": "bob"}}');
+select set_eq(
+  $$ select name collate "default", headers from durable.tasks where parent_task_id = id('h') and queue = 'q' $$,
+  'table inherited',
+  'a child inherits its parent''s headers and identity, unless it has its own or null');
+select set_eq(
+  $$ select name collate "default", headers from durable.tasks where parent_task_id = id('h') and queue = 'other' $$,
+  'table inherited',
+  'in another queue too');
 
 -- refusals
 
@@ -94,9 +128,9 @@ from (values
 ) as refused (children, what);
 select throws_ok($$ select durable.spawn_children('nowhere', id('p'), 3, '[]') $$, 'WFQUE', null,
   'spawn_children() refuses an unknown queue');
-select is(everything(), :'before', 'what is refused leaves no trace');
+select is(everything(), :'before', 'a refused call leaves no trace');
 
--- children and the end of their parent
+-- children when their parent ends
 
 select started('short'), completed('short') \g /dev/null
 select throws_ok($$ select durable.spawn_children('q', id('short'), 1,
@@ -108,18 +142,18 @@ select throws_ok($$ select durable.spawn_children('q', id('p'), 3,
   'WFCAN', null, 'a cancelled task spawns no orphans');
 select is((select string_agg(distinct state::text, '') from durable.tasks
   where parent_task_id = id('p')), 'cancelled',
-  'those it had are cancelled with it');
+  'the children it had are cancelled with it');
 
 -- emit_from_task
 
 select started('e'), started('listener'), awaiting('listener', 'hello'), move_to(610) \g /dev/null
 select is(durable.emit_from_task('q', id('e'), 1, '$emit:hello', 'hello', '{"n": 1}', 2, 1), true,
-  'emit_from_task() says that it was the first');
+  'emit_from_task() returns that it was the first');
 select results_eq(
   $$ select position, after, state::text, value::text from durable.checkpoints
      where task_id = id('e') $$,
-  $$ values (2, 1, 'done', 'true') $$, 'and leaves a checkpoint that says so');
-select is(states('listener'), 'pending', 'it wakes who waits');
+  $$ values (2, 1, 'done', 'true') $$, 'and saves a checkpoint with that answer');
+select is(states('listener'), 'pending', 'it wakes the waiting task');
 select is((select payload from durable.events where name = 'hello'), '{"n": 1}'::jsonb,
   'the event has its payload');
 select everything() as before \gset
@@ -127,7 +161,7 @@ select is(durable.emit_from_task('q', id('e'), 1, '$emit:hello', 'hello', '{"n":
   'a repeated emit_from_task() answers as the first time');
 select is(everything(), :'before', 'and changes nothing');
 select is(durable.emit_from_task('q', id('e'), 1, '$emit:hello#2', 'hello'), false,
-  'another emit of the same event says that it was not the first');
+  'another emit of the same event returns that it was not the first');
 select is(durable.emit_from_task('q', id('e'), 1, '$emit:hello#2', 'hello'), false, 'every time');
 
 select throws_ok(format('select durable.emit_from_task(%L, id(%L), 1, %L, %L)', queue, 'e', name,
@@ -146,7 +180,7 @@ select throws_ok($$ select durable.emit_from_task('q', id('e'), 1, '$emit:stale'
 select is((select count(*) from durable.events where name = 'stale'), 0::bigint,
   'not even the event');
 
--- what is recorded stays, whatever has become of the child, its key or the event
+-- recorded effects stay, whatever happens to the child, its key or the event
 
 select durable.create_queue('q', '{"keep_tasks": 0, "keep_events": 0}') \g /dev/null
 select started('asker'), spawned('known', '{"idempotency_key": "key"}') \g /dev/null
@@ -158,10 +192,10 @@ as $$
     jsonb_build_object('name', '$spawn:known', 'task', task, 'options', '{"idempotency_key": "key"}'::jsonb)));
 $$;
 select is(task_id, id('known'), 'a child may be one that had the key before') from pg_temp.asked();
-select is(task_id, id('known'), 'once recorded it is returned, whatever the code now calls it')
+select is(task_id, id('known'), 'once recorded it is returned, whatever options the code passes now')
 from pg_temp.asked('renamed');
 select durable.cancel_task('q', id('known')), move_to(700), durable.cleanup('q') \g /dev/null
-select is(task_id, id('known'), 'even when it is gone') from pg_temp.asked();
+select is(task_id, id('known'), 'even after it was deleted') from pg_temp.asked();
 select is_empty($$ select from durable.idempotency_keys where key = 'key' $$,
   'and its key stays free');
 

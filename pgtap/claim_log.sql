@@ -25,15 +25,15 @@ as $$
   select count(*) from durable.claim_log;
 $$;
 
--- by whom it is kept
+-- which queues keep it
 
 select started('before'), awaiting('before', 'never') \g /dev/null
 select is(logged(), 0::bigint, 'a brief history keeps no claims');
-select is(durable.create_queue('q', '{"history": "full"}'), false, 'a full one');
-select is((select history from durable.queues where queue = 'q'), 'full' collate "C", 'is a policy of the queue');
-select throws_ok($$ select durable.create_queue('q', '{"history": "long"}') $$, '22023', null, 'of these two');
+select is(durable.create_queue('q', '{"history": "full"}'), false, 'a full one does');
+select is((select history from durable.queues where queue = 'q'), 'full' collate "C", 'it is a policy of the queue');
+select throws_ok($$ select durable.create_queue('q', '{"history": "long"}') $$, '22023', null, 'with these two values');
 select throws_ok($$ select * from durable.claim_tasks('nowhere', 'w') $$, 'WFQUE', null,
-  'a queue that is not there has none');
+  'an unknown queue has none');
 select throws_ok($$ select * from durable.suspend_tasks('nowhere', '[]') $$, 'WFQUE', null, 'nor here');
 
 -- claimed, suspended, woken, released, claimed by the clock
@@ -41,21 +41,21 @@ select throws_ok($$ select * from durable.suspend_tasks('nowhere', '[]') $$, 'WF
 select spawned('a'), move_to(1), claimed('a', 'w1'), move_to(2), awaiting('a', 'ev', 100) \g /dev/null
 select is(told('a'),
   '0 spawned job, 1 started 1, 1 claimed 1 w1, 2 suspended $event:ev 1 w1, waiting $event:ev',
-  'a claim, and what it was let go for');
-select is(detail('a', 'suspended'), '{"until": "2030-01-01T00:01:42+00:00"}', 'until when at most');
+  'a claim, and what it was suspended for');
+select is(detail('a', 'suspended'), '{"until": "2030-01-01T00:01:42+00:00"}', 'and until when at most');
 select is((select outcome from durable.suspend_tasks('q',
   held('a', '{"claim": 1, "waits": [{"name": "$event:ev", "event": "ev", "seconds": 100}]}'))), 'suspended',
-  'a suspension whose answer was lost is said again');
+  'a repeated suspension is logged once');
 select move_to(3), durable.emit_event('q', 'ev'), move_to(4) \g /dev/null
 select is(told('a'),
   '0 spawned job, 1 started 1, 1 claimed 1 w1, 2 suspended $event:ev 1 w1, 3 woken $event:ev 1, waiting $event:ev',
-  'woken, and by what, before anybody claims it');
+  'the wake-up and its cause, before the task is claimed');
 select claimed('a', 'w2'), move_to(5), released('a'), move_to(6), claimed('a', 'w3') \g /dev/null
 select durable.load_checkpoints('q', held('a')) \g /dev/null
 select is(told('a'),
   '0 spawned job, 1 started 1, 1 claimed 1 w1, 2 suspended $event:ev 1 w1, 3 woken $event:ev 1,'
   ' 4 claimed 1 w2, 5 released 1 w2, 6 claimed 1 w3, 6 event $event:ev 1, running 1 w3',
-  'every claim, and what was given back');
+  'every claim and every release');
 select durable.sleep_until('q', id('a'), claim('a'), '$sleep:nap', at(10)), move_to(10),
   claimed('a', 'w4') \g /dev/null
 select durable.load_checkpoints('q', held('a')) \g /dev/null
@@ -64,9 +64,9 @@ select move_to(50), durable.expire_leases('q'),
 select is(substring(told('a') from '6 suspended.*'),
   '6 suspended $sleep:nap 1 w3, 10 claimed 1 w4, 10 slept $sleep:nap 1, 50 lease_lost 1 w4,'
   ' 50 claimed 2 w5, 50 completed 2 w5',
-  'whom the clock lets go on nobody has woken; and who took over from whom');
+  'the clock is not a wake-up; the log shows which worker took over from which');
 
--- of several waits, those that were over
+-- of several waits, those that had ended
 
 select spawned('s'), claimed('s'), (select count(*) from durable.suspend_tasks('q', held('s', '{"waits": [
   {"name": "$event:x", "event": "x", "position": 1}, {"name": "$event:y", "event": "y", "position": 2},
@@ -76,37 +76,37 @@ select claimed('s') \g /dev/null
 select durable.load_checkpoints('q', held('s')) \g /dev/null
 select is((select name from durable.task_history('q', id('s')) where kind = 'woken'), '$event:y', 'one has woken it');
 
--- what a retry begins is no wake-up
+-- a retry is no wake-up
 
 select started('r'), awaiting('r', 'never', 1000), durable.cancel_task('q', id('r')), move_to(70),
   durable.retry_task('q', id('r')), claimed('r') \g /dev/null
 select is((select count(*) from durable.task_history('q', id('r')) where kind = 'woken'), 0::bigint,
-  'what was tried again was not woken');
+  'a retried task was not woken');
 select is((select string_agg(kind, ' ' order by at, attempt) from durable.task_history('q', id('r')) where kind in ('claimed', 'retried')),
   'claimed retried claimed', 'but claimed again');
 
--- versions go on to count
+-- version policies still apply
 
 select durable.create_queue('q', '{"versions": "gate"}'), durable.announce_version('q', 'v2'),
   durable.announce_version('q', 'v1') \g /dev/null
 select durable.promote_version('q', 'v2'), spawned('v') \g /dev/null
 select is((select count(*) from durable.claim_tasks('q', 'w', array['job'], 9, 30, version => 'v1')), 0::bigint,
-  'a full history lets no other version claim');
+  'a full history does not let another version claim');
 select is((select count(*) from durable.claim_tasks('q', 'w', array['job'], 9, 30, version => 'v2')), 1::bigint,
-  'than one that may');
+  'only one that may claim');
 
--- how long it is kept
+-- retention
 
 select call_it('f', (durable.fork_task('q', id('a'))).task_id) \g /dev/null
 select is((select count(*) from durable.claim_log where task_id = id('f')), 0::bigint,
-  'a fork has none of them: it was not claimed');
+  'a fork has no log: it was not claimed');
 select durable.delete_tasks('q', jsonb_build_object('task_ids', ids('a'))) \g /dev/null
-select is((select count(*) from durable.claim_log where task_id = id('a')), 0::bigint, 'they go with their task');
+select is((select count(*) from durable.claim_log where task_id = id('a')), 0::bigint, 'the log is deleted with its task');
 select durable.create_queue('q', '{"history": "brief", "versions": null}'), set_config('test.logged', logged()::text, true),
   started('b'), awaiting('b', 'never') \g /dev/null
-select is(logged(), current_setting('test.logged')::bigint, 'and come to an end with the policy');
+select is(logged(), current_setting('test.logged')::bigint, 'and is no longer written once the policy is brief');
 select durable.drop_queue('q') \g /dev/null
-select is(logged(), 0::bigint, 'or the queue');
+select is(logged(), 0::bigint, 'or the queue is dropped');
 
 select * from finish();
 rollback;

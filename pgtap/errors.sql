@@ -6,13 +6,13 @@ select results_eq(
   $$ select code, name from durable.errors() order by code $$,
   $$ values ('22023', 'invalid_argument'), ('42501', 'forbidden'), ('WFCAN', 'cancelled'), ('WFCON', 'conflict'),
      ('WFFIN', 'already_finished'),
-       ('WFLST', 'lease_lost'), ('WFNFD', 'not_found'), ('WFQUE', 'unknown_queue'),
+       ('WFISO', 'wrong_isolation'), ('WFLST', 'lease_lost'), ('WFNFD', 'not_found'), ('WFQUE', 'unknown_queue'),
          ('WFVER', 'schema_version') $$,
   'errors() is a closed set');
 select is_empty($$ select * from durable.errors() where meaning !~ '^[A-Z].*\.$' $$,
   'every meaning is a sentence');
 
--- each says what to do
+-- each has a hint
 
 create function pg_temp.refusal(statement text)
 returns text
@@ -41,7 +41,7 @@ from (values
   ('select durable.spawn(''q'', '''')',
    '22023 | task name is empty | Pass 1 to 100 bytes of text.'),
   ('select durable.spawn(''q'', ''job'', ''{}'', ''{"retries": 3}'')',
-   '22023 | unknown key "retries" in options | Known keys: max_attempts, retry, headers, idempotency_key, max_delay, max_duration, parent_task_id, deadline, version, identity, fingerprint.'),
+   '22023 | unknown key "retries" in options | Known keys: max_attempts, retry, headers, idempotency_key, start_timeout, execution_timeout, parent_task_id, deadline, version, identity, fingerprint.'),
   ('select durable.spawn(''q'', ''other'', ''{}'', ''{"idempotency_key": "k"}'')',
    'WFCON | idempotency key "k" belongs to task A with the name "job" | Use one key for one name and params.'),
   ('select durable.retry_task(''q'', id(''a''))',

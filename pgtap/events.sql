@@ -5,10 +5,10 @@ select plan(42);
 -- emit_event
 
 select is(durable.emit_event('q', 'packed', '{"by": "Ann"}'), true,
-  'emit_event() says that it was the first');
+  'emit_event() returns true the first time');
 select move_to(10) \g /dev/null
 select is(durable.emit_event('q', 'packed', '{"by": "Bob"}'), false,
-  'emit_event() says that it was not');
+  'emit_event() returns false after that');
 select results_eq(
   $$ select emitted_at, payload from durable.events where name = 'packed' $$,
   $$ values (at(0), '{"by": "Ann"}'::jsonb) $$,
@@ -44,22 +44,22 @@ from (values
 select throws_ok($$ select durable.emit_event('q', 'big', to_jsonb(repeat('x', 16777216))) $$,
   '22023', null,
   'emit_event() refuses a payload of more than 16 MiB');
-select is(everything(), :'before', 'what emit_event() refuses leaves no trace');
+select is(everything(), :'before', 'a call that emit_event() refuses leaves no trace');
 select is(durable.emit_event('q', repeat('é', 127) || 'e'), true, 'a name may have 255 bytes');
 
--- waiting for what has happened
+-- waiting for an event that was emitted already
 
 select started('late') \g /dev/null
 select results_eq(
   $$ select nick(task_id), outcome, name, state, value::text
      from durable.await_event('q', id('late'), 1, '$event:packed', 'packed') $$,
   $$ values ('late', 'resolved', '$event:packed', 'done', '{"by": "Ann"}') $$,
-  'an event that was emitted already is not waited for');
+  'a task does not wait for an event that was emitted already');
 select is(states('late') || (task('late')).claim, 'running1',
-  'and the task goes on under its claim');
+  'and continues under its claim');
 select is(history('late'), '$event:packed done {"by": "Ann"}', 'with a checkpoint');
 
--- waiting for what has not
+-- waiting for an event that was not emitted yet
 
 select started('w1'), started('w2'), started('w3') \g /dev/null
 select is(awaiting(nick, 'shipped'), 'suspended', format('%s falls asleep until the event', nick))
@@ -70,12 +70,12 @@ select results_eq(
   $$ values ('sleeping', 2, 1, null::timestamptz, null::timestamptz) $$,
   'a waiting task has no worker, no lease, and is never due by the clock');
 select is((select emitted_at from durable.events where name = 'shipped'), null,
-  'an awaited event has a place, which is not an event');
+  'an awaited event has a row without a payload');
 select is(durable.emit_event('other', 'shipped'), true, 'another queue''s event of that name') ;
 select is(states('w1 w2 w3'), 'sleeping sleeping sleeping', 'wakes nobody here');
 select move_to(20) \g /dev/null
 select is(durable.emit_event('q', 'shipped', '{"n": 1}'), true,
-  'emit_event() into a waiting place is the first');
+  'emit_event() of an awaited event is the first');
 select is(states('w1 w2 w3'), 'pending pending pending',
   'emit_event() wakes every task that waits');
 select is((task('w2')).available_at, at(20), 'they are due at once');
@@ -86,14 +86,14 @@ select results_eq(
   $$ select nick(task_id), name, state, value::text
      from durable.load_checkpoints('q', held('w1 w2 w3')) order by 1 $$,
   $$ select nick, '$event:shipped', 'done', '{"n": 1}' from words('w1 w2 w3') $$,
-  'each finds the first payload in its history');
-select is_empty($$ select * from durable.waits $$, 'a wait that is over is gone');
+  'each finds the first payload in its checkpoints');
+select is_empty($$ select * from durable.waits $$, 'an ended wait is deleted');
 
 select failed('w1'), move_to(600), claimed('w1') \g /dev/null
 select results_eq(
   $$ select value::text from durable.load_checkpoints('q', held('w1')) $$, array['{"n": 1}'],
   'the next attempt sees the same payload');
-select is(awaiting('w1', 'shipped'), 'resolved', 'and awaiting it again is answered from history');
+select is(awaiting('w1', 'shipped'), 'resolved', 'and awaiting it again returns the checkpoint');
 
 -- more waiters than one call wakes
 
@@ -107,13 +107,13 @@ select durable.emit_event('q', 'open') \g /dev/null
 select is((select count(*) from durable.tasks where name = 'crowd' and state = 'pending'),
   100::bigint,
   'emit_event() wakes a hundred');
-select is((select count(*) from durable.notes where kind = 'event'), 1::bigint,
-  'and leaves a note for the rest');
-select durable.apply_notes('q') \g /dev/null
+select is((select count(*) from durable.deferred_work where kind = 'event'), 1::bigint,
+  'and defers the rest');
+select durable.apply_deferred_work('q') \g /dev/null
 select is((select count(*) from durable.tasks where name = 'crowd' and state = 'pending'),
   1000::bigint,
-  'which whoever keeps house applies');
-select is_empty($$ select * from durable.notes $$, 'and then there is none left');
+  'which maintenance applies');
+select is_empty($$ select * from durable.deferred_work $$, 'and then nothing is deferred');
 
 select * from finish();
 rollback;

@@ -2,16 +2,16 @@ begin;
 \ir _setup.sql
 select plan(94);
 
--- A task per way of losing it, each once held under claim 1:
---   taken     its lease ran out, and another worker has it now
---   expired   its lease ran out, and it waits for the next attempt
---   given-up  its lease ran out, and there was no other attempt
+-- A task for each way of losing it, each held once under claim 1:
+--   taken     its lease expired, and another worker has claimed it
+--   expired   its lease expired, and it waits for the next attempt
+--   given-up  its lease expired, and there was no other attempt
 --   asleep    it was suspended
 --   done      it has completed
 --   broken    it has failed
---   released  it was given back
+--   released  it was released
 --   stopped   it was cancelled
---   revived   it was cancelled, and tried again by hand
+--   revived   it was cancelled and retried
 --   gone      it was deleted
 
 select started('taken'), started('expired'), started('given-up', '{"max_attempts": 1}') \g /dev/null
@@ -45,45 +45,45 @@ as $$
   select tap.held((select string_agg(nick, ' ') from lost), said || '{"claim": 1}');
 $$;
 
--- the functions that answer for each task
+-- the functions that return an outcome for each task
 
 select everything() as before \gset
 select results_eq(
   $$ select nick(task_id), outcome
      from durable.save_checkpoints('q', pg_temp.nobody('{"name": "s", "value": 1}')) order by 1 $$,
   $$ select * from lost order by 1 $$,
-  'save_checkpoints() refuses a claim that is over');
+  'save_checkpoints() refuses a claim that has ended');
 select results_eq(
   $$ select nick(task_id), outcome from durable.extend_leases('q', pg_temp.nobody(), 999)
      order by 1 $$,
   $$ select * from lost order by 1 $$,
-  'extend_leases() refuses a claim that is over');
+  'extend_leases() refuses a claim that has ended');
 select results_eq(
   $$ select nick(task_id), outcome from durable.release_tasks('q', pg_temp.nobody()) order by 1 $$,
   $$ select * from lost order by 1 $$,
-  'release_tasks() refuses a claim that is over');
+  'release_tasks() refuses a claim that has ended');
 select results_eq(
   $$ select nick(task_id), outcome from durable.complete_tasks('q', pg_temp.nobody('{"result": 7}'))
      order by 1 $$,
   $$ select nick, case when nick = 'done' then 'ok' else outcome end from lost order by 1 $$,
-  'complete_tasks() refuses a claim that is over, unless it ended so');
+  'complete_tasks() refuses a claim that has ended, unless in the same way');
 select results_eq(
   $$ select nick(task_id), outcome
      from durable.fail_tasks('q', pg_temp.nobody('{"error": {"type": "Late"}}')) order by 1 $$,
   $$ select nick, case when nick = 'broken' then 'ok' else outcome end from lost order by 1 $$,
-  'fail_tasks() refuses a claim that is over, unless it ended so');
+  'fail_tasks() refuses a claim that has ended, unless in the same way');
 select results_eq(
   $$ select nick(task_id), outcome
      from durable.flush('q', pg_temp.nobody('{"name": "s"}'), null, null) order by 1 $$,
   $$ select * from lost order by 1 $$,
-  'flush() refuses the checkpoints of a claim that is over');
+  'flush() refuses the checkpoints of a claim that has ended');
 select results_eq(
   $$ select nick(task_id), outcome
      from durable.poll_waits('q',
      pg_temp.nobody('{"waits": [{"name": "$event:emitted", "event": "emitted"}]}'))
      where nick(task_id) not in ('asleep', 'released', 'revived') order by 1 $$,
   $$ select * from lost where nick not in ('asleep', 'released', 'revived') order by 1 $$,
-  'poll_waits() refuses a claim that is over');
+  'poll_waits() refuses a claim that has ended');
 select results_eq(
   $$ select nick(task_id), outcome
      from durable.suspend_tasks('q',
@@ -91,7 +91,7 @@ select results_eq(
      where nick(task_id) not in ('released', 'revived') order by 1 $$,
   $$ select nick, case when nick = 'asleep' then 'suspended' else outcome end
      from lost where nick not in ('released', 'revived') order by 1 $$,
-  'suspend_tasks() refuses a claim that is over, unless it ended so');
+  'suspend_tasks() refuses a claim that has ended, unless in the same way');
 select is(everything(), :'before', 'none of them changed anything');
 
 -- the functions that raise
@@ -112,16 +112,16 @@ cross join (values
 where (what ~ 'spawn_children|emit|send' or nick not in ('asleep', 'released', 'revived'));
 select is(everything(), :'before', 'they did not change anything either');
 
--- load_checkpoints only reads for a claim that is over
+-- load_checkpoints only reads for a claim that has ended
 
 select claimed('expired'), awaiting('expired', 'soon', 5), move_to(60),
   claimed('expired') \g /dev/null
 select everything() as before \gset
 select is_empty($$ select * from durable.load_checkpoints('q', held('expired', '{"claim": 3}')) $$,
-  'load_checkpoints() settles no waits under a claim that is over');
-select is(everything(), :'before', 'and leaves them to the present one');
+  'load_checkpoints() resolves no waits under a claim that has ended');
+select is(everything(), :'before', 'and leaves them to the current one');
 
--- an even number is nobody's claim
+-- an even number is no claim
 
 select spawned('idle'), started('loose'), released('loose') \g /dev/null
 create function pg_temp.unheld(said jsonb default '{}')
@@ -152,10 +152,10 @@ select throws_ok($$ select durable.emit_from_task('q', id('idle'), 0, '$emit:a',
 select throws_ok(
   $$ select durable.send_from_task('q', id('idle'), 0, '$send:t', 'q', id('taken'), 't') $$, 'WFLST', null,
   'and send_from_task()');
-select is_empty($$ select * from durable.load_checkpoints('q', pg_temp.unheld()) $$, 'load_checkpoints() has nothing to load');
+select is_empty($$ select * from durable.load_checkpoints('q', pg_temp.unheld()) $$, 'load_checkpoints() returns nothing');
 select is(everything(), :'before', 'none of them changed anything');
 
--- a claim that nobody has taken over is good, however late
+-- a claim that nobody has taken over is valid, however late
 
 select started('late') \g /dev/null
 select move_to(86400) \g /dev/null
@@ -163,7 +163,7 @@ select is(saved('late', 'step'), 'ok', 'an expired lease that nobody took over s
 select is(completed('late'), 'ok', 'and completes');
 select is(history('late'), 'step done null', 'with its checkpoint');
 
--- a second life of the same worker
+-- the same worker claims a task again
 
 select spawned('twice'), claimed('twice', 'me'), saved('twice', 'one'),
   sleeping('twice', 86500) \g /dev/null
@@ -172,14 +172,13 @@ select results_eq(
   $$ select outcome from durable.save_checkpoints('q', held('twice', '{"claim": 1, "name": "two"}'))
      union all select outcome from durable.complete_tasks('q', held('twice', '{"claim": 1}')) $$,
   array['lost', 'lost'],
-  'after sleep and re-claim the former claim is over, even for the same worker and attempt');
+  'after sleep and re-claim the former claim has ended, even for the same worker and attempt');
 select is((task('twice')).attempt, 1, 'the attempt is the same');
 select results_eq(
   $$ select outcome from durable.save_checkpoints('q', held('twice', '{"name": "two"}')) $$,
-  array['ok'], 'the present claim goes on');
+  array['ok'], 'the current claim is valid');
 
--- a worker that speaks under both of its claims in one call: what one is told is not
--- what the other is told
+-- a worker that passes both of its claims in one call gets an outcome for each
 
 create function pg_temp.both(said jsonb)
 returns json
@@ -191,11 +190,11 @@ as $$
 $$;
 select results_eq(
   $$ select outcome from durable.save_checkpoints('q', pg_temp.both('{"name": "both"}')) order by 1 $$,
-  array['lost', 'ok'], 'save_checkpoints() refuses the former claim alone');
-select is(history('twice') like 'both done null%', true, 'and saves for the present one');
+  array['lost', 'ok'], 'save_checkpoints() refuses only the former claim');
+select is(history('twice') like 'both done null%', true, 'and saves for the current one');
 select results_eq(
   $$ select outcome from durable.flush('q', pg_temp.both('{"name": "more"}'), null, null) $$,
-  array['lost'], 'flush() names one of the two');
+  array['lost'], 'flush() returns one of the two');
 select results_eq(
   $$ select outcome from durable.complete_tasks('q', pg_temp.both('{"result": 1}')) order by 1 $$,
   array['lost', 'ok'], 'so does complete_tasks()');

@@ -31,7 +31,7 @@ from (values
   ('{"spawned_before": "2030-01-01T01:00:10+01:00"}', 'a', 'when they were spawned, before'),
   ('{"finished_after": "2030-01-01 00:00:20Z"}', 'c', 'when they finished'),
   ('{"finished_before": "2030-01-01 00:00:20.000Z"}', 'b', 'when they finished, before'),
-  ('{"name": "job", "states": ["pending"], "headers": {"x": 1}}', 'a', 'several things, which all must hold')
+  ('{"name": "job", "states": ["pending"], "headers": {"x": 1}}', 'a', 'several keys, which must all match')
 ) as filters (filter, found, what);
 
 select results_eq(
@@ -40,10 +40,10 @@ select results_eq(
      from durable.list_tasks('q', '{"name": "job"}', 2, id('d')) $$,
   $$ values ('c', null::uuid, 'job', 'completed', 1, 'worker', at(20), at(20), null::timestamptz, at(20), null),
        ('b', null, 'job', 'failed', 1, 'worker', at(10), at(10), null, at(10), 'E1') $$,
-  'list_tasks() goes on from where a page ended, from the newest to the oldest');
-select is_empty($$ select from durable.list_tasks('other') $$, 'and stays in its queue');
+  'list_tasks() continues after a page, from the newest task to the oldest');
+select is_empty($$ select from durable.list_tasks('other') $$, 'and returns only tasks of its queue');
 
-select throws_ok(format('select durable.list_tasks(%L, %L, %L)', queue, filter, quantity), code, null,
+select throws_ok(format('select durable.list_tasks(%L, %L, %L)', queue, filter, page_size), code, null,
   format('list_tasks() refuses %s', what))
 from (values
   ('nowhere', '{}', 1, 'WFQUE', 'an unknown queue'),
@@ -67,10 +67,10 @@ from (values
   ('q', '{"finished_before": 7}', 1, '22023', 'a number'),
   ('q', '{"all": false}', 1, '22023', 'all that is not true'),
   ('q', '{"all": true, "name": "x"}', 1, '22023', 'all and a name'),
-  ('q', '{}', 0, '22023', 'no quantity'),
-  ('q', '{}', null, '22023', 'a quantity that is null'),
+  ('q', '{}', 0, '22023', 'no page_size'),
+  ('q', '{}', null, '22023', 'a page_size that is null'),
   ('q', '{}', 1000000, '22023', 'too many')
-) as refused (queue, filter, quantity, code, what);
+) as refused (queue, filter, page_size, code, what);
 
 select * from finish();
 rollback;

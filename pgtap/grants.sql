@@ -9,7 +9,7 @@ create role tap_operator in role durable_operator;
 
 grant select, insert, update on all tables in schema tap to public;
 
--- What becomes of a statement in another role: ok, or the SQLSTATE.
+-- The result of a statement in another role: ok, or the SQLSTATE.
 create function pg_temp.try(role text, statement text)
 returns text
 language plpgsql
@@ -28,17 +28,17 @@ $$;
 -- one function, granted by name
 
 select is(pg_temp.try('tap_visitor', $$ select durable.spawn('q', 'x') $$), '42501',
-  'nothing is granted to everybody');
+  'nothing is granted to PUBLIC');
 grant usage on schema durable to tap_visitor;
 select is(pg_temp.try('tap_visitor', $$ select durable.spawn('q', 'x') $$), '42501',
-  'nor is it with the schema alone');
+  'not even with usage of the schema');
 grant execute on function durable.spawn to tap_visitor;
 select is(pg_temp.try('tap_visitor', $$ select * from durable.spawn('q', 'x', '{}') $$), 'ok',
-  'who has been granted spawn() can spawn');
+  'a role that was granted spawn() can spawn');
 select is(
   pg_temp.try('tap_visitor', $$ select *
     from durable.spawn('q', 'x', '{}', '{"idempotency_key": "k", "max_attempts": 2,
-    "retry": {"kind": "fixed"}, "headers": {}, "max_delay": 1, "max_duration": 1}') $$), 'ok',
+    "retry": {"kind": "fixed"}, "headers": {}, "start_timeout": 1, "execution_timeout": 1}') $$), 'ok',
   'with all its options');
 select is(pg_temp.try('tap_visitor', $$ select * from durable.spawn('none', 'x') $$), 'WFQUE',
   'and gets its typed errors');
@@ -65,7 +65,7 @@ from (values
   ('tap_client',   'ok',    'select * from durable.get_task_result(''q'', tap.id(''u''))'),
   ('tap_client',   'ok',    'select durable.list_queues(), durable.version()'),
   ('tap_client',   'ok',    'select * from durable.errors()'),
-  ('tap_client',   'ok',    'select durable.take_door(''q'', ''results''), durable.leave_door(''q'', ''results'')'),
+  ('tap_client',   'ok',    'select durable.register_listener(''q'', ''results''), durable.unregister_listener(''q'', ''results'')'),
   ('tap_client',   '42501', 'select durable.claim_tasks(''q'', ''w'')'),
   ('tap_client',   '42501', 'select durable.complete_tasks(''q'', ''[]'')'),
   ('tap_client',   '42501', 'select durable.create_queue(''x'')'),
@@ -78,7 +78,7 @@ from (values
   ('tap_worker',   'ok',    format('select durable.await_event(''q'', %L, 1, ''w'', ''never'')', id('t'))),
   ('tap_worker',   'ok',    'select durable.claim_tasks(''q'', ''w'', null, 9)'),
   ('tap_worker',   'ok',    'select durable.get_next_due(''q''), durable.list_waiting_names(''q'')'),
-  ('tap_worker',   'ok',    'select durable.keep_house(''q'')'),
+  ('tap_worker',   'ok',    'select durable.run_maintenance(''q'')'),
   ('tap_worker',   '42501', 'select durable.drop_queue(''q'')'),
   ('tap_worker',   '42501', 'select * from durable.tasks'),
   ('tap_operator', 'ok',    'select durable.create_queue(''x''), durable.drop_queue(''x'')'),
@@ -95,7 +95,7 @@ from (values
 ) as roles (role, outcome, statement)
 cross join lateral regexp_replace(statement, '''[^'']*-[^'']*''', '...', 'g') as what;
 
--- a queue for some roles and not for others
+-- a queue for some roles only
 
 create role tap_shop in role durable_client;
 create role tap_mail in role durable_client;
@@ -139,10 +139,10 @@ select throws_ok($$ set local role tap_shop; select durable.spawn('mail', 'x') $
   'no right to use the queue "mail"', 'the refusal names the queue');
 select durable.create_queue('mail', '{"keep_tasks": 1}') \g /dev/null
 select is(pg_temp.try('tap_shop', $$ select durable.spawn('mail', 'x') $$), '42501',
-  'another policy leaves the roles alone');
+  'another policy leaves the roles unchanged');
 select durable.create_queue('mail', '{"roles": null}') \g /dev/null
 select is(pg_temp.try('tap_shop', $$ select durable.spawn('mail', 'x') $$), 'ok',
-  'roles can be taken back, from the next call on');
+  'roles can be revoked, from the next call on');
 select durable.create_queue('mail', '{"roles": ["tap_mail", "tap_shop"]}') \g /dev/null
 drop owned by tap_shop;
 drop role tap_shop;
@@ -150,17 +150,17 @@ select is(pg_temp.try(role, $$ select durable.spawn('mail', 'x') $$), outcome,
   format('with a listed role gone, %s is told %s', role, outcome))
 from (values ('tap_mail', 'ok'), ('tap_client', '42501')) as remaining (role, outcome);
 
--- an application's own function passes its caller on: whose session it is counts
+-- an application's own function: the session's role counts, not the function's owner
 
 create function tap.welcome() returns void language sql security definer
   begin atomic select durable.spawn('mail', 'x'); end;
 alter function tap.welcome owner to tap_mail;
 grant usage on schema tap to tap_mail;
 select is(pg_temp.try('tap_client', 'select tap.welcome()'), '42501',
-  'a function of who may does not open the queue to who may not');
-select is(pg_temp.try('tap_postman', 'select tap.welcome()'), 'ok', 'and to its own it is open');
+  'a function owned by a role with access does not give access to others');
+select is(pg_temp.try('tap_postman', 'select tap.welcome()'), 'ok', 'and its owner has access');
 
--- the functions do with the owner's rights, and only with those, what they do
+-- functions run with the owner's rights, and only with those
 
 create schema tap_trap authorization tap_visitor;
 select is(

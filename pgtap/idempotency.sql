@@ -18,7 +18,7 @@ select results_eq(
 from (values
   ('q', 'job', '{"n": 1, "m": [2]}',     'k', 'the same params'),
   ('q', 'job', '{"m": [2], "n": 1}',     'k', 'params in another order'),
-  ('q', 'job', '{"n": 1.0, "m": [2e0]}', 'k', 'numbers written otherwise')
+  ('q', 'job', '{"n": 1.0, "m": [2e0]}', 'k', 'numbers in another notation')
 ) as same (queue, task, params, key, what);
 
 select results_eq(
@@ -50,7 +50,7 @@ from (values
   ('q',     'it''s "k" \ 🐘', 'one full of quotes')
 ) as different (queue, key, what);
 
--- how long a key lives
+-- how long a key is kept
 
 select claimed('a'), failed('a'), claimed('a') \g /dev/null
 select results_eq(
@@ -82,7 +82,7 @@ select results_eq(
 select is(
   (select count(*) from durable.idempotency_keys
    left join durable.tasks using (queue, task_id) where tasks.task_id is null),
-  0::bigint, 'no key stands for a task that is not there');
+  0::bigint, 'no key belongs to a task that does not exist');
 select throws_ok(
   format('select durable.spawn(%L, %L, %L, %L)', 'q', 'job', '{}',
     jsonb_build_object('idempotency_key', 'orphan', 'parent_task_id', id('b'))),
@@ -122,7 +122,7 @@ select call_it('plain', (pg_temp.keyed('q', 'job', '{"n": 1}', 'plain')).task_id
 select results_eq(
   $$ select task_id, created from pg_temp.sealed('"x"', '"f"', 'plain') $$,
   $$ values (id('plain'), false) $$,
-  'a key from before there were fingerprints is taken for the same');
+  'a key from before fingerprints existed counts as equal');
 select throws_ok(
   format('select durable.spawn(%L, %L, %L, %L)', 'q', 'job', '{}', options), '22023', null,
   format('spawn() refuses %s', options))

@@ -13,20 +13,20 @@ select is(left(durable._uuid7(1893456000000, 4096)::text, 18), '01b8dac5-b401-70
 select is(count(distinct durable._uuid7(1893456000000)), 1000::bigint, 'the rest is random')
 from generate_series(1, 1000);
 select ok(durable._uuid7(1893456000000, 1) > durable._uuid7(1893456000000, 0),
-  'ids sort as they count');
+  'ids sort in the order of their counter');
 
-select is(durable._id_milliseconds(at(0)), 1893456000000, 'an id is of its moment');
+select is(durable._id_milliseconds(at(0)), 1893456000000, 'an id contains its time');
 select is(durable._id_milliseconds(at(0), durable._uuid7(1893456000000)), 1893456000001,
-  'a child''s is after its parent''s, when no time has passed');
+  'a child''s id comes after its parent''s, even at the same time');
 select is(durable._id_milliseconds(at(0), durable._uuid7(1893456009999, 7)), 1893456010000,
-  'also when the clock has stepped back');
+  'also if the clock was set back');
 select is(durable._id_milliseconds(at(9), durable._uuid7(1893456000000)), 1893456009000,
-  'and of its own moment otherwise');
+  'and otherwise contains its own time');
 
 select ok(
   durable._uuid7_floor(at(0)) <= durable._uuid7(1893456000000) and durable._uuid7(1893455999999,
     4095) < durable._uuid7_floor(at(0)),
-  'the floor of a moment lies between the ids before it and its own');
+  'the floor of a time lies between earlier ids and its own');
 select is(durable._run_id(uuid '01b8dac5-b400-7000-8000-000000000000', 1),
   durable._run_id(uuid '01b8dac5-b400-7000-8000-000000000000', 1),
   'a run''s id follows from its task and attempt')

@@ -31,11 +31,11 @@ $$;
 -- send_message
 
 select spawned('box') \g /dev/null
-select is(pg_temp.sent('box', 'a', '{"n": 1}'), true, 'a task is sent a message before its first run');
+select is(pg_temp.sent('box', 'a', '{"n": 1}'), true, 'a message can be sent before the task''s first run');
 select is(pg_temp.sent('box', 'b', '2'), true, 'on any topic');
-select is(pg_temp.sent('box', 'a', '3'), true, 'and more of them');
-select is(pg_temp.mail('box'), 'a 1 {"n": 1}, a 2 3, b 1 2', 'each topic''s are numbered as they came');
-select is(states('box'), 'pending', 'sending changes nothing about the task');
+select is(pg_temp.sent('box', 'a', '3'), true, 'and several of them');
+select is(pg_temp.mail('box'), 'a 1 {"n": 1}, a 2 3, b 1 2', 'messages are numbered by topic in the order of sending');
+select is(states('box'), 'pending', 'sending does not change the task');
 
 create temp table payloads (what, payload) as values
   ('an array',      '[1, 2]'),
@@ -70,68 +70,68 @@ from (values
 select throws_ok($$ select pg_temp.sent('box', 't', to_jsonb(repeat('x', 16777216))) $$,
   '22023', null,
   'send_message() refuses a payload of more than 16 MiB');
-select is(everything(), :'before', 'what send_message() refuses leaves no trace');
+select is(everything(), :'before', 'a call that send_message() refuses leaves no trace');
 
--- a key
+-- dedup_key
 
 select spawned('keyed') \g /dev/null
 select is(pg_temp.sent('keyed', 't', '1', 'k'), true, 'a message may have a key');
-select is(pg_temp.sent('keyed', 't', '2', 'k'), false, 'a second one with it is not sent');
-select is(pg_temp.sent('keyed', 'u', '3', 'k'), false, 'on no topic');
-select is(pg_temp.sent('box', 't', '4', 'k'), true, 'another task''s key is another key');
-select is(pg_temp.sent('keyed', 't', '5'), true, 'one without a key is');
+select is(pg_temp.sent('keyed', 't', '2', 'k'), false, 'a second one with the same key is not sent');
+select is(pg_temp.sent('keyed', 'u', '3', 'k'), false, 'on any topic');
+select is(pg_temp.sent('box', 't', '4', 'k'), true, 'the same key of another task is another key');
+select is(pg_temp.sent('keyed', 't', '5'), true, 'a message without a key is sent');
 select is(pg_temp.mail('keyed'), 't 1 1, t 2 5', 'and the numbers have no gap');
 select claimed('keyed'), receiving('keyed', 't') \g /dev/null
-select is(pg_temp.sent('keyed', 't', '6', 'k'), false, 'a key outlives its message');
-select is(pg_temp.mail('keyed'), 't 2 5', 'of which nothing else is left');
+select is(pg_temp.sent('keyed', 't', '6', 'k'), false, 'a key stays after its message was received');
+select is(pg_temp.mail('keyed'), 't 2 5', 'and nothing else of it does');
 
--- receiving what is there
+-- receiving a message that is there
 
 select claimed('box') \g /dev/null
 select results_eq(
   $$ select nick(task_id), outcome, name, state, value::text
      from durable.recv_message('q', id('box'), 1, '$recv:a', 'a') $$,
   $$ values ('box', 'resolved', '$recv:a', 'done', '{"n": 1}') $$,
-  'a message that is there is not waited for');
-select is(states('box') || (task('box')).claim, 'running1', 'and the task goes on under its claim');
+  'a task does not wait for a message that is there');
+select is(states('box') || (task('box')).claim, 'running1', 'and continues under its claim');
 select results_eq(
   $$ select value::text from durable.recv_message('q', id('box'), 1, '$recv:a', 'a') $$,
   array['{"n": 1}'],
-  'the same wait is answered from history');
+  'the same wait returns the checkpoint');
 select results_eq(
   $$ select value::text from durable.recv_message('q', id('box'), 1, '$recv:a#2', 'a') $$,
   array['3'],
   'the next one gets the next message');
-select is(receiving('box', 'a', 5), 'resolved', 'whatever it says about a timeout');
+select is(receiving('box', 'a', 5), 'resolved', 'whatever its timeout');
 select is((select count(*) from durable.messages where task_id = id('box') and topic = 'a'), 0::bigint,
-  'what was received is gone');
+  'received messages are deleted');
 
--- waiting for what is not
+-- waiting for a message
 
 select started('w') \g /dev/null
-select is(receiving('w', 'go'), 'suspended', 'a task falls asleep until it is sent a message');
+select is(receiving('w', 'go'), 'suspended', 'a task is suspended until it is sent a message');
 select results_eq(
   $$ select state::text, claim, attempt, available_at, lease_expires_at from durable.tasks
      where task_id = id('w') $$,
   $$ values ('sleeping', 2, 1, null::timestamptz, null::timestamptz) $$,
   'a waiting task has no worker, no lease, and is never due by the clock');
 select is((select sent from durable.mailboxes where task_id = id('w')), 0::bigint,
-  'its mailbox is there, and empty');
-select is((select topic from durable.waiting where task_id = id('w')), 'go', 'an operator sees for what it waits');
+  'its mailbox exists, and is empty');
+select is((select topic from durable.waiting where task_id = id('w')), 'go', 'the view waiting shows the topic');
 select pg_temp.sent('w', 'other') \g /dev/null
 select is(states('w'), 'sleeping', 'a message of another topic wakes nobody');
 select move_to(20), pg_temp.sent('w', 'go', '7') \g /dev/null
-select is(states('w') || (task('w')).attempt, 'pending1', 'one of its topic does, which starts no new attempt');
-select is((task('w')).available_at, at(20), 'and is due at once');
+select is(states('w') || (task('w')).attempt, 'pending1', 'one of its topic does, and starts no new attempt');
+select is((task('w')).available_at, at(20), 'and the task is due at once');
 select pg_temp.sent('w', 'go', '8'), claimed('w') \g /dev/null
 select results_eq(
   $$ select name, state, value::text from durable.load_checkpoints('q', held('w')) $$,
   $$ values ('$recv:go', 'done', '7') $$,
-  'it finds the first in its history');
+  'it finds the first message in its checkpoints');
 select is(pg_temp.mail('w'), 'go 2 8, other 1 null', 'and the others are left');
-select is_empty($$ select * from durable.waits $$, 'a wait that is over is gone');
+select is_empty($$ select * from durable.waits $$, 'an ended wait is deleted');
 select failed('w'), move_to(600), claimed('w') \g /dev/null
-select is(history('w'), '$recv:go done 7', 'the next attempt has received the same');
+select is(history('w'), '$recv:go done 7', 'the next attempt has received the same message');
 select is(pg_temp.mail('w'), 'go 2 8, other 1 null', 'and the others are left for it');
 
 -- several waits for one topic
@@ -145,7 +145,7 @@ select durable.load_checkpoints('q', held('two')) \g /dev/null
 select is(history('two'), '$recv:b/t done "y", $recv:c/t done "x"',
   'the call that was made first gets the oldest message');
 select is((select string_agg(name, ' ') from durable.waits where task_id = id('two')), '$recv:a/t',
-  'the one without stays');
+  'the wait without a message stays');
 
 -- a timeout
 
@@ -153,7 +153,7 @@ select started('t'), receiving('t', 'late', 60) \g /dev/null
 select is((task('t')).available_at, at(660), 'a wait may have a timeout');
 select move_to(661), claimed('t') \g /dev/null
 select durable.load_checkpoints('q', held('t')) \g /dev/null
-select is(history('t'), '$recv:late timed_out null', 'after which it is over');
+select is(history('t'), '$recv:late timed_out null', 'after which it has ended');
 select pg_temp.sent('t', 'late', '1') \g /dev/null
 select results_eq(
   $$ select state, value::text from durable.recv_message('q', id('t'), claim('t'), '$recv:late', 'late') $$,
@@ -162,11 +162,11 @@ select results_eq(
 select results_eq(
   $$ select state, value::text from durable.recv_message('q', id('t'), claim('t'), '$recv:late#2', 'late') $$,
   $$ values ('done', '1') $$,
-  'what came too late is the next one''s');
+  'a message that came too late goes to the next wait');
 select started('just'), receiving('just', 't', 60), pg_temp.sent('just', 't', '1') \g /dev/null
 select move_to(9999), claimed('just') \g /dev/null
 select durable.load_checkpoints('q', held('just')) \g /dev/null
-select is(history('just'), '$recv:t done 1', 'what came in time counts, whenever it is looked at');
+select is(history('just'), '$recv:t done 1', 'a message that came in time counts, whenever the wait is resolved');
 
 select throws_ok(format('select durable.recv_message(%L, id(%L), claim(%L), %L, %L)', 'q', 'just', 'just', 'n', topic),
   '22023', null, format('recv_message() refuses %s', what))
@@ -179,13 +179,13 @@ select throws_ok(
 -- send_from_task
 
 select started('teller') \g /dev/null
-select is(pg_temp.told('teller', '$send:t', 'two', 't', '"z"'), true, 'a task sends');
+select is(pg_temp.told('teller', '$send:t', 'two', 't', '"z"'), true, 'a task sends a message');
 select is(states('two') || pg_temp.mail('two'), 'runningt 3 "z"', 'to a task that does not sleep');
-select is(history('teller'), '$send:t done true', 'with a checkpoint');
+select is(history('teller'), '$send:t done true', 'and saves a checkpoint');
 select changes_nothing($$ select pg_temp.told('teller', '$send:t', 'two', 't', '"z"') $$,
-  'the same again does nothing');
+  'repeating the call does nothing');
 select is(pg_temp.told('teller', '$send:k', 'two', 't', '1', 'k'), true, 'a task may give a key');
-select is(pg_temp.told('teller', '$send:k#2', 'two', 't', '2', 'k'), false, 'and hears that it was sent');
+select is(pg_temp.told('teller', '$send:k#2', 'two', 't', '2', 'k'), false, 'and learns that it was sent');
 select is(pg_temp.told('teller', '$send:self', 'teller', 't', '3'), true, 'a task sends to itself');
 select is(receiving('teller', 't'), 'resolved', 'and receives it');
 

@@ -9,12 +9,12 @@ select results_eq(
 
 -- create_queue
 
-select is(durable.create_queue('new'), true, 'create_queue() says that it created a queue');
-select is(durable.create_queue('new'), false, 'create_queue() says that a queue was there');
+select is(durable.create_queue('new'), true, 'create_queue() returns true for a new queue');
+select is(durable.create_queue('new'), false, 'create_queue() returns false for one that exists');
 select is(
   (select (keep_tasks, keep_events)::text from durable.queues where queue = 'new'),
   '(2592000,2592000)',
-  'a queue keeps tasks and events for 30 days unless told otherwise');
+  'a queue keeps tasks and events for 30 days by default');
 
 select durable.create_queue('new', '{"keep_tasks": 0.5, "keep_events": null}') \g /dev/null
 select is(
@@ -23,11 +23,11 @@ select is(
 select durable.create_queue('new', '{"keep_events": 7}') \g /dev/null
 select is(
   (select (keep_tasks, keep_events)::text from durable.queues where queue = 'new'),
-  '(0.5,7)', 'create_queue() leaves alone what the policy does not name');
+  '(0.5,7)', 'create_queue() does not change keys that the policy does not have');
 select durable.create_queue('new', '{"keep_tasks": null}') \g /dev/null
 select is(
   (select keep_tasks from durable.queues where queue = 'new'),
-  null, 'create_queue() can take a limit back');
+  null, 'create_queue() can set a limit back to null');
 
 select throws_ok(format('select durable.create_queue(%L, %L)', name, policy), '22023', null,
   format('create_queue() refuses %s', what))
@@ -57,7 +57,7 @@ select results_eq(
      from (values (repeat('é', 50)), ('a "queue" with ''quotes'' \ and spaces'),
      ('Ünïcode-🐘')) as n (name) $$,
   array[true, true, true],
-  'any printable name up to 100 bytes will do');
+  'any printable name of up to 100 bytes is allowed');
 
 -- list_queues
 
@@ -67,12 +67,12 @@ select results_eq(
 
 -- drop_queue
 
-select is(durable.drop_queue('never'), false, 'drop_queue() says that there was no such queue');
+select is(durable.drop_queue('never'), false, 'drop_queue() returns false for an unknown queue');
 
 select started('a', '{"idempotency_key": "k", "retry": {"kind": "fixed", "base_seconds": 0}}'),
   failed('a'), claimed('a'),
   saved('a', 'step'),
-  awaiting('a', 'never'), durable._leave_note('q', 'event', null, 'never'),
+  awaiting('a', 'never'), durable._defer('q', 'event', null, 'never'),
   durable.spawn('other', 'job'), durable.send_message('q', id('a'), 'topic', '1', 'key')
 \g /dev/null
 select is(durable.drop_queue('q'), true, 'drop_queue() drops a queue that has a sleeping task');
@@ -83,7 +83,7 @@ select is_empty(
      union all select queue from durable.waits where queue = 'q'
      union all select queue from durable.events where queue = 'q'
      union all select queue from durable.idempotency_keys where queue = 'q'
-     union all select queue from durable.notes where queue = 'q'
+     union all select queue from durable.deferred_work where queue = 'q'
      union all select queue from durable.mailboxes where queue = 'q'
      union all select queue from durable.messages where queue = 'q'
      union all select queue from durable.message_keys where queue = 'q'
@@ -98,7 +98,7 @@ insert into durable.tasks (task_id, spawned_at, queue, name, params, available_a
 values (gen_random_uuid(), at(0), 'q', 'straggler', '{}', at(0));
 select durable.create_queue('q') \g /dev/null
 select is_empty($$ select * from durable.claim_tasks('q', 'worker') $$,
-  'create_queue() starts clean, also where a spawn raced with drop_queue()');
+  'create_queue() purges first, in case a spawn raced with drop_queue()');
 
 select * from finish();
 rollback;

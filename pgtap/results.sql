@@ -12,10 +12,10 @@ select results_eq(
 
 select claimed('a') \g /dev/null
 select is((durable.get_task_result('q', id('a'))).state, 'running',
-  'get_task_result() follows a task: running');
+  'get_task_result() shows a running task');
 select sleeping('a', 60) \g /dev/null
 select is((durable.get_task_result('q', id('a'))).state, 'sleeping',
-  'get_task_result() follows a task: sleeping');
+  'get_task_result() shows a sleeping task');
 
 select move_to(61), claimed('a') \g /dev/null
 select completed('a', '{"total": 10000000000000000000000}'), failed('b'),
@@ -27,7 +27,7 @@ select results_eq(
        ('a', 'completed', '{"total": 1e22}'::jsonb, null::jsonb, at(61)),
        ('b', 'failed', null, '{"type": "Oops", "message": "no"}', at(61)),
        ('c', 'cancelled', null, '{"type": "$Cancelled", "message": "enough", "by": {"user": "postgres"}}', at(61)) $$,
-  'a completed task has a result; a failed and a cancelled one say why');
+  'a completed task has a result; a failed and a cancelled one an error');
 
 select is_empty(format('select * from durable.get_task_result(%L, %L)', queue, task_id),
   format('get_task_result() of %s is no row', what))
@@ -38,28 +38,28 @@ from (values
   ('nowhere', id('a'),           'a task of an unknown queue')
 ) as unknown (queue, task_id, what);
 select is_empty($$ select * from durable.get_task_results('q', '{}') $$,
-  'get_task_results() of none are none');
+  'get_task_results() of no ids returns none');
 select is_empty($$ select * from durable.get_task_results('q', null) $$,
-  'get_task_results() of null are none');
+  'get_task_results() of null returns none');
 select is(
   (select count(*) from durable.get_task_results('q', ids('a b') || gen_random_uuid())), 2::bigint,
-  'get_task_results() leaves out what does not exist');
+  'get_task_results() leaves out tasks that do not exist');
 
 select spawned('live') \g /dev/null
 select results_eq(
   $$ select nick(task_id), state, result, finished_at
-     from durable.get_endings('q', ids('live c a')) order by 1 $$,
+     from durable.poll_results('q', ids('live c a')) order by 1 $$,
   $$ values ('a', 'completed', '{"total": 1e22}'::jsonb, at(61)), ('c', 'cancelled', null, at(61)) $$,
-  'get_endings() leaves out those still live');
+  'poll_results() leaves out live tasks');
 select results_eq(
   $$ select task_id, state, finished_at
-     from durable.get_endings('q', array['00000000-0000-7000-8000-000000000000'::uuid]) $$,
+     from durable.poll_results('q', array['00000000-0000-7000-8000-000000000000'::uuid]) $$,
   $$ values ('00000000-0000-7000-8000-000000000000'::uuid, null::text, null::timestamptz) $$,
-  'and knows of one that does not exist nothing but its id');
+  'and returns only the id of a task that does not exist');
 
 select started('n'), completed('n') \g /dev/null
 select is((durable.get_task_result('q', id('n'))).result, 'null'::jsonb,
-  'a task that returned nothing has JSON null for its result');
+  'a task that returned nothing has JSON null as its result');
 
 select started('retried', '{"retry": {"kind": "fixed", "base_seconds": 60}}'),
   failed('retried') \g /dev/null

@@ -2,7 +2,7 @@ begin;
 \ir _setup.sql
 select plan(24);
 
--- how long
+-- delays
 
 select is(round(durable._retry_delay(retry::jsonb, attempt)::numeric, 6), seconds,
   format('%s: %s s after attempt %s', retry, seconds, attempt))
@@ -26,23 +26,23 @@ from (values
 
 select ok(
   bool_and(delay between 5 and 10) and max(delay) - min(delay) > 3 and avg(delay) between 7 and 8,
-  'jitter takes off up to half of a delay, evenly')
+  'jitter subtracts up to half of a delay, evenly')
 from (
   select durable._retry_delay('{"kind": "fixed", "base_seconds": 10, "jitter": true}', 1)
   from generate_series(1, 2000)
 ) as delays (delay);
-select ok(bool_and(delay between 150 and 300), 'jitter never goes beyond the cap')
+select ok(bool_and(delay between 150 and 300), 'jitter never exceeds the maximum')
 from (
   select durable._retry_delay('{"kind": "exponential", "max_seconds": 300, "jitter": true}', 5000)
   from generate_series(1, 1000)
 ) as delays (delay);
 select ok(
   bool_and(delay between least(2 ^ (attempt - 1), 300) / 2 and least(2 ^ (attempt - 1), 300)),
-  'a task that names no strategy waits 1, 2, 4 ... 300 seconds, with jitter')
+  'a task without a retry strategy waits 1, 2, 4 ... 300 seconds, with jitter')
 from generate_series(1, 40) as attempts (attempt)
 cross join lateral (select durable._retry_delay(null, attempt)) as delays (delay);
 
--- whether
+-- limits
 
 select is(durable._may_retry(retry::jsonb, attempt, most), expected,
   format('%s, attempt %s of %s: %s', coalesce(retry, 'no strategy'), attempt,

@@ -2,18 +2,18 @@ begin;
 \ir _setup.sql
 select plan(64);
 
--- what a spawned task is
+-- the spawned task
 
 select spawned('plain') \g /dev/null
 select results_eq(
-  $$ select name collate "default", params, headers, retry, max_attempts, max_duration,
+  $$ select name collate "default", params, headers, retry, max_attempts, execution_timeout,
      idempotency_key collate "default", parent_task_id,
-       state::text, attempt, claim, spawned_at, available_at, deadline_at, started_at, finished_at
+       state::text, attempt, claim, spawned_at, available_at, expires_at, started_at, finished_at
      from durable.tasks where task_id = id('plain') $$,
   $$ values ('job'::text, '{}'::jsonb, null::jsonb, null::jsonb, 5, null::float8, null::text,
      null::uuid,
        'pending', 1, 0, at(0), at(0), null::timestamptz, null::timestamptz, null::timestamptz) $$,
-  'spawn() makes a pending task that is due at once and may be tried five times');
+  'spawn() makes a pending task that is due at once and may have five attempts');
 
 select results_eq(
   $$ select attempt, created, run_id = durable._run_id(task_id, 1), run_id <> task_id
@@ -59,9 +59,9 @@ from (values
   ('{"headers": null}',                                       'headers',      'null'),
   ('{"idempotency_key": "order:7"}',                          'idempotency_key', '"order:7"'),
   ('{"idempotency_key": null}',                               'idempotency_key', 'null'),
-  ('{"max_delay": 1.5}',                                      'deadline_at',  '"2030-01-01T00:00:01.5+00:00"'),
-  ('{"max_delay": null}',                                     'deadline_at',  'null'),
-  ('{"max_duration": 3600.5}',                                'max_duration', '3600.5'),
+  ('{"start_timeout": 1.5}',                                      'expires_at',  '"2030-01-01T00:00:01.5+00:00"'),
+  ('{"start_timeout": null}',                                     'expires_at',  'null'),
+  ('{"execution_timeout": 3600.5}',                                'execution_timeout', '3600.5'),
   ('{"parent_task_id": null}',                                'parent_task_id', 'null')
 ) as accepted (options, stored, value);
 
@@ -91,9 +91,9 @@ from (values
   ('{"headers": ["a"]}'),
   ('{"idempotency_key": 7}'),
   ('{"idempotency_key": ""}'),
-  ('{"max_delay": "1h"}'),
-  ('{"max_delay": -1}'),
-  ('{"max_duration": 1e300}'),
+  ('{"start_timeout": "1h"}'),
+  ('{"start_timeout": -1}'),
+  ('{"execution_timeout": 1e300}'),
   ('{"parent_task_id": 7}'),
   ('{"parent_task_id": "7"}'),
   (jsonb_build_object('idempotency_key', repeat('k', 256))::text)
@@ -106,7 +106,7 @@ select throws_ok($$ select durable.spawn('nowhere', 'job') $$, 'WFQUE', 'no queu
   'spawn() refuses an unknown queue');
 select throws_ok($$ select durable.spawn(null, 'job') $$,
   'WFQUE', null, 'spawn() refuses null for a queue');
-select is(everything(), :'before', 'what spawn() refuses leaves no trace');
+select is(everything(), :'before', 'a call that spawn() refuses leaves no trace');
 
 -- parents
 
@@ -120,7 +120,7 @@ select throws_ok($$ select durable.spawn('other', 'job', '{}',
   'WFNFD', null, 'spawn() refuses a parent in another queue');
 select spawned_below('alive', 'child') \g /dev/null
 select ok((task('child')).parent_task_id = id('alive') and id('child') > id('alive'),
-  'a child''s id is greater than its parent''s, although no time has passed');
+  'a child''s id is greater than its parent''s, even at the same time');
 
 select * from finish();
 rollback;

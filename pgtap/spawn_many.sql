@@ -17,7 +17,7 @@ select results_eq(
   'spawn_many() spawns each as spawn() would, and returns them in the order given');
 
 select is_empty($$ select * from durable.spawn_many('q', '[]') $$,
-  'spawn_many() of nothing is nothing');
+  'spawn_many() of no tasks returns nothing');
 
 -- order
 
@@ -36,7 +36,7 @@ select results_eq(
 select results_eq(
   $$ select task_id from durable.claim_tasks('other', 'worker', array['many'], 5) $$,
   $$ select task_id from spawned_in_order order by place limit 5 $$,
-  'what was spawned in one call is claimed in the order given');
+  'tasks spawned in one call are claimed in the order given');
 
 -- all or nothing
 
@@ -93,9 +93,9 @@ select throws_ok(
   'WFCON', null, 'spawn_many() refuses a key that an earlier call gave to other params');
 
 create temp table hasty as
-select * from durable.spawn_many('q', '[{"task": "hasty", "options": {"max_delay": 7}}]');
-select is((select deadline_at - spawned_at from durable.tasks join hasty using (task_id)), interval '7 s',
-  'spawn_many() sets the deadline of max_delay');
+select * from durable.spawn_many('q', '[{"task": "hasty", "options": {"start_timeout": 7}}]');
+select is((select expires_at - spawned_at from durable.tasks join hasty using (task_id)), interval '7 s',
+  'spawn_many() sets the deadline of start_timeout');
 
 select * from finish();
 rollback;

@@ -2,15 +2,15 @@ begin;
 \ir _setup.sql
 select plan(15);
 
--- The whole state machine: what each call makes of a task in each state. Calls of a
--- worker come from the one that held the task last.
+-- The whole state machine: the effect of each call on a task in each state. The calls of
+-- a worker come from the one that held the task last.
 
 create function pg_temp.in_state(state text)
 returns text
 language plpgsql
 as $$
 begin
-  perform tap.spawned('x', '{"max_delay": 500, "max_duration": 500, "max_attempts": 3,
+  perform tap.spawned('x', '{"start_timeout": 500, "execution_timeout": 500, "max_attempts": 3,
     "retry": {"kind": "fixed", "base_seconds": 60}}');
   if state <> 'new' then
     perform tap.claimed('x');
@@ -46,7 +46,7 @@ begin
     when 'await' then perform tap.awaiting('x', 'another');
     when 'emit' then perform durable.emit_event('q', 'e');
     when 'lease runs out' then perform tap.move_to(31), durable.expire_leases('q');
-    when 'time runs out' then perform tap.move_to(500), durable.expire_deadlines('q');
+    when 'time runs out' then perform tap.move_to(500), durable.expire_tasks('q');
     when 'cancel' then perform durable.cancel_task('q', tap.id('x'));
     when 'retry' then perform durable.retry_task('q', tap.id('x'));
     when 'clean up' then perform tap.move_to(9e7), durable.cleanup('q');
@@ -57,7 +57,7 @@ exception when sqlstate 'WFLST' or sqlstate 'WFCAN' or sqlstate 'WFFIN' then
 end;
 $$;
 
--- Runs a cell of the table, and takes it back.
+-- Runs one cell of the table, and rolls it back.
 create function pg_temp.cell(state text, action text)
 returns text
 language plpgsql

@@ -27,13 +27,13 @@ select move_to(60) \g /dev/null
 select results_eq(
   $$ select pending, sleeping, ready, oldest_ready_at, next_due_at from durable.queue_stats('q') $$,
   $$ values (3::bigint, 3::bigint, 4::bigint, at(0), at(90)) $$,
-  'a sleeper that is due is ready');
+  'a sleeping task that is due is ready');
 select durable.claim_tasks('q', 'worker', null, 10) \g /dev/null
 select results_eq(
   $$ select pending, running, ready, oldest_ready_at, next_due_at, ready_by_name
      from durable.queue_stats('q') $$,
   $$ values (0::bigint, 5::bigint, 0::bigint, null::timestamptz, at(90), '{}'::jsonb) $$,
-  'what is claimed is not ready');
+  'a claimed task is not ready');
 
 select durable.spawn('other', 'job') \g /dev/null
 select results_eq(
@@ -44,12 +44,12 @@ select results_eq(
   $$ values (0::bigint, 0::bigint, null::timestamptz, '{}'::jsonb) $$, 'in each of them');
 select results_eq(
   $$ select queue from durable.queue_stats() where queue in ('q', 'other') $$,
-  array['other', 'q'], 'queue_stats() of all queues is a row each');
+  array['other', 'q'], 'queue_stats() of all queues returns a row for each');
 select is((select count(*) from durable.queue_stats()), (select count(*)
   from durable.list_queues()),
   'no queue is left out');
-select is_empty($$ select * from durable.queue_stats('nowhere') $$, 'an unknown queue is no row');
-select is_empty($$ select * from durable.queue_stats('') $$, 'nor is an empty name');
+select is_empty($$ select * from durable.queue_stats('nowhere') $$, 'an unknown queue has no row');
+select is_empty($$ select * from durable.queue_stats('') $$, 'nor has an empty name');
 
 select * from finish();
 rollback;

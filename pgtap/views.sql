@@ -27,14 +27,14 @@ select started('w'), joining('w', 'b', 9), started('e'), awaiting('e', 'ev'), st
   sleeping('s', 99) \g /dev/null
 select results_eq(
   $$ select nick(task_id), task collate "default", wait collate "default",
-     event_name collate "default", task_ids, deadline_at
+     event_name collate "default", task_ids, expires_at
      from durable.waiting order by 1 $$,
   $$ values ('e', 'job'::text, '$event:ev'::text, 'ev'::text, null::uuid[], null::timestamptz),
        ('s', 'job', '$sleep', null, null, at(99)), ('w', 'job', '$join', null, ids('b'), at(40)) $$,
   'waiting shows what each task waits for');
 select claimed('e'), completed('e') \g /dev/null
 select is_empty($$ select * from durable.waiting where task_id = id('e') $$,
-  'and not what finished ones did');
+  'and not what finished tasks waited for');
 
 select started('m1'), started('m2'), move_to(35), spawned('m3'),
   claimed('m3', 'another') \g /dev/null
@@ -42,7 +42,7 @@ select results_eq(
   $$ select worker collate "default", running, first_lease_expires_at from durable.workers
      where queue = 'q' order by 1 $$,
   $$ values ('another'::text, 1::bigint, at(65)), ('worker', 3, at(61)) $$,
-  'workers shows who holds how many tasks');
+  'workers shows how many tasks each worker holds');
 
 select results_eq(
   $$ select name collate "default", state, attempt, worker collate "default", headers, result,
@@ -58,7 +58,7 @@ select results_eq(
   $$ select name collate "default", state, value::text, attempt, saved_at from durable.history
      where task_id = id('a') $$,
   $$ values ('one'::text, 'done', '1e22', 3, at(31)) $$,
-  'history shows what a task has done');
+  'history shows a task''s checkpoints');
 
 select * from finish();
 rollback;

@@ -17,34 +17,34 @@ select started('s') \g /dev/null
 select is(sleeping('s', 60), 'suspended', 'sleep_until() puts a task to sleep');
 select results_eq(
   $$ select state::text, claim, available_at from durable.tasks where task_id = id('s') $$,
-  $$ values ('sleeping', 2, at(60)) $$, 'it is due when it wants to wake');
+  $$ values ('sleeping', 2, at(60)) $$, 'it is due at the time that it passed');
 select move_to(59.999) \g /dev/null
 select is_empty($$ select * from durable.claim_tasks('q', 'worker') $$, 'and not before');
 select move_to(60) \g /dev/null
 select results_eq($$ select nick(task_id), claim, attempt
   from durable.claim_tasks('q', 'worker') $$,
-  $$ values ('s', 3, 1) $$, 'a sleeper that is due is claimed directly, in the same attempt');
+  $$ values ('s', 3, 1) $$, 'a sleeping task that is due is claimed directly, in the same attempt');
 select results_eq(
   $$ select name, state, value #>> '{}' from durable.load_checkpoints('q', held('s')) $$,
   $$ values ('$sleep', 'done', to_json(at(60)) #>> '{}') $$,
-  'waking up leaves a checkpoint with the time that was meant');
-select is_empty($$ select name from durable.waits where task_id = id('s') $$, 'and nothing of the wait');
-select is((task('s')).started_at, at(0), 'it started when it was first claimed, not when it woke');
+  'waking up leaves a checkpoint with that time');
+select is_empty($$ select name from durable.waits where task_id = id('s') $$, 'and deletes the wait');
+select is((task('s')).started_at, at(0), 'started_at is the first claim, not the wake-up');
 select is(sleeping('s', 999), 'resolved',
-  'the same sleep is not slept twice, whatever time it says now');
-select is(states('s'), 'running', 'and the task goes on');
+  'the same sleep is not slept twice, whatever time it passes now');
+select is(states('s'), 'running', 'and the task continues');
 select results_eq(
   $$ select outcome, state, value #>> '{}'
      from durable.sleep_until('q', id('s'), 3, '$sleep:past', at(-5)) $$,
   $$ values ('resolved', 'done', to_json(at(-5)) #>> '{}') $$,
-  'a time that is past is not waited for');
+  'a time in the past does not suspend');
 
 select started('again'), sleeping('again', 120), failed('again') \g /dev/null
 select is(states('again'), 'sleeping', 'a sleeping task cannot be failed by its former worker');
 select move_to(120), claimed('again'), failed('again'), move_to(500), claimed('again') \g /dev/null
 select is((select value #>> '{}' from durable.load_checkpoints('q', held('again'))),
   to_json(at(120)) #>> '{}',
-  'a sleep is over for the next attempt too');
+  'the sleep has ended for the next attempt too');
 
 -- timeouts
 
@@ -55,8 +55,8 @@ select move_to(530), claimed('t') \g /dev/null
 select results_eq(
   $$ select name, state, value::text from durable.load_checkpoints('q', held('t')) $$,
   $$ values ('$event:never', 'timed_out', 'null') $$,
-  'a wait that timed out is on record as such');
-select is(awaiting('t', 'second', 10), 'suspended', 'it may wait for the next');
+  'a wait that timed out is recorded as such');
+select is(awaiting('t', 'second', 10), 'suspended', 'it may register the next wait');
 select move_to(540), claimed('t') \g /dev/null
 select durable.load_checkpoints('q', held('t')) \g /dev/null
 select is(history('t'), '$event:never timed_out null, $event:second timed_out null',
@@ -66,23 +66,23 @@ select results_eq(
   $$ select outcome, state, value::text
      from durable.await_event('q', id('t'), (task('t')).claim, '$event:never', 'never') $$,
   $$ values ('resolved', 'timed_out', 'null') $$,
-  'an event that comes after the timeout does not change what happened');
-select is(awaiting('t', 'none', 0), 'resolved', 'a timeout of no time is over at once');
+  'an event that comes after the timeout does not change the checkpoint');
+select is(awaiting('t', 'none', 0), 'resolved', 'a timeout of 0 ends at once');
 select is((select state::text from durable.checkpoints where name = '$event:none'), 'timed_out',
-  'and on record too');
+  'and is recorded too');
 
 select started('photo'), awaiting('photo', 'finish', 5), move_to(550) \g /dev/null
 select durable.emit_event('q', 'finish', '1'), claimed('photo') \g /dev/null
 select results_eq(
   $$ select state, value::text from durable.load_checkpoints('q', held('photo')) $$,
-  $$ values ('done', '1') $$, 'an event beats a deadline that passed before anybody looked');
+  $$ values ('done', '1') $$, 'an event takes precedence over a deadline that passed before the wait was resolved');
 
 -- registered once
 
 select started('d'), awaiting('d', 'later', 100), move_to(600), started('noise') \g /dev/null
 update durable.tasks set available_at = durable._now() where task_id = id('d');
 select claimed('d') \g /dev/null
-select is(awaiting('d', 'later', 100), 'suspended', 'a task that woke early waits on');
+select is(awaiting('d', 'later', 100), 'suspended', 'a task that woke early still waits');
 select is((task('d')).available_at, at(650), 'with the deadline that it got first');
 
 -- several waits at once
@@ -96,28 +96,28 @@ select results_eq(
   array['suspended'], 'a task may wait for several things at once');
 select is((task('m')).available_at, at(620), 'it is due at the first of their deadlines');
 select results_eq(
-  $$ select wait collate "default", event_name collate "default", deadline_at from durable.waiting
+  $$ select wait collate "default", event_name collate "default", expires_at from durable.waiting
      where task_id = id('m') order by 1 $$,
   $$ values ('$event:x'::text, 'x'::text, null::timestamptz), ('$event:y', 'y', at(620)),
      ('$sleep:z', null, at(650)) $$,
-  'waiting shows what for');
+  'the view waiting shows all of them');
 select durable.emit_event('q', 'x', '"X"'), claimed('m') \g /dev/null
 select results_eq(
   $$ select name, position, after, state from durable.load_checkpoints('q', held('m')) $$,
   $$ values ('$event:x', 1, 1, 'done') $$,
-  'what is over becomes a checkpoint, in the place its call had');
-select is(outcome, 'suspended', 'the rest is waited for on')
+  'an ended wait becomes a checkpoint, with the position of its call');
+select is(outcome, 'suspended', 'the others stay registered')
 from pg_temp.suspend('m',
   '[{"name": "$event:y", "event": "y", "seconds": 20}, {"name": "$sleep:z", "seconds": 50}]');
-select is((task('m')).available_at, at(620), 'until the deadlines they had');
+select is((task('m')).available_at, at(620), 'with their deadlines');
 select move_to(621), claimed('m') \g /dev/null
 select results_eq(
   $$ select name, state
      from pg_temp.suspend('m',
      '[{"name": "$event:y", "event": "y"}, {"name": "$sleep:z", "seconds": 1}]') $$,
   $$ values ('$event:y', 'timed_out') $$,
-  'suspend_tasks() does not suspend a task one of whose waits is over, and says which');
-select is(states('m'), 'running', 'it goes on');
+  'suspend_tasks() does not suspend a task if one of its waits has ended, and returns that one');
+select is(states('m'), 'running', 'the task continues');
 
 -- poll_waits
 
@@ -128,13 +128,13 @@ select results_eq(
      held('p', '{"waits": [{"name": "$event:p", "event": "p", "seconds": 30}]}')) $$,
   array['waiting'], 'poll_waits() registers a wait');
 select is(states('p') || (task('p')).claim, 'running1', 'and leaves the task with its worker');
-select is((select deadline_at from durable.waits where task_id = id('p')), at(651),
+select is((select expires_at from durable.waits where task_id = id('p')), at(651),
   'its deadline counts from now');
 select durable.emit_event('q', 'p', '"!"') \g /dev/null
 select results_eq(
   $$ select outcome, state, value::text
      from durable.poll_waits('q', held('p', '{"waits": [{"name": "$event:p", "event": "p"}]}')) $$,
-  $$ values ('resolved', 'done', '"!"') $$, 'poll_waits() returns what is over');
+  $$ values ('resolved', 'done', '"!"') $$, 'poll_waits() returns waits that have ended');
 select is(completed('p'), 'ok', 'and the task may complete');
 
 -- an answer that was lost
@@ -188,7 +188,7 @@ select throws_ok($$ select durable.await_tasks('q', id('bad'), 1, '$join', null,
 select throws_ok($$ select durable.suspend_tasks('nowhere',
   held('bad', '{"waits": [{"name": "w", "seconds": 1}]}')) $$,
   'WFQUE', null, 'suspend_tasks() refuses an unknown queue');
-select is(everything(), :'before', 'what is refused leaves no trace');
+select is(everything(), :'before', 'a refused call leaves no trace');
 
 -- many tasks at once
 
@@ -207,7 +207,7 @@ select results_eq(
          '{"claim": 7, "waits": [{"name": "w", "seconds": 9}]}'))
        ) as elements (e))) order by 1 $$,
   $$ values ('a', 'suspended'), ('b', 'cancelled'), ('e', 'resolved'), ('f', 'lost') $$,
-  'suspend_tasks() answers for each task');
+  'suspend_tasks() returns an outcome for each task');
 select is(states('a b e f'), 'sleeping cancelled running running',
   'one refused element does not touch the others');
 

@@ -1,21 +1,20 @@
--- How an attempt ends: completed, failed, lost. The caller of the private ones holds
--- the task's row.
+-- Ends attempts: completed, failed or lost. The callers of private functions have locked the
+-- task's row.
 
--- One ascending pass over all the tasks concerned locks what saves or fails. Where tasks
--- only complete, completing them is proof and lock in one. Returns whose writes were
--- refused: a worker may speak of one task under two claims.
-create or replace function durable._write(queue text, checkpoints json, completions json, failures json)
-returns table (task_id uuid, claim integer, outcome text)
-language plpgsql
-as $$
+-- Saves checkpoints, completes and fails. One ascending pass locks all tasks that save or
+-- fail; if tasks only complete, the update that completes them checks and locks in one.
+-- Returns the claims whose writes were refused; a worker may pass a task under two claims.
+create or replace function durable._write(
+  queue text, checkpoints json, completions json, failures json
+) returns table (task_id uuid, claim integer, outcome text) language plpgsql as $$
 #variable_conflict use_column
 declare
-  _queue text collate "C" := durable._granted(queue);
+  _queue text collate "C" := durable._checked_queue(queue);
   _now timestamptz := durable._now();
   _written boolean := true;
   _completed uuid[] := array[]::uuid[];
-  _failed uuid[] := array[]::uuid[];
-  _fallen uuid[] := array[]::uuid[];
+  _failures integer;
+  _failed uuid[] := array[]::uuid[]; -- for good
 begin
   if octet_length(checkpoints::text) > 16777216 then
     perform durable._check_sizes('value of a step', 'value', checkpoints);
@@ -24,7 +23,7 @@ begin
     perform durable._check_sizes('result', 'result', completions);
   end if;
   if checkpoints is not null and completions is not null or failures is not null then
-    perform durable._lock_each(_queue, array[checkpoints, completions, failures]);
+    perform durable._lock_claims(_queue, array[checkpoints, completions, failures]);
   end if;
   if checkpoints is not null then
     _written := durable._save(_queue, checkpoints, _now) = json_array_length(checkpoints);
@@ -34,35 +33,27 @@ begin
     _written := _written and cardinality(_completed) = json_array_length(completions);
   end if;
   if failures is not null then
-    _failed := durable._fail(_queue, failures);
-    _written := _written and cardinality(_failed) = json_array_length(failures);
-    _fallen := array(
-      select failed.task_id
-      from unnest(_failed) as failed (task_id)
-      where not durable._is_live(_queue, failed.task_id)
-    );
+    select * into _failures, _failed from durable._fail_attempts(_queue, failures);
+    _written := _written and _failures = json_array_length(failures);
   end if;
   if not _written then
     return query select * from durable._refusals(_queue, checkpoints, completions, failures);
   end if;
-  if _completed || _fallen <> '{}' then
-    perform durable._finished(_queue, _completed || _fallen);
-    perform durable._cascade(_queue, fallen.task_id) from unnest(_fallen) as fallen (task_id);
+  if _completed || _failed <> '{}' then
+    perform durable._on_finished(_queue, _completed || _failed);
+    perform durable._cascade_each(_queue, _failed, 1000);
   end if;
 end;
 $$;
 
-
--- Locks what these lists speak of, in one ascending pass, where the claim holds.
-create or replace function durable._lock_each(queue text, parts json[])
-returns void
-language plpgsql
-as $$
+-- Locks the tasks in these lists whose claims still hold, in one ascending pass; returns how many.
+create or replace function durable._lock_claims(queue text, parts json[])
+returns integer language plpgsql as $$
 declare
   _queue text collate "C" := queue;
+  _locked integer;
 begin
-  perform
-  from (
+  perform from (
     select distinct held.task_id, held.claim
     from unnest(parts) as part
     cross join lateral json_to_recordset(part) as held (task_id uuid, claim integer)
@@ -77,20 +68,14 @@ begin
     offset 0
     for no key update
   ) as task;
+  get diagnostics _locked = row_count;
+  return _locked;
 end;
 $$;
 
-
-create or replace function durable.flush(queue text, checkpoints json, completions json, failures json)
-returns setof durable.write_outcome
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+create or replace function durable.flush(
+  queue text, checkpoints json, completions json, failures json
+) returns setof durable.write_outcome language plpgsql as $$
 begin
   return query
     select written.task_id, written.outcome
@@ -99,23 +84,14 @@ end;
 $$;
 
 comment on function durable.flush is
-'save_checkpoints, complete_tasks and fail_tasks in one statement and one commit, for
-any number of tasks; each part may be null. Returns a row only for those claims whose
-writes were refused: cancelled or lost. Raises 55P03 when somebody holds one of the
-rows for longer than 200 ms, 23505 when the same call is just being made on another
-connection: say it again, one by one.';
-
+'Does save_checkpoints, complete_tasks and fail_tasks in one statement, for any number of
+tasks; each part may be null. Returns rows only for the claims whose writes were refused:
+cancelled or lost. Raises 23505 if the same call is running on another connection: retry each
+task on its own. Locks: the task rows, in ascending order; raises 55P03 after waiting 200 ms
+for one: retry each task on its own.';
 
 create or replace function durable.complete_tasks(queue text, tasks json)
-returns setof durable.write_outcome
-language sql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns setof durable.write_outcome language sql as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
   from durable._write(queue, null, tasks, null) as refused
   right join json_to_recordset(tasks) as held (task_id uuid, claim integer)
@@ -123,21 +99,13 @@ as $$
 $$;
 
 comment on function durable.complete_tasks is
-'Completes tasks that a worker holds. tasks: [{"task_id", "claim", "result"}, ...].
-Returns an outcome for each: ok (also when this very claim has said so before),
-cancelled, lost. One refused element does not touch the others.';
-
+'Completes tasks that a worker holds. tasks: [{"task_id", "claim", "result"}, ...]. Returns an
+outcome for each: ok, also if the same claim has completed it before; cancelled; lost. A
+refused element does not affect the others. Locks: the task rows, in ascending order; raises
+55P03 after waiting 200 ms for one.';
 
 create or replace function durable.fail_tasks(queue text, tasks json)
-returns setof durable.write_outcome
-language sql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns setof durable.write_outcome language sql as $$
   select held.task_id, coalesce(refused.outcome, 'ok')
   from durable._write(queue, null, null, tasks) as refused
   right join json_to_recordset(tasks) as held (task_id uuid, claim integer)
@@ -146,21 +114,17 @@ $$;
 
 comment on function durable.fail_tasks is
 'Fails the current attempt of tasks that a worker holds. tasks: [{"task_id", "claim",
-"error": {"type", "message", "traceback"}, "retryable": true}, ...]. A task is tried
-again by its retry strategy while it has attempts left, unless retryable is false;
-else it has failed, and all that lives below it is cancelled. Returns an outcome for
-each: ok, cancelled, lost.';
-
+"error": {"type", "message", "traceback"}, "retryable": true}, ...]. A task with attempts left
+is retried by its retry strategy, unless retryable is false; else it fails for good and its
+live descendants are cancelled. Returns an outcome for each: ok, cancelled, lost. Locks: the
+task rows, in ascending order; raises 55P03 after waiting 200 ms for one.';
 
 create or replace function durable._hold(queue text, task_id uuid, claim integer)
-returns boolean
-language plpgsql
-as $$
+returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
-  perform
-  from durable.tasks
+  perform from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _hold.task_id and tasks.claim = _hold.claim
     and _hold.claim % 2 = 1
   for no key update;
@@ -168,11 +132,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._hold_or_refuse(queue text, task_id uuid, claim integer)
-returns void
-language plpgsql
-as $$
+returns void language plpgsql as $$
 begin
   if not durable._hold(queue, task_id, claim) then
     perform durable._refuse_claim(queue, task_id, claim);
@@ -180,13 +141,10 @@ begin
 end;
 $$;
 
-
--- Completes what is still in the claim's hands; returns which. Looked for again when
--- somebody, a lease's extension say, has moved a row between the look and the write.
+-- Completes the tasks whose claims still hold; returns their ids. It looks again if another
+-- transaction, such as one that extends a lease, moves a row between the look and the update.
 create or replace function durable._complete(queue text, completions json, at timestamptz)
-returns uuid[]
-language plpgsql
-as $$
+returns uuid[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _places tid[];
@@ -197,8 +155,7 @@ declare
   _now_completed uuid[];
 begin
   loop
-    select
-      array_agg(task.ctid), array_agg(done.task_id), array_agg(done.claim),
+    select array_agg(task.ctid), array_agg(done.task_id), array_agg(done.claim),
       array_agg(nullif(done.result, 'null'))
     into _places, _task_ids, _claims, _results
     from (
@@ -215,7 +172,7 @@ begin
       offset 0
     ) as task;
     exit when _places is null;
-    _now_completed := durable._complete_at(_queue, _places, _task_ids, _claims, _results, at);
+    _now_completed := durable._complete_by_ctid(_queue, _places, _task_ids, _claims, _results, at);
     _completed := _completed || _now_completed;
     exit when cardinality(_now_completed) = cardinality(_places);
   end loop;
@@ -223,17 +180,13 @@ begin
 end;
 $$;
 
-
--- Without an index to walk there is one way to find a row by its place, whatever the
--- statistics say. Nobody has locked these, so the key and the fence are looked at again.
-create or replace function durable._complete_at(
+-- Updates by ctid: with index scans off, a TID scan is the only plan, whatever the statistics
+-- say. Nobody has locked these rows, so the key and the fence are checked again.
+create or replace function durable._complete_by_ctid(
   queue text, places tid[], task_ids uuid[], claims integer[], results jsonb[], at timestamptz
-)
-returns uuid[]
-language plpgsql
+) returns uuid[] language plpgsql
 set enable_indexscan = off
-set enable_bitmapscan = off
-as $$
+set enable_bitmapscan = off as $$
 declare
   _queue text collate "C" := queue;
   _completed uuid[];
@@ -244,7 +197,7 @@ begin
       claim = tasks.claim + 1,
       state = 'completed',
       lease_expires_at = null,
-      deadline_at = null,
+      expires_at = null,
       finished_at = at,
       result = place.result
     from unnest(places, task_ids, claims, results) as place (ctid, task_id, claim, result)
@@ -258,37 +211,40 @@ begin
 end;
 $$;
 
-
--- Fails the attempts of tasks, which the caller has locked; returns whose claim held.
-create or replace function durable._fail(queue text, failures json)
-returns uuid[]
-language plpgsql
-as $$
+-- Fails attempts of tasks that the caller has locked. Returns how many claims held, and the tasks
+-- that have failed for good.
+create or replace function durable._fail_attempts(
+  queue text, failures json, out attempts integer, out ended uuid[]
+) language plpgsql as $$
 declare
   _own record;
-  _failed uuid[] := array[]::uuid[];
 begin
+  attempts := 0;
+  ended := '{}';
   for _own in
-    select own.*
-    from json_to_recordset(failures) as own (task_id uuid, claim integer, error jsonb, retryable boolean)
+    select *
+    from json_to_recordset(failures) as own (
+      task_id uuid, claim integer, error jsonb, retryable boolean
+    )
     order by own.task_id
   loop
-    if durable._hold(queue, _own.task_id, _own.claim) then
-      perform durable._end_attempt(queue, _own.task_id, 'failed',
-        coalesce(durable._bounded_error(_own.error), '{"type": "Error", "message": ""}'), coalesce(_own.retryable, true));
-      _failed := _failed || _own.task_id;
+    continue when not durable._hold(queue, _own.task_id, _own.claim);
+    attempts := attempts + 1;
+    if durable._fail_attempt(queue, _own.task_id, 'failed',
+      coalesce(durable._bounded_error(_own.error), '{"type": "Error", "message": ""}'),
+      coalesce(_own.retryable, true))
+    then
+      ended := ended || _own.task_id;
     end if;
   end loop;
-  return _failed;
 end;
 $$;
 
-
--- Whose writes were refused; not those that this call, or an earlier equal one, has made.
-create or replace function durable._refusals(queue text, checkpoints json, completions json, failures json)
-returns table (task_id uuid, claim integer, outcome text)
-language plpgsql
-as $$
+-- Returns the refused claims, without those whose writes this call, or an earlier equal one,
+-- has made.
+create or replace function durable._refusals(
+  queue text, checkpoints json, completions json, failures json
+) returns table (task_id uuid, claim integer, outcome text) language plpgsql as $$
 #variable_conflict use_column
 declare
   _queue text collate "C" := queue;
@@ -296,92 +252,71 @@ begin
   return query
     select own.task_id, own.claim, durable._refusal(_queue, own.task_id, own.claim)
     from (
-      select distinct on (task_id, claim) kinds.*
-      from (
-        select done.task_id, done.claim, 1 as ending
-        from json_to_recordset(completions) as done (task_id uuid, claim integer)
-        union all
-        select failed.task_id, failed.claim, 2
-        from json_to_recordset(failures) as failed (task_id uuid, claim integer)
-        union all
-        select saved.task_id, saved.claim, 3
-        from json_to_recordset(checkpoints) as saved (task_id uuid, claim integer)
-      ) as kinds
-      order by kinds.task_id, kinds.claim, kinds.ending
+      select distinct on (held.task_id, held.claim) held.*, part.ending
+      from (values (1, completions), (2, failures), (3, checkpoints)) as part (ending, claims)
+      cross join lateral json_to_recordset(part.claims) as held (task_id uuid, claim integer)
+      order by held.task_id, held.claim, part.ending
     ) as own
     where not case when own.ending = 3 then durable._hold(_queue, own.task_id, own.claim)
       else durable._has_ended(_queue, own.task_id, own.claim, own.ending) end;
 end;
 $$;
 
-
--- Whether an ending went through: just now, or in an equal call before, whose answer was
--- lost with a connection, say.
-create or replace function durable._has_ended(queue text, task_id uuid, claim integer, ending integer)
-returns boolean
-language plpgsql
-as $$
+-- Whether an attempt has ended like this already: just now, or in an earlier equal call whose
+-- answer was lost with its connection.
+create or replace function durable._has_ended(
+  queue text, task_id uuid, claim integer, ending integer
+) returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
-  perform
-  from durable.tasks
-  where tasks.queue = _queue
-    and tasks.task_id = _has_ended.task_id
+  perform from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = _has_ended.task_id
     and tasks.claim = _has_ended.claim + 1
     and (ending = 1 and tasks.state = 'completed'
-      or ending = 2 and (tasks.state = 'failed' or tasks.error is not null and tasks.finished_at is null)
+      or ending = 2
+        and (tasks.state = 'failed' or tasks.error is not null and tasks.finished_at is null)
         and coalesce(tasks.error ->> 'type', '') not in ('$LeaseExpired', '$CrashLoop')
       or ending = 2 and tasks.state = 'cancelled' and tasks.error ->> 'type' = '$DeadlineExceeded'
-        and tasks.error ? 'cause' and tasks.error -> 'cause' ->> 'type' is distinct from '$LeaseExpired');
+        and tasks.error ? 'cause'
+        and tasks.error -> 'cause' ->> 'type' is distinct from '$LeaseExpired');
   return found;
 end;
 $$;
 
-
--- Ends an attempt that did not complete. There is another one if the task may still
--- be retried, and if it would start before the deadline. A lost lease is not delayed
--- again: the lease was the delay.
-create or replace function durable._end_attempt(
-  queue text,
-  task_id uuid,
-  outcome durable.run_outcome,
-  error jsonb,
-  retryable boolean
-)
-returns void
-language plpgsql
-as $$
+-- Ends an attempt that did not complete; returns whether the task has ended too. Another attempt
+-- follows if the task may be retried and if that would start before the deadline. After a lost
+-- lease it starts without a delay: waiting for the lease to expire was the delay.
+create or replace function durable._fail_attempt(
+  queue text, task_id uuid, outcome durable.run_outcome, error jsonb, retryable boolean
+) returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
   _task durable.tasks;
   _next_at timestamptz;
 begin
-  select * into _task
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _end_attempt.task_id;
+  select * into _task from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = _fail_attempt.task_id;
   if outcome = 'lease_lost' and durable._is_crash_loop(_task) then
-    perform durable._end_badly(_queue, task_id, 'failed', jsonb_build_object(
+    return durable._end_task(_queue, task_id, 'failed', jsonb_build_object(
       'type', '$CrashLoop',
-      'message', format('attempt %s: its worker is gone time after time, and nothing is saved', _task.attempt),
+      'message', format('attempt %s: its worker is gone time after time, and nothing is saved',
+        _task.attempt),
       'cause', error));
-    return;
   elsif not (retryable and durable._may_retry(_task.retry, _task.attempt, _task.max_attempts)) then
-    perform durable._end_badly(_queue, task_id, 'failed', error);
-    return;
+    return durable._end_task(_queue, task_id, 'failed', error);
   end if;
-  _next_at := _now + make_interval(secs =>
-    case when outcome = 'lease_lost' then 0 else durable._retry_delay(_task.retry, _task.attempt) end);
-  if _next_at >= _task.deadline_at then
-    perform durable._end_badly(_queue, task_id, 'cancelled', jsonb_build_object(
+  _next_at := _now + make_interval(secs => case when outcome = 'lease_lost' then 0
+    else durable._retry_delay(_task.retry, _task.attempt) end);
+  if _next_at >= _task.expires_at then
+    return durable._end_task(_queue, task_id, 'cancelled', jsonb_build_object(
       'type', '$DeadlineExceeded',
       'message', format('no time left for attempt %s %s', _task.attempt + 1,
-        case when _task.complete_by <= _task.deadline_at then 'before its deadline'
-          else 'within max_duration' end),
+        case when _task.deadline <= _task.expires_at then 'before its deadline'
+          else 'within execution_timeout' end),
       'limit', durable._limit(_task),
       'cause', error));
-    return;
   end if;
   insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at, error)
   values (_queue, task_id, _task.attempt, outcome, _task.worker, _now, error);
@@ -392,17 +327,17 @@ begin
     state = case when _next_at > _now then 'sleeping' else 'pending' end::durable.task_state,
     available_at = _next_at,
     lease_expires_at = null,
-    error = _end_attempt.error
-  where tasks.queue = _queue and tasks.task_id = _end_attempt.task_id;
-  perform durable._knock(_queue, 'work');
+    error = _fail_attempt.error
+  where tasks.queue = _queue and tasks.task_id = _fail_attempt.task_id;
+  perform durable._notify_listeners(_queue, 'work');
+  return false;
 end;
 $$;
 
-
-create or replace function durable._end_badly(queue text, task_id uuid, state durable.task_state, error jsonb)
-returns void
-language plpgsql
-as $$
+-- Fails or cancels a task. Returns whether it was live.
+create or replace function durable._end_task(
+  queue text, task_id uuid, state durable.task_state, error jsonb
+) returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
@@ -410,15 +345,17 @@ begin
   update durable.tasks
   set
     claim = tasks.claim + tasks.claim % 2,
-    state = _end_badly.state,
+    state = _end_task.state,
     available_at = null,
     lease_expires_at = null,
-    deadline_at = null,
+    expires_at = null,
     finished_at = _now,
-    error = coalesce(_end_badly.error, '{"type": "Error", "message": ""}')
-  where tasks.queue = _queue
-    and tasks.task_id = _end_badly.task_id
-    and tasks.finished_at is null;
-  delete from durable.waits where waits.queue = _queue and waits.task_id = _end_badly.task_id;
+    error = _end_task.error
+  where tasks.queue = _queue and tasks.task_id = _end_task.task_id and tasks.finished_at is null;
+  if not found then
+    return false;
+  end if;
+  delete from durable.waits where waits.queue = _queue and waits.task_id = _end_task.task_id;
+  return true;
 end;
 $$;

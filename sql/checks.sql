@@ -1,17 +1,12 @@
--- What comes in is checked when it comes in, so that nothing stored can make a
--- later claim fail. Every refusal is 22023 with a hint, before anything is written.
-
--- The ones a hot path calls return what they were given: an assignment costs less than
--- a statement.
-create or replace function durable._checked_name(what text, name text, max_bytes integer)
-returns text
-language plpgsql
-immutable
-as $$
+-- Checks arguments as they come in, so that no stored value can make a later claim fail.
+-- Every refusal is 22023 with a hint, before anything is written.
+--
+-- The checks on hot paths are SQL functions that return their argument, so that an
+-- assignment inlines them. They call the PL/pgSQL check only for values that look wrong.
+create or replace function durable._name_or_refuse(what text, name text, max_bytes integer)
+returns text language plpgsql immutable as $$
 begin
-  if octet_length(name) <= max_bytes and name ~ '^[^\x01-\x20\x7f][^\x01-\x1f\x7f]*$' then
-    return name;
-  elsif name is null or btrim(name) = '' then
+  if name is null or btrim(name) = '' then
     perform durable._refuse_argument(what || ' is empty',
       format('Pass 1 to %s bytes of text.', max_bytes));
   elsif octet_length(name) > max_bytes then
@@ -26,14 +21,17 @@ begin
 end;
 $$;
 
+create or replace function durable._checked_name(what text, name text, max_bytes integer)
+returns text language sql immutable as $$
+  select case
+    when octet_length(name) <= max_bytes and name ~ '^[^\x01-\x20\x7f][^\x01-\x1f\x7f]*$' then name
+    else durable._name_or_refuse(what, name, max_bytes) end;
+$$;
 
--- 16 MiB: far above what belongs in a queue, far below what Postgres refuses. What comes
--- compressed out of a caller's table is counted as the text it is.
-create or replace function durable._checked_size(what text, value jsonb)
-returns jsonb
-language plpgsql
-stable
-as $$
+-- The limit is 16 MiB, far below what Postgres refuses. A value that comes compressed from a
+-- caller's table is measured as text.
+create or replace function durable._size_or_refuse(what text, value jsonb)
+returns jsonb language plpgsql stable as $$
 declare
   _size integer := case when pg_column_compression(value) is null
     then pg_column_size(value) else octet_length(value::text) end;
@@ -46,14 +44,17 @@ begin
 end;
 $$;
 
+create or replace function durable._checked_size(what text, value jsonb)
+returns jsonb language sql stable as $$
+  select case
+    when pg_column_compression(value) is null and pg_column_size(value) <= 16777216 then value
+    else durable._size_or_refuse(what, value) end;
+$$;
 
--- What a worker says of its tasks is text until it is kept; one look at all of it spares
--- the look at each.
+-- Checks the sizes of one key in all elements. Callers measure the whole text first and call
+-- this only if that is too long.
 create or replace function durable._check_sizes(what text, key text, said json)
-returns void
-language plpgsql
-stable
-as $$
+returns void language plpgsql stable as $$
 begin
   perform durable._refuse_argument(format('%s is %s bytes', what, octet_length((own -> key)::text)),
     'Pass at most 16777216 bytes; store large data elsewhere and pass where it is.')
@@ -62,14 +63,10 @@ begin
 end;
 $$;
 
-
--- A failure is never refused for what it says: where that is too much, the end of it is
--- kept, which is where a traceback says why.
+-- Truncates an error that is too large rather than refuse it. It keeps the end of the text,
+-- where a traceback names the cause.
 create or replace function durable._bounded_error(error jsonb)
-returns jsonb
-language plpgsql
-immutable
-as $$
+returns jsonb language plpgsql immutable as $$
 begin
   if error is null or pg_column_size(error) <= 262144 then
     return error;
@@ -81,27 +78,17 @@ begin
 end;
 $$;
 
-
 create or replace function durable._end_of(said text)
-returns text
-language sql
-immutable
-as $$
-  select case when length(said) > 20000 then '…' || right(said, 20000) else said end;
+returns text language sql immutable as $$
+  select case when length(said) > 20000 then chr(8230) || right(said, 20000) else said end;
 $$;
 
-
-create or replace function durable._check_keys(what text, given jsonb, known text[])
-returns void
-language plpgsql
-immutable
-as $$
+create or replace function durable._keys_or_refuse(what text, given jsonb, known text[])
+returns jsonb language plpgsql immutable as $$
 declare
   _unknown text;
 begin
-  if jsonb_typeof(given) = 'object' and given - known = '{}' then
-    return;
-  elsif given is null or jsonb_typeof(given) <> 'object' then
+  if given is null or jsonb_typeof(given) <> 'object' then
     perform durable._refuse_argument(what || ' must be a JSON object',
       'Known keys: ' || array_to_string(known, ', ') || '.');
   end if;
@@ -110,20 +97,23 @@ begin
   where key <> all (known)
   order by key
   limit 1;
-  if found then
-    perform durable._refuse_argument(format('unknown key "%s" in %s', _unknown, what),
-      'Known keys: ' || array_to_string(known, ', ') || '.');
-  end if;
+  perform durable._refuse_argument(format('unknown key "%s" in %s', _unknown, what),
+    'Known keys: ' || array_to_string(known, ', ') || '.');
+  return given;
 end;
 $$;
 
+create or replace function durable._checked_keys(what text, given jsonb, known text[])
+returns jsonb language sql immutable as $$
+  select case when jsonb_typeof(given) = 'object' and given - known = '{}' then given
+    else durable._keys_or_refuse(what, given, known) end;
+$$;
 
--- A number out of a JSON object; null when it is absent or JSON null.
-create or replace function durable._number(what text, given jsonb, key text, minimum double precision)
-returns double precision
-language plpgsql
-immutable
-as $$
+-- Returns a number of a JSON object; null if it is absent or JSON null.
+create or replace function durable._number(
+  what text, given jsonb, key text, minimum double precision
+)
+returns double precision language plpgsql immutable as $$
 declare
   _value jsonb := given -> key;
 begin
@@ -141,24 +131,9 @@ begin
 end;
 $$;
 
-
-create or replace function durable._max_attempts(options jsonb)
-returns integer
-language plpgsql
-immutable
-as $$
-begin
-  return durable._checked_count('options', options, 'max_attempts');
-end;
-$$;
-
-
--- How often something may happen; null: any number of times.
-create or replace function durable._checked_count(what text, given jsonb, key text)
-returns integer
-language plpgsql
-immutable
-as $$
+-- Returns a count of at least 1; null means no limit.
+create or replace function durable._count_or_refuse(what text, given jsonb, key text)
+returns integer language plpgsql immutable as $$
 declare
   _count double precision := durable._number(what, given, key, 1);
 begin
@@ -170,13 +145,15 @@ begin
 end;
 $$;
 
+create or replace function durable._checked_count(what text, given jsonb, key text)
+returns integer language sql immutable as $$
+  select case when given ->> key ~ '^[1-9]\d{0,8}$' and jsonb_typeof(given -> key) = 'number'
+    then (given ->> key)::integer else durable._count_or_refuse(what, given, key) end;
+$$;
 
--- A moment says which time zone it is in, so that what it means depends on no setting.
+-- Requires a time zone, so that the value does not depend on the session's settings.
 create or replace function durable._checked_moment(what text, given jsonb, key text)
-returns timestamptz
-language plpgsql
-immutable
-as $$
+returns timestamptz language plpgsql immutable as $$
 declare
   _moment text := given ->> key;
 begin
@@ -198,52 +175,50 @@ exception when datetime_field_overflow or invalid_datetime_format or invalid_tim
 end;
 $$;
 
-
 create or replace function durable._spawn_options(options jsonb)
-returns durable._spawn_options
-language plpgsql
-immutable
-as $$
+returns durable._spawn_options language plpgsql immutable as $$
 declare
   _options durable._spawn_options;
 begin
-  if options = '{}' then
-    _options.max_attempts := 5;
-    return _options;
-  end if;
-  perform durable._check_keys('options', options, array[
-    'max_attempts', 'retry', 'headers', 'idempotency_key', 'max_delay', 'max_duration',
+  options := durable._checked_keys('options', options, array[
+    'max_attempts', 'retry', 'headers', 'idempotency_key', 'start_timeout', 'execution_timeout',
     'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint'
   ]);
+  _options.omitted := durable._omitted(options);
   _options.max_attempts := case when options ? 'max_attempts'
-    then durable._max_attempts(options) else 5 end;
-  if options ? 'retry' then
-    _options.retry := durable._checked_retry(options -> 'retry');
-  end if;
+    then durable._checked_count('options', options, 'max_attempts') else 5 end;
   if options ? 'headers' then
     _options.headers := durable._checked_size('headers', nullif(options -> 'headers', 'null'));
     if jsonb_typeof(_options.headers) <> 'object' then
       perform durable._refuse_argument('headers in options must be a JSON object',
         'Pass an object such as {"trace": "..."}.');
     end if;
-    _options.headers := _options.headers - 'durable:forked_from'; -- which is fork_task's to say
+    _options.headers := _options.headers - 'durable:forked_from'; -- only fork_task sets it
+  end if;
+  if options ->> 'idempotency_key' is not null then
+    if jsonb_typeof(options -> 'idempotency_key') <> 'string' then
+      perform durable._refuse_argument('idempotency_key in options must be a string',
+        'Pass 1 to 255 bytes of text.');
+    end if;
+    _options.idempotency_key := durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
+  end if;
+  if not options ?| array['retry', 'identity', 'fingerprint', 'start_timeout', 'execution_timeout',
+    'parent_task_id', 'deadline', 'version']
+  then
+    return _options; -- the usual case
+  end if;
+  if options ? 'retry' then
+    _options.retry := durable._checked_retry(options -> 'retry');
   end if;
   if options ? 'identity' then
     _options.headers := durable._with_identity(_options.headers, options -> 'identity');
   end if;
-  if jsonb_typeof(options -> 'idempotency_key') not in ('string', 'null') then
-    perform durable._refuse_argument('idempotency_key in options must be a string',
-      'Pass 1 to 255 bytes of text.');
-  elsif options ->> 'idempotency_key' is not null then
-    _options.idempotency_key
-      := durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
-  end if;
   if options ? 'fingerprint' then
     _options.fingerprint := durable._checked_fingerprint(options);
   end if;
-  if options ?| array['max_delay', 'max_duration'] then
-    _options.max_delay := durable._number('options', options, 'max_delay', 0);
-    _options.max_duration := durable._number('options', options, 'max_duration', 0);
+  if options ?| array['start_timeout', 'execution_timeout'] then
+    _options.start_timeout := durable._number('options', options, 'start_timeout', 0);
+    _options.execution_timeout := durable._number('options', options, 'execution_timeout', 0);
   end if;
   if options ? 'parent_task_id' then
     if options ->> 'parent_task_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
@@ -262,13 +237,21 @@ begin
 end;
 $$;
 
+-- Returns the options that the task's definition has to fill in, as in tasks.omitted. An
+-- option that is null counts as given. Headers are added to the definition's, unless null.
+create or replace function durable._omitted(options jsonb)
+returns smallint language sql immutable as $$
+  select nullif(
+    case when options ? 'max_attempts' then 0 else 1 end
+    | case when options ? 'retry' then 0 else 2 end
+    | case when options -> 'headers' = 'null' then 0 else 4 end
+    | case when options ? 'start_timeout' then 0 else 8 end
+    | case when options ? 'execution_timeout' then 0 else 16 end, 0)::smallint;
+$$;
 
--- Headers, with who asked under a name that is the engine's own; JSON null: nobody.
+-- Adds the identity to the headers under a reserved name; JSON null removes it.
 create or replace function durable._with_identity(headers jsonb, identity jsonb)
-returns jsonb
-language plpgsql
-immutable
-as $$
+returns jsonb language plpgsql immutable as $$
 begin
   if jsonb_typeof(identity) not in ('object', 'null') then
     perform durable._refuse_argument('identity in options must be a JSON object',
@@ -281,13 +264,9 @@ begin
 end;
 $$;
 
-
--- What tells params again: one text, or several of which any may.
+-- Returns the fingerprints to compare instead of params: any of several may match.
 create or replace function durable._checked_fingerprint(options jsonb)
-returns text[]
-language plpgsql
-immutable
-as $$
+returns text[] language plpgsql immutable as $$
 declare
   _given jsonb := options -> 'fingerprint';
   _fingerprint text[];

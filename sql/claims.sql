@@ -1,303 +1,311 @@
--- Claims: who holds a task, and until when.
+-- Claims: which worker holds a task, and until when.
 --
--- Taking a task and letting go of it each add one to its claim, so (queue, task_id,
--- claim) alone tells a holder from a former one. The lease is not checked by writes:
--- after it anybody may take the task, but until somebody does it is the holder's.
+-- Every claim of a task has a number of its own, so (queue, task_id, claim) tells the current
+-- holder from former ones. Writes do not check the lease: once it has expired anybody may
+-- claim the task, but until somebody does the holder may still write.
+
+-- Returns the number of a task's next claim: odd, random and not that of the previous claim;
+-- above 2^30 if it is the first. A counter would not do: a database that has lost its last
+-- commits, or was restored, would count to the same number again. Tests replace this function
+-- to know the numbers.
+create or replace function durable._next_claim(claim integer, random integer)
+returns integer language sql immutable as $$
+  select case claim when 0 then 1073741824 else 0 end + 5 + 2 * (
+    (((claim & 1073741823) - 3) / 2 + abs(random % 536870908)) % 536870909);
+$$;
+
+-- Returns the ordinal of a task's current or last claim: 1, 3, 5, ... while it is held, one
+-- more once it has ended. A first claim is known by its number, so tasks that are claimed once
+-- need no bytes for times_claimed.
+create or replace function durable._claim_ordinal(claim integer, times_claimed integer)
+returns integer language sql immutable as $$
+  select coalesce(2 * times_claimed - claim % 2,
+    case when claim > 1073741824 then 2 - claim % 2 else claim end);
+$$;
 
 create or replace function durable.claim_tasks(
-  queue text,
-  worker text,
-  names text[] default null,
-  quantity integer default 1,
-  lease double precision default 30,
-  after_at timestamptz[] default null,
-  after_ids uuid[] default null,
-  version text default null
-)
-returns setof durable.claimed_task
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set enable_sort = off
-set jit = off
-as $$
+  queue text, worker text, names text[] default null, batch_size integer default 1,
+  lease double precision default 30, after_at timestamptz[] default null,
+  after_ids uuid[] default null, version text default null
+) returns setof durable.claimed_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
-  _policy text := durable._claim_policy(_queue);
+  _worker text := durable._checked_name('worker', worker, 255);
+  _left integer := durable._checked_batch(batch_size, lease);
+  _policy text;
+  _is_logged boolean;
   _names text[] := coalesce(names, durable._waiting_names(_queue));
-  _head record;
-  _claimed integer;
-  _left integer := quantity;
+  _versions text[] := array[''];
+  _version text := '';
+  _name text;
+  _from text;
+  _start_at timestamptz;
+  _start_id uuid;
+  _due durable._due;
 begin
-  perform durable._check_claim(worker, quantity, lease);
-  if _policy = 'full' then
-    return query
-      select * from durable._claim_and_log(_queue, version, names, worker, quantity, _now, lease,
-        after_at, after_ids);
-    return;
-  elsif _policy is not null then
-    return query
-      select * from durable._claim_for_version(_queue, _policy, version, names, worker, quantity,
-        _now, lease, after_at, after_ids);
-    return;
+  select queues.versions, queues.history = 'full' into _policy, _is_logged
+  from durable.queues
+  where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+  if not found then
+    perform durable._require_queue(_queue);
+    return; -- it has just been created, or opened to the caller
   end if;
-  for _head in
-    select known.name collate "C" as name, known.after_at, known.after_id
-    from unnest(_names, after_at, after_ids) as known (name, after_at, after_id)
-    cross join lateral (
-      select tasks.available_at, tasks.task_id
-      from durable.tasks
-      where tasks.queue = _queue
-        and tasks.name = known.name collate "C"
-        and tasks.version is null
-        and tasks.available_at <= _now
-        and (tasks.available_at, tasks.task_id) > (
-          coalesce(known.after_at, '-infinity'),
-          coalesce(known.after_id, '00000000-0000-0000-0000-000000000000'))
-      order by tasks.available_at, tasks.task_id
-      limit 1
-    ) as first
-    order by first.available_at, first.task_id
+  if _policy is not null then
+    _version := coalesce(durable._checked_version(to_jsonb(version)), '');
+    _versions := durable._claimable_versions(_queue, _policy, _version);
+  end if;
+  for _name, _from, _start_at, _start_id in
+    select head.name, head.version, head.start_at, head.start_id
+    from durable._heads(_queue, _names, _versions, _now, _now, after_at, after_ids) as head
+    order by head.available_at, head.task_id
   loop
-    return query
-      select * from durable._claim(_queue, _head.name, worker, _left, _now, lease,
-        coalesce(_head.after_at, '-infinity'),
-        coalesce(_head.after_id, '00000000-0000-0000-0000-000000000000'), null);
-    get diagnostics _claimed = row_count;
-    _left := _left - _claimed;
+    _due := durable._lock_due(_queue, _name, _from, _version, _left, _now, _start_at, _start_id);
+    continue when _due.places is null;
+    if _is_logged then
+      perform durable._log_claimed(_queue, _due.places, _worker, _now);
+    end if;
+    if _due.known is null then
+      return query
+        select * from durable._lease_by_ctid(
+          _queue, _due.places, _due.waited_since, _worker, _now, lease, _version);
+    else
+      return query
+        select * from durable._lease_incomplete(
+          _queue, _due.places, _due.waited_since, _worker, _now, lease, _version, _due.known);
+    end if;
+    _left := _left - cardinality(_due.places);
     exit when _left = 0;
   end loop;
 end;
 $$;
 
 comment on function durable.claim_tasks is
-'Leases up to quantity due tasks to a worker for lease seconds, and returns them: the
-names it knows (null: any), the name whose task has waited longest first, and within
-a name oldest first. Never waits for others. Call it last in its transaction and
-commit at once. after_at and after_ids, one pair per name, are where the worker''s
-last claim of that name ended: a hint that spares it dead rows; it must look from the
-beginning (null) now and then, since tasks may appear behind it. version: of the
-application that the worker runs; it counts where the queue''s policy says so. Refuses
-an unknown queue WFQUE and bad arguments 22023.';
+'Leases up to batch_size due tasks to a worker for lease seconds, and returns them. names: the
+tasks that the worker knows (null: any). The name whose task has waited longest comes first,
+within a name the oldest. Call it last in its transaction and commit at once. after_at and
+after_ids, one pair per name: the available_at and task_id with which the worker''s last claim
+of that name ended, a hint that saves reading dead rows; pass null now and then, since tasks
+may appear before that point. version: of the application that the worker runs; it counts if
+the queue''s policy has versions. Refuses an unknown queue (WFQUE) and bad arguments (22023).
+Locks: the claimed tasks, tried with SKIP LOCKED; waits for none.';
 
-
-create or replace function durable._check_claim(worker text, quantity integer, lease double precision)
-returns void
-language plpgsql
-immutable
-as $$
+create or replace function durable._batch_or_refuse(batch_size integer, lease double precision)
+returns integer language plpgsql immutable as $$
 begin
-  perform durable._checked_name('worker', worker, 255);
-  if quantity is null or quantity < 0 then
-    perform durable._refuse_argument('quantity is ' || coalesce(quantity::text, 'null'),
+  if batch_size is null or batch_size < 0 then
+    perform durable._refuse_argument('batch_size is ' || coalesce(batch_size::text, 'null'),
       'Pass how many tasks to claim at most.');
   end if;
-  if lease is null or not lease > 0 or lease > 1e10 then
-    perform durable._refuse_argument('lease is ' || coalesce(lease::text, 'null'),
-      'Pass a positive number of seconds.');
-  end if;
+  perform durable._refuse_argument('lease is ' || coalesce(lease::text, 'null'),
+    'Pass a positive number of seconds.');
+  return null;
 end;
 $$;
 
+create or replace function durable._checked_batch(batch_size integer, lease double precision)
+returns integer language sql immutable as $$
+  select case
+    when batch_size >= 0 and lease > 0 and lease <= 1e10 then batch_size
+    else durable._batch_or_refuse(batch_size, lease) end;
+$$;
 
--- Claims the oldest due tasks of a name that are for no version: locks them where they
--- lie, then takes them all, for one version from now on where one is given.
-create or replace function durable._claim(
-  queue text,
-  name text,
-  worker text,
-  quantity integer,
-  at timestamptz,
-  lease double precision,
-  after_at timestamptz,
-  after_id uuid,
-  version text
-)
-returns setof durable.claimed_task
-language plpgsql
-as $$
+-- Returns the range of each name and version in which tasks are due until due_by, with its
+-- first task: one index entry each. It is inlined.
+create or replace function durable._heads(
+  queue text, names text[], versions text[], at timestamptz, due_by timestamptz,
+  after_at timestamptz[], after_ids uuid[]
+) returns table (
+  name text, version text, start_at timestamptz, start_id uuid, available_at timestamptz,
+  task_id uuid
+) language sql stable as $$
+  select
+    range.name collate "C", range.version collate "C", range.start_at, range.start_id,
+    first.available_at, first.task_id
+  from (
+    select
+      names[known.place] as name, unnest(versions) as version,
+      coalesce(after_at[known.place], '-infinity') as start_at,
+      coalesce(after_ids[known.place], '00000000-0000-0000-0000-000000000000') as start_id
+    from generate_subscripts(names, 1) as known (place)
+  ) as range
+  cross join lateral (
+    select tasks.available_at, tasks.task_id
+    from durable.tasks
+    where tasks.queue = _heads.queue collate "C"
+      and tasks.name = range.name collate "C"
+      and tasks.version = range.version collate "C"
+      and tasks.available_at is not null
+      and (tasks.available_at, tasks.task_id) > (range.start_at, range.start_id)
+      and (tasks.expires_at > greatest(at, least(tasks.available_at, due_by))) is not false
+    order by tasks.available_at, tasks.task_id
+    limit 1
+  ) as first
+  where first.available_at <= due_by;
+$$;
+
+-- Locks the oldest due tasks of a name and version, those that a claim for the version `claimer`
+-- takes, and returns where they are. known: the definition that fills in options that their
+-- spawns omitted; null: there is nothing to fill in.
+create or replace function durable._lock_due(
+  queue text, name text, version text, claimer text, batch_size integer, at timestamptz,
+  start_at timestamptz, start_id uuid
+) returns durable._due language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _name text collate "C" := name;
-  _places tid[];
-  _waited_since timestamptz[];
+  _version text collate "C" := version;
+  _incomplete boolean;
+  _due durable._due;
 begin
-  select array_agg(due.ctid), array_agg(due.available_at) into _places, _waited_since
+  select array_agg(due.ctid), array_agg(due.available_at), bool_or(due.omitted is not null)
+  into _due.places, _due.waited_since, _incomplete
   from (
-    select tasks.ctid, tasks.available_at, tasks.deadline_at
+    select tasks.ctid, tasks.available_at, tasks.omitted
     from durable.tasks
     where tasks.queue = _queue
       and tasks.name = _name
-      and tasks.version is null
+      and tasks.version = _version
       and tasks.available_at <= at
-      and (tasks.available_at, tasks.task_id) > (after_at, after_id)
+      and (tasks.available_at, tasks.task_id) > (start_at, start_id)
+      and (tasks.expires_at > at) is not false -- expire_tasks cancels the others
     order by tasks.available_at, tasks.task_id
-    limit quantity
+    limit batch_size
     for no key update skip locked
-  ) as due
-  where (due.deadline_at > at) is not false; -- else expire_deadlines will cancel it
-  if _places is not null then
-    return query select * from durable._take(_queue, _places, _waited_since, worker, at, lease, version);
+  ) as due;
+  if _incomplete then
+    _due.known := durable._definition(_queue, _name, claimer);
+    if num_nulls((_due.known).start_timeout, (_due.known).execution_timeout) < 2 then
+      _due := durable._pass_over_late(_queue, _due, at);
+    end if;
   end if;
+  return _due;
 end;
 $$;
 
-
--- Takes tasks that the caller has locked. Without an index to walk there is one way to
--- find a row by its place, whatever the statistics say.
-create or replace function durable._take(
-  queue text,
-  places tid[],
-  waited_since timestamptz[],
-  worker text,
-  at timestamptz,
-  lease double precision,
-  version text
-)
-returns setof durable.claimed_task
-language plpgsql
-set enable_indexscan = off
-set enable_bitmapscan = off
-as $$
+-- Leases tasks that the caller has locked, and binds them to a version. Updates by ctid: with
+-- sequential scans off, and a condition on the queue that no index serves, a TID scan is the
+-- only plan, whatever the statistics say. Where such a function switches index scans off, that
+-- has the same effect, but costs more at every call.
+create or replace function durable._lease_by_ctid(
+  queue text, places tid[], waited_since timestamptz[], worker text, at timestamptz,
+  lease double precision, version text
+) returns setof durable.claimed_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _expires_at timestamptz := at + make_interval(secs => lease);
   _epoch double precision := extract(epoch from at);
+  _random integer := uuid_hash(gen_random_uuid()); -- independent of anything that is stored
 begin
   return query
     update durable.tasks
     set
-      worker = _take.worker,
-      claim = tasks.claim + 1,
+      worker = _lease_by_ctid.worker,
+      claim = durable._next_claim(tasks.claim, _random),
       state = 'running',
       available_at = null,
       lease_expires_at = _expires_at,
-      deadline_at = case when tasks.started_at is null
-        then least(to_timestamp(_epoch + tasks.max_duration), tasks.complete_by)
-        else tasks.deadline_at end,
+      expires_at = case when tasks.started_at is null
+        then least(to_timestamp(_epoch + tasks.execution_timeout), tasks.deadline)
+        else tasks.expires_at end,
       started_at = coalesce(tasks.started_at, at),
       error = null,
-      version = coalesce(tasks.version, _take.version)
+      version = _lease_by_ctid.version,
+      times_claimed = nullif(
+        (durable._claim_ordinal(tasks.claim, tasks.times_claimed) + 1) / 2 + 1, 1)
     from unnest(places, waited_since) as place (ctid, available_at)
-    where tasks.queue = _queue and tasks.ctid = place.ctid
+    where (tasks.queue = _queue) is true and tasks.ctid = place.ctid
     returning
       tasks.task_id, tasks.claim, tasks.name::text, tasks.attempt, tasks.params, tasks.headers,
-      tasks.parent_task_id, tasks.spawned_at, tasks.deadline_at, place.available_at, at,
+      tasks.parent_task_id, tasks.spawned_at, tasks.expires_at, place.available_at, at,
       durable._run_id(tasks.task_id, tasks.attempt);
 end;
 $$;
 
-
--- The names that something for no version waits under, now or later: one step of the
--- index a name.
-create or replace function durable._waiting_names(queue text)
-returns text[]
-language plpgsql
-as $$
+-- Returns the names and versions of unclaimed tasks, due now or later. It reads one index
+-- entry for each.
+create or replace function durable._waiting_versions(queue text)
+returns table (name text, version text) language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _name text collate "C" := '';
-  _names text[] := array[]::text[];
+  _version text collate "C" := '';
 begin
   loop
-    select tasks.name into _name
+    select tasks.name, tasks.version into _name, _version
     from durable.tasks
-    where tasks.queue = _queue and tasks.name > _name
-      and tasks.available_at is not null and tasks.version is null
-    order by tasks.name
+    where tasks.queue = _queue
+      and (tasks.name, tasks.version) > (_name, _version)
+      and tasks.available_at is not null
+    order by tasks.name, tasks.version
     limit 1;
     exit when not found;
-    _names := _names || _name;
+    name := _name;
+    version := _version;
+    return next;
   end loop;
-  return _names;
 end;
 $$;
 
+create or replace function durable._waiting_names(queue text)
+returns text[] language sql as $$
+  select array(
+    select distinct waiting.name from durable._waiting_versions(queue) as waiting order by 1);
+$$;
 
 create or replace function durable.get_next_due(
   queue text, names text[] default null, version text default null
-)
-returns double precision
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set jit = off
-as $$
+) returns double precision language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _policy text := durable._version_policy(_queue, false);
   _names text[] := coalesce(names, durable._waiting_names(_queue));
+  _versions text[] := array[''];
+  _policy text;
+  _now timestamptz := durable._now();
 begin
-  if _policy is not null then
-    return durable._next_due_for_version(_queue, _policy, version, names);
+  select queues.versions into _policy
+  from durable.queues
+  where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+  if not found then
+    perform durable._checked_queue(_queue); -- refuses a caller that may not use it
+  elsif _policy is not null then
+    _versions := durable._claimable_versions(_queue, _policy, coalesce(version, ''));
   end if;
   return (
-    select greatest(extract(epoch from min(first.available_at) - durable._now()), 0)
-    from unnest(_names) as known (name)
-    cross join lateral (
-      select tasks.available_at
-      from durable.tasks
-      where tasks.queue = _queue
-        and tasks.name = known.name collate "C"
-        and tasks.available_at is not null
-        and tasks.version is null
-      order by tasks.available_at
-      limit 1
-    ) as first
+    select greatest(extract(epoch from min(head.available_at) - _now), 0)
+    from durable._heads(_queue, _names, _versions, _now, 'infinity', null, null) as head
     having count(*) > 0
   );
 end;
 $$;
 
 comment on function durable.get_next_due is
-'Seconds until the next task of these names is due, 0 when one is; null when none ever
-will be by the clock. version: as in claim_tasks, which alone may claim it. For a worker
-whose claim came back empty.';
-
+'Returns the seconds until the next task of these names (null: any) is due, 0 if one is; null
+if none will become due by the clock. Tasks whose deadline comes first do not count. version:
+as in claim_tasks. A worker calls it after a claim that returned nothing.';
 
 create or replace function durable.list_waiting_names(queue text)
-returns setof text
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set jit = off
-as $$
+returns setof text language plpgsql as $$
 begin
-  return query select unnest(durable._all_waiting_names(durable._granted(queue)));
+  return query select unnest(durable._waiting_names(durable._checked_queue(queue)));
 end;
 $$;
 
 comment on function durable.list_waiting_names is
-'The names of the tasks that wait in a queue, so that a worker can say which of them
-it does not know.';
+'Returns the names of the tasks that wait to be claimed in a queue, so that a worker can
+report those it does not know.';
 
-
-create or replace function durable.extend_leases(queue text, tasks json, lease double precision default 30)
-returns setof durable.write_outcome
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+create or replace function durable.extend_leases(
+  queue text, tasks json, lease double precision default 30
+)
+returns setof durable.write_outcome language plpgsql as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
+  _queue text collate "C" := durable._checked_queue(queue);
   _expires_at timestamptz;
   _held record;
   _outcome text;
 begin
-  perform durable._check_claim('worker', 1, lease);
+  perform durable._checked_batch(1, lease);
   _expires_at := durable._now() + make_interval(secs => lease);
   for _held in
     select held.task_id, held.claim
@@ -327,23 +335,15 @@ end;
 $$;
 
 comment on function durable.extend_leases is
-'Extends the leases of tasks a worker holds to lease seconds from now, never shortening
-one. tasks: [{"task_id", "claim"}, ...]. Never waits; returns an outcome for each:
-ok, busy (somebody holds the row: say it again), cancelled, lost.';
-
+'Extends the leases of tasks that a worker holds to lease seconds from now; never shortens
+one. tasks: [{"task_id", "claim"}, ...]. Returns an outcome for each: ok; busy, its row is
+locked, try again; cancelled; lost. Refuses a bad lease (22023). Locks: tries each task row,
+in ascending order, with SKIP LOCKED; waits for none.';
 
 create or replace function durable.release_tasks(queue text, tasks json)
-returns setof durable.write_outcome
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns setof durable.write_outcome language plpgsql as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
+  _queue text collate "C" := durable._checked_queue(queue);
   _now timestamptz := durable._now();
   _held record;
   _released uuid[];
@@ -366,29 +366,20 @@ begin
       else durable._refusal(_queue, _held.task_id, _held.claim) end)::durable.write_outcome;
   end loop;
   perform durable._log_released(_queue, _released, _now);
-  perform durable._knock(_queue, 'work');
+  perform durable._notify_listeners(_queue, 'work');
 end;
 $$;
 
 comment on function durable.release_tasks is
-'Gives back tasks that a worker holds, without using up an attempt. tasks:
-[{"task_id", "claim", "available_at"}, ...]; with the available_at it was claimed with
-a task keeps its place in line. Returns an outcome for each: ok, cancelled, lost.';
-
+'Releases tasks that a worker holds, without using up an attempt. tasks:
+[{"task_id", "claim", "available_at"}, ...]; a task keeps its place in the queue if
+available_at is that of its claim (default: now). Returns an outcome for each: ok, cancelled,
+lost. Locks: the task rows, in ascending order; raises 55P03 after waiting 200 ms for one.';
 
 create or replace function durable.release_unknown(queue text, worker text, known uuid[])
-returns integer
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set enable_sort = off
-set jit = off
-as $$
+returns integer language plpgsql as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
+  _queue text collate "C" := durable._checked_queue(queue);
   _worker text collate "C" := worker;
   _now timestamptz := durable._now();
   _unknown uuid;
@@ -410,11 +401,13 @@ begin
     _released := _released || _unknown;
   end loop;
   perform durable._log_released(_queue, _released, _now);
-  perform durable._knock(_queue, 'work');
+  perform durable._notify_listeners(_queue, 'work');
   return cardinality(_released);
 end;
 $$;
 
 comment on function durable.release_unknown is
-'After a lost connection: gives back what this worker holds without knowing, because
-the answer to its claim never came. Returns how many.';
+'Releases the tasks that a worker holds without knowing it, because it never received the
+answer to its claim: all tasks held under its name, except those in known. A worker calls it
+after a lost connection. Returns how many. Locks: tries each task row with SKIP LOCKED; waits
+for none.';

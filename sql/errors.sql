@@ -1,20 +1,16 @@
--- The closed set of errors. Callers know them by code, never by their text. Own
--- codes are class WF, and only for what a caller would catch; a bad argument is
--- Postgres's own 22023.
+-- The errors that the engine raises on purpose, as a closed set. Callers know them by
+-- SQLSTATE, never by text. Class WF is the engine's own, for errors that a caller would
+-- catch; a bad argument is Postgres's own 22023.
 
 create or replace function durable.errors()
-returns table (code text, name text, meaning text)
-language sql
-immutable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
+returns table (code text, name text, meaning text) language sql immutable as $$
   values
     ('22023', 'invalid_argument', 'An argument was refused, before anything was written; the hint says what to pass.'),
     ('42501', 'forbidden',        'The function, or this queue, is not granted to the caller.'),
     ('WFCAN', 'cancelled',        'The task has been cancelled; stop working on it.'),
     ('WFCON', 'conflict',         'The idempotency key belongs to a task with another name or other params.'),
     ('WFFIN', 'already_finished', 'The task has reached its final state, which this call cannot change.'),
+    ('WFISO', 'wrong_isolation',  'The transaction is stricter than READ COMMITTED: this function could not see there what was just committed.'),
     ('WFLST', 'lease_lost',       'The claim is over: the lease expired and somebody else may own the task; stop working on it.'),
     ('WFNFD', 'not_found',        'There is no such task in this queue.'),
     ('WFQUE', 'unknown_queue',    'There is no such queue.'),
@@ -22,24 +18,18 @@ as $$
 $$;
 
 comment on function durable.errors is
-'Lists every error the engine raises on purpose: SQLSTATE, name, meaning.';
-
+'Returns every error that the engine raises on purpose: SQLSTATE, name, meaning.';
 
 create or replace function durable._refuse_argument(message text, hint text)
-returns void
-language plpgsql
-as $$
+returns void language plpgsql as $$
 begin
   raise exception using errcode = '22023', message = message, hint = hint;
 end;
 $$;
 
-
--- Raises what a write under (task_id, claim) deserves once its row was not found.
+-- Raises WFCAN or WFLST for a write under (task_id, claim) that found no row.
 create or replace function durable._refuse_claim(queue text, task_id uuid, claim integer)
-returns void
-language plpgsql
-as $$
+returns void language plpgsql as $$
 declare
   _outcome text := durable._refusal(queue, task_id, claim);
 begin
@@ -54,13 +44,10 @@ begin
 end;
 $$;
 
-
--- Why no row had this claim: cancelled under the claimant's hands, or lost. Asked
--- only after the row was looked for, so a plain read is enough.
+-- Returns why no row has this claim: 'cancelled' or 'lost'. A plain read is enough, since
+-- the caller has looked for the row already.
 create or replace function durable._refusal(queue text, task_id uuid, claim integer)
-returns text
-language plpgsql
-as $$
+returns text language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
@@ -74,11 +61,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._refuse_unknown_task(queue text, task_id uuid)
-returns void
-language plpgsql
-as $$
+returns void language plpgsql as $$
 begin
   raise exception using errcode = 'WFNFD',
     message = format('no task %s in queue "%s"', task_id, queue),

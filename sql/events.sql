@@ -1,19 +1,12 @@
--- Events: facts written once. The first to emit wins, and wakes whoever waits.
+-- Events: facts that are written once. The first emitter wins, and wakes the waiting tasks.
 --
--- A waiting task leaves a row without a payload, held FOR SHARE until its wait has
--- committed; the emitter updates that row, so it first waits for those under way and
--- then reads the waits. What it costs the emitter does not grow with the waiters:
--- beyond the first hundred it leaves a note.
+-- A waiting task inserts a row without a payload and holds it FOR SHARE until its wait has
+-- committed. The emitter updates that row, so it waits for those transactions and then reads
+-- the waits. Its cost does not grow with the number of waiters: after the first hundred it
+-- defers them.
 
 create or replace function durable.emit_event(queue text, event text, payload jsonb default 'null')
-returns boolean
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
@@ -29,15 +22,14 @@ end;
 $$;
 
 comment on function durable.emit_event is
-'Emits an event, in the caller''s transaction, and wakes every task that waits for it.
-Returns whether this was the first time: later payloads are ignored. Refuses an
-unknown queue WFQUE and a bad name or payload 22023.';
-
+'Emits an event, in the caller''s transaction, and wakes every task that waits for it. event:
+a name of at most 255 bytes. Returns whether this was the first time: later payloads are
+ignored. Refuses an unknown queue (WFQUE) and a bad name or payload (22023). Locks: the
+event''s row, until commit, after waiting for other emitters and for tasks that are about to
+wait for it; waiting tasks are tried with SKIP LOCKED.';
 
 create or replace function durable._write_event(queue text, event text, payload jsonb)
-returns boolean
-language plpgsql
-as $$
+returns boolean language plpgsql as $$
 declare
   _now timestamptz := durable._now();
   _payload jsonb := coalesce(payload, 'null');
@@ -51,22 +43,18 @@ begin
 end;
 $$;
 
-
--- In order of their ids, so that a note can say where to go on.
+-- Wakes in the order of ids, so that deferred work can say where to continue.
 create or replace function durable._wake_waiters(
   queue text, event text, first uuid default null, most integer default 100
-)
-returns void
-language plpgsql
-as $$
+) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _event text collate "C" := event;
   _first uuid := coalesce(first, '00000000-0000-0000-0000-000000000000');
   _waiters uuid[];
 begin
-  if not durable._sees_the_latest() then
-    perform durable._leave_note(_queue, 'event', first, _event);
+  if not durable._is_read_committed() then
+    perform durable._defer(_queue, 'event', first, _event);
     return;
   end if;
   _waiters := array(
@@ -77,24 +65,8 @@ begin
     limit most + 1
   );
   if cardinality(_waiters) > most then
-    perform durable._leave_note(_queue, 'event', _waiters[most + 1], _event);
+    perform durable._defer(_queue, 'event', _waiters[most + 1], _event);
   end if;
-  perform durable._wake_all(_queue, _waiters[:most]);
-end;
-$$;
-
-
-create or replace function durable._is_emitted(queue text, event text)
-returns boolean
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _event text collate "C" := event;
-begin
-  perform
-  from durable.events
-  where events.queue = _queue and events.name = _event and events.emitted_at is not null;
-  return found;
+  perform durable._wake_all(_queue, _waiters[1:most]);
 end;
 $$;

@@ -1,76 +1,122 @@
--- Which tasks: a filter, as lists and the calls that concern many tasks take it.
+-- Filters of tasks, as lists and bulk operations take them.
 --
--- What it says is checked when it comes in. No index is kept for it: a list walks the
--- primary key from the newest task back, a change from the oldest on, so many tasks a
--- call, and the caller says where to go on.
+-- A filter is checked as it comes in. It has no index of its own: a list walks the primary
+-- key from the newest task back, a bulk operation from the oldest on. A call looks at a
+-- bounded number of tasks, however few match, and the next one continues from there.
 
 create or replace function durable.list_tasks(
-  queue text, filter jsonb default '{}', quantity integer default 100, after uuid default null
-)
-returns setof durable.listed_task
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set enable_sort = off
-set jit = off
-as $$
+  queue text, filter jsonb default '{}', page_size integer default 100, after uuid default null
+) returns setof durable.listed_task language plpgsql stable as $$
 declare
   _queue text collate "C" := queue;
   _wanted durable._task_filter := durable._checked_filter(filter);
+  _before uuid := coalesce(after, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+  _matching uuid[];
+  _last uuid;
 begin
   perform durable._require_queue(_queue);
-  perform durable._check_quantity(quantity);
+  perform durable._check_page_size(page_size);
+  select newest.matching, newest.last into _matching, _last
+  from durable._newest_matching(_queue, _wanted, _before, greatest(page_size, 10000), page_size) as newest;
   return query
     select
-      tasks.task_id, tasks.parent_task_id, tasks.name::text, tasks.state::text, tasks.attempt,
-      tasks.worker::text, tasks.spawned_at, tasks.started_at, tasks.available_at,
-      tasks.finished_at, tasks.error
-    from durable.tasks
-    where tasks.queue = _queue
-      and tasks.task_id < coalesce(after, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-      and durable._matches(tasks, _wanted)
-    order by tasks.task_id desc
-    limit quantity;
+      task.task_id, task.parent_task_id, task.name::text, task.state::text, task.attempt,
+      task.worker::text, task.spawned_at, task.started_at, task.available_at,
+      task.finished_at, task.error
+    from unnest(_matching) as found (task_id)
+    cross join lateral (
+      select *
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = found.task_id
+      offset 0
+    ) as task;
+  if cardinality(_matching) < page_size and _last is not null then
+    return query
+      select _last, null::uuid, null, null, null::integer, null, null::timestamptz, null::timestamptz,
+        null::timestamptz, null::timestamptz, null::jsonb;
+  end if;
 end;
 $$;
 
 comment on function durable.list_tasks is
-'At most quantity tasks, the newest first; after is the last id of the page before. filter:
-name, states (an array), task_ids (an array), parent_task_id, worker, error_type (of its
-last error), headers and params (what they contain), spawned_after, spawned_before,
-finished_after, finished_before (moments with a time zone; the later end is excluded); all
-that are given must hold, and {} is every task. Refuses an unknown queue WFQUE and a bad
-filter 22023.';
+'Returns at most page_size tasks (1 to 100,000) that match a filter, the newest first. after:
+the last id of the previous page. It looks at no more than 10,000 tasks (or page_size): if the
+page is not full by then and there are more tasks, the last row has a task_id and nothing
+else. That row is not a match: pass its task_id as after to continue.
 
+filter: name, states (an array), task_ids (an array), parent_task_id, worker, error_type (of
+the last error), headers and params (JSON that they contain), spawned_after, spawned_before,
+finished_after, finished_before (times with a time zone; the later end is excluded). All keys
+that are given must match; {} matches every task. Refuses an unknown queue (WFQUE) and a bad
+filter or page_size (22023).';
 
-create or replace function durable._check_quantity(quantity integer)
-returns void
-language plpgsql
-immutable
-as $$
+-- Returns the newest matches among the next `look` tasks before an id, and the last of these
+-- unless there were fewer, or a full page was found before. Ids and children are looked up by
+-- index; everything else walks the primary key. The inner limits bound how many tasks are
+-- looked at, the outer one ends the walk early.
+create or replace function durable._newest_matching(
+  queue text, wanted durable._task_filter, before uuid, look integer, page_size integer
+) returns table (matching uuid[], last uuid) language plpgsql stable as $$
+declare
+  _queue text collate "C" := queue;
 begin
-  if quantity is null or quantity < 1 or quantity > 100000 then
-    perform durable._refuse_argument('quantity is ' || coalesce(quantity::text, 'null'),
+  return query
+    select
+      coalesce(array_agg(found.task_id) filter (where found.matches), '{}'),
+      (array_agg(found.task_id) filter (where found.place = look and wanted.task_ids is null))[1]
+    from (
+      select *
+      from (
+        select walked.task_id, walked.matches, row_number() over () as place
+        from (
+          (select tasks.task_id, durable._matches(tasks, wanted) as matches
+          from durable.tasks
+          where tasks.queue = _queue and tasks.task_id < before
+            and num_nonnulls(wanted.task_ids, wanted.parent_task_id) = 0
+          order by tasks.task_id desc
+          limit look)
+          union all
+          (select tasks.task_id, durable._matches(tasks, wanted)
+          from durable.tasks
+          where tasks.queue = _queue and wanted.task_ids is null
+            and (tasks.parent_task_id, tasks.task_id) < (wanted.parent_task_id, before) -- as in _children
+            and tasks.parent_task_id >= wanted.parent_task_id
+          order by tasks.parent_task_id desc, tasks.task_id desc
+          limit look)
+          union all
+          select task.task_id, true
+          from (select id from unnest(wanted.task_ids) as id where id < before order by id desc) as given
+          cross join lateral (
+            select tasks.task_id
+            from durable.tasks
+            where tasks.queue = _queue and tasks.task_id = given.id and durable._matches(tasks, wanted)
+            offset 0
+          ) as task
+        ) as walked
+      ) as looked
+      where looked.matches or looked.place = look
+      limit page_size
+    ) as found;
+end;
+$$;
+
+create or replace function durable._check_page_size(page_size integer)
+returns void language plpgsql immutable as $$
+begin
+  if page_size is null or page_size < 1 or page_size > 100000 then
+    perform durable._refuse_argument('page_size is ' || coalesce(page_size::text, 'null'),
       'Pass how many tasks at most, from 1 to 100000.');
   end if;
 end;
 $$;
 
-
--- of_all: whoever changes tasks says so if all of them are meant.
+-- of_all: whether {} means every task; a call that changes tasks requires {"all": true}.
 create or replace function durable._checked_filter(filter jsonb, of_all boolean default true)
-returns durable._task_filter
-language plpgsql
-stable
-as $$
+returns durable._task_filter language plpgsql stable as $$
 declare
   _wanted durable._task_filter;
 begin
-  perform durable._check_keys('filter', filter, array[
+  perform durable._checked_keys('filter', filter, array[
     'name', 'states', 'task_ids', 'parent_task_id', 'worker', 'error_type', 'headers', 'params',
     'spawned_after', 'spawned_before', 'finished_after', 'finished_before', 'all'
   ]);
@@ -98,12 +144,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._filter_text(filter jsonb, key text)
-returns text
-language plpgsql
-immutable
-as $$
+returns text language plpgsql immutable as $$
 begin
   if jsonb_typeof(filter -> key) <> 'string' then
     perform durable._refuse_argument(key || ' in filter must be a string', 'Pass text, or leave it out.');
@@ -112,12 +154,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._filter_states(filter jsonb)
-returns text[]
-language plpgsql
-immutable
-as $$
+returns text[] language plpgsql immutable as $$
 declare
   _known text[] := enum_range(null::durable.task_state)::text[];
 begin
@@ -135,12 +173,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._filter_ids(filter jsonb, key text)
-returns uuid[]
-language plpgsql
-immutable
-as $$
+returns uuid[] language plpgsql immutable as $$
 begin
   if not filter ? key then
     return null;
@@ -158,13 +192,9 @@ begin
 end;
 $$;
 
-
--- With its zone: what it means is not to depend on who asks.
+-- Requires a time zone, so that the value does not depend on the session's settings.
 create or replace function durable._filter_moment(filter jsonb, key text)
-returns timestamptz
-language plpgsql
-stable
-as $$
+returns timestamptz language plpgsql stable as $$
 declare
   _said text := filter ->> key;
   _pattern text := '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)$';
@@ -172,24 +202,20 @@ begin
   if not filter ? key then
     return null;
   elsif _said ~ _pattern then
-    return _said::timestamptz;
+    begin
+      return _said::timestamptz;
+    exception when datetime_field_overflow then
+      null;
+    end;
   end if;
   perform durable._refuse_argument(format('%s in filter is %s', key, left((filter -> key)::text, 40)),
-    'Pass a moment with its time zone, such as "2030-01-31 12:00:00Z".');
-  return null;
-exception when datetime_field_overflow then
-  perform durable._refuse_argument(format('%s in filter is %s', key, left(_said, 40)),
     'Pass a moment with its time zone, such as "2030-01-31 12:00:00Z".');
   return null;
 end;
 $$;
 
-
 create or replace function durable._matches(task durable.tasks, wanted durable._task_filter)
-returns boolean
-language sql
-stable
-as $$
+returns boolean language sql stable as $$
   select (wanted.name is null or task.name = wanted.name collate "C")
     and (wanted.states is null or task.state::text = any (wanted.states))
     and (wanted.task_ids is null or task.task_id = any (wanted.task_ids))
@@ -204,18 +230,13 @@ as $$
     and (wanted.params is null or task.params @> wanted.params);
 $$;
 
-
--- Those that match of the next so many tasks behind `after`, and the last that was looked
--- at; no last one: that was the end. An id is a step of its own, found or not.
+-- Returns the matches among the next page_size tasks after an id, and the last task that it
+-- looked at; null at the end. With task_ids each id counts as one task, found or not.
 create or replace function durable._walk(
-  queue text, wanted durable._task_filter, after uuid, quantity integer
-)
-returns table (matching uuid[], last uuid)
-language plpgsql
-stable
+  queue text, wanted durable._task_filter, after uuid, page_size integer
+) returns table (matching uuid[], last uuid) language plpgsql stable
 set enable_sort = off
-set enable_bitmapscan = off
-as $$
+set enable_bitmapscan = off as $$
 declare
   _queue text collate "C" := queue;
   _after uuid := coalesce(after, '00000000-0000-0000-0000-000000000000');
@@ -224,13 +245,13 @@ begin
     return query
       select
         coalesce(array_agg(given.task_id order by given.task_id) filter (where task.task_id is not null), '{}'),
-        (array_agg(given.task_id order by given.task_id))[quantity]
+        (array_agg(given.task_id order by given.task_id))[page_size]
       from (
         select id as task_id
         from unnest(wanted.task_ids) as id
         where id > _after
         order by id
-        limit quantity
+        limit page_size
       ) as given
       left join lateral (
         select tasks.task_id
@@ -242,13 +263,13 @@ begin
     return query
       select
         coalesce(array_agg(task.task_id) filter (where task.matches), '{}'),
-        (array_agg(task.task_id))[quantity]
+        (array_agg(task.task_id))[page_size]
       from (
         select tasks.task_id, coalesce(durable._matches(tasks, wanted), false) as matches
         from durable.tasks
         where tasks.queue = _queue and tasks.task_id > _after
         order by tasks.task_id
-        limit quantity
+        limit page_size
       ) as task;
   end if;
 end;

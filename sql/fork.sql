@@ -1,33 +1,24 @@
--- Forking: a new task that begins where another one stood.
+-- Forks a task: spawns a new one that begins at a point of the other's history.
 --
--- It has copies of the checkpoints that were complete when a call of the other was made.
--- A checkpoint's `after` counts those, so what they were follows from it:
+-- The fork copies the checkpoints that were complete when a given call of the original was
+-- made. A checkpoint's `after` counts the checkpoints that were complete at its own call:
 --
---   * What the call can have led to was called after more were complete: its `after` is
---     greater, and it stays behind, whatever the clocks say.
---   * Of those with a lower `after`, which were called before the call was, the first so
---     many to be saved were complete. Others ran beside it, and are run again. What one
---     commit has saved was complete together.
---   * A step whose failure the task had caught was complete too, and is saved with the next:
---     what is saved with the call itself is among those that were complete when it was made.
+--   * A checkpoint that may depend on the call was called when more were complete: its
+--     `after` is greater and it is not copied, whatever the clocks say.
+--   * Of those with a lower `after`, which were called earlier, the first `after` of them to
+--     be saved were complete. The others ran beside the call and are run again. Checkpoints
+--     saved in one commit were complete together.
+--   * A step whose failure the task caught was complete too, and is saved with the next call.
+--     So failed steps saved together with the call count as complete when it was made.
 --
--- So is whatever a kept checkpoint itself came after: the fork has no effect without its
--- cause. The tries of a step that is not done are left behind: a fork counts anew.
+-- A checkpoint that is copied comes with all those it followed: the fork has no effect
+-- without its cause. Tries of a step that has not ended are not copied: a fork counts anew.
 --
--- Calls at position 0 come from a worker that does not say what overlaps: they are taken
--- one after the other, as they were saved.
+-- Calls at position 0 come from a worker that does not report overlaps: they are taken to be
+-- sequential, in the order in which they were saved.
 
 create or replace function durable.fork_task(queue text, task_id uuid, options jsonb default '{}')
-returns durable.spawned_task
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_hashjoin = off
-set enable_mergejoin = off
-set jit = off
-as $$
+returns durable.spawned_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _to text collate "C";
@@ -40,12 +31,7 @@ begin
   perform durable._check_fork(options);
   _to := coalesce(options ->> 'queue', queue);
   perform durable._require_queue(_to);
-  select * into _origin
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = fork_task.task_id;
-  if not found then
-    perform durable._refuse_unknown_task(_queue, task_id);
-  end if;
+  _origin := durable._known_task(_queue, task_id);
   _new := (1, durable._uuid7(durable._id_milliseconds(_now)), _origin.name,
     coalesce(options -> 'params', _origin.params), durable._fork_options(_origin, options), null);
   if (_new.options).idempotency_key is not null then
@@ -58,11 +44,11 @@ begin
   perform
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = fork_task.task_id
-  for key share; -- cleanup leaves it alone until it is copied
+  for key share; -- keeps cleanup from deleting it before it is copied
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
   end if;
-  _history := durable._renumbered(durable._history_until(_queue, task_id, options));
+  _history := durable._history_until(_queue, task_id, options);
   perform durable._insert_tasks(_to, array[_new], _now, null);
   perform durable._copy_history(_to, _new.task_id, _history);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
@@ -70,23 +56,28 @@ end;
 $$;
 
 comment on function durable.fork_task is
-'Spawns a task with the name, params and options of another one, in whatever state that
-is, and with copies of its checkpoints: all there are; with before, those that were
-complete when the call of that checkpoint was made; with after, that one and those saved
-before it; with position, as before the call at that position. With them go the values
-and the entries of streams that it had published by then. options: one of before,
-after, position; params; queue; and those of spawn but for parent_task_id, headers being
-added to. Children recorded in what is copied are the other''s. Without a key and a
-parent; its header durable:forked_from says whose fork it is, {"task_id", "by"}, with
-"queue" if that is another; spawn leaves out such a header. Refuses an unknown queue WFQUE, an unknown task WFNFD, a checkpoint there is not, one of several of a name that is
-not said (charge#1, charge#2) and other bad options 22023, and what spawn refuses.';
+'Spawns a task with the name, params and options of another one, in any state, and with
+copies of its checkpoints, and of the values and stream entries it had published by then.
+options, of which only one of before, after and position may be given:
 
+- before: the name of a checkpoint; copies those that were complete when its call was made.
+- after: the name of a checkpoint; copies it and those saved before it.
+- position: as before, for the call at that position.
+- params, queue: instead of the original''s.
+- those of spawn except parent_task_id; headers are added to the original''s.
+
+Without a point all checkpoints are copied. If a name occurs several times, charge#1 is the
+first. Children recorded in copied checkpoints remain children of the original. The fork has
+no parent, and no key unless one is given. Its header durable:forked_from is {"task_id",
+"by"}, with "queue" if that is another one; spawn removes this header.
+
+Returns the task, as spawn does. Refuses an unknown queue (WFQUE), an unknown task (WFNFD), a
+checkpoint that does not exist or is ambiguous and other bad options (22023), and what spawn
+refuses. Locks: waits for a transaction that is using the same idempotency key; locks the
+original''s row FOR KEY SHARE, which only conflicts with its deletion.';
 
 create or replace function durable._check_fork(options jsonb)
-returns void
-language plpgsql
-immutable
-as $$
+returns void language plpgsql immutable as $$
 declare
   _position double precision;
 begin
@@ -109,17 +100,13 @@ begin
 end;
 $$;
 
-
 create or replace function durable._fork_options(origin durable.tasks, options jsonb)
-returns durable._spawn_options
-language plpgsql
-stable
-as $$
+returns durable._spawn_options language plpgsql stable as $$
 declare
   _headers jsonb := coalesce(origin.headers, '{}') || coalesce(nullif(options -> 'headers', 'null'), '{}');
   _options durable._spawn_options := durable._spawn_options(
     jsonb_build_object('max_attempts', origin.max_attempts, 'retry', origin.retry,
-      'max_duration', origin.max_duration)
+      'execution_timeout', origin.execution_timeout)
     || (options - array['before', 'after', 'position', 'params', 'queue'])
     || jsonb_build_object('headers', _headers));
 begin
@@ -127,16 +114,15 @@ begin
     || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
       'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
       'by', durable._caller()))));
+  _options.omitted := origin.omitted
+    & durable._omitted('{"start_timeout": null}' || options); -- a fork has no start_timeout by default
   return _options;
 end;
 $$;
 
-
--- What a fork begins with.
+-- Returns the checkpoints that a fork begins with.
 create or replace function durable._history_until(queue text, task_id uuid, options jsonb)
-returns durable.checkpoints[]
-language plpgsql
-as $$
+returns durable.checkpoints[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _point durable.checkpoints;
@@ -162,11 +148,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._complete_before(queue text, point durable.checkpoints)
-returns durable.checkpoints[]
-language plpgsql
-as $$
+returns durable.checkpoints[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
@@ -201,13 +184,10 @@ begin
 end;
 $$;
 
-
--- A name is a checkpoint's, and where a loop has several, charge#1 is the first. What is
--- waited for has its place, too, but is not over.
+-- Finds a checkpoint by name; where a loop has several, charge#1 is the first. With waiting,
+-- a wait that has not ended counts too.
 create or replace function durable._fork_point(queue text, task_id uuid, name text, waiting boolean)
-returns durable.checkpoints
-language plpgsql
-as $$
+returns durable.checkpoints language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _name text collate "C" := name;
@@ -242,17 +222,14 @@ begin
 end;
 $$;
 
-
 create or replace function durable._fork_point_at(queue text, task_id uuid, "position" integer)
-returns durable.checkpoints
-language plpgsql
-as $$
+returns durable.checkpoints language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _names text[];
+  _found durable.checkpoints[];
 begin
-  _names := array(
-    select saved.name
+  _found := array(
+    select saved
     from durable.checkpoints as saved
     where saved.queue = _queue
       and saved.task_id = _fork_point_at.task_id
@@ -260,27 +237,21 @@ begin
       and saved.name !~ '^\$(try|retry):'
     order by saved.name
   );
-  if cardinality(_names) > 1 then
+  if cardinality(_found) > 1 then
     perform durable._refuse_argument(
       format('there are several checkpoints at position %s', _fork_point_at.position),
-      format('Branches ran side by side. Pass one as before: %s.', array_to_string(_names[:8], ', ')));
-  elsif _names = '{}' then
+      format('Branches ran side by side. Pass one as before: %s.',
+        (select string_agg(saved.name, ', ' order by saved.name) from unnest(_found[1:8]) as saved)));
+  elsif cardinality(_found) = 0 then
     perform durable._refuse_point(_queue, task_id, format('no checkpoint at position %s', _fork_point_at.position), '');
   end if;
-  return (
-    select saved
-    from durable.checkpoints as saved
-    where saved.queue = _queue and saved.task_id = _fork_point_at.task_id and saved.name = _names[1] collate "C"
-  );
+  return _found[1];
 end;
 $$;
 
-
--- The likeliest first: those that share most pairs of letters with what was said.
+-- Suggests names, the likeliest first: those that share most pairs of letters with the input.
 create or replace function durable._refuse_point(queue text, task_id uuid, message text, said text)
-returns void
-language plpgsql
-as $$
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _names text;
@@ -303,32 +274,13 @@ begin
 end;
 $$;
 
-
--- As the fork counts: `after` is of what it has, no claim of its own has saved any of it.
-create or replace function durable._renumbered(history durable.checkpoints[])
-returns durable.checkpoints[]
-language plpgsql
-immutable
-as $$
-begin
-  return array(
-    select row(
-      saved.task_id, saved.saved_at, 0, 0, saved.position,
-      least(saved.after, rank() over (order by saved.after) - 1),
-      saved.duration_ms, saved.state, saved.queue, saved.name, saved.value
-    )::durable.checkpoints
-    from unnest(history) as saved
-  );
-end;
-$$;
-
-
--- All that a fork has of its origin is written here: each row still says whose it was. The
--- claim is raised, so that the first to hold the fork loads it, as any but a first does.
-create or replace function durable._copy_history(queue text, task_id uuid, history durable.checkpoints[])
-returns void
-language plpgsql
-as $$
+-- Writes everything a fork takes from its original. `after` then counts the fork's own
+-- checkpoints, and no claim has saved them. The claim is set to 2, so that the first worker
+-- loads the checkpoints, as after any claim but the first.
+create or replace function durable._copy_history(
+  queue text, task_id uuid, history durable.checkpoints[]
+)
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
@@ -336,7 +288,8 @@ begin
     task_id, saved_at, claim, attempt, position, after, duration_ms, state, queue, name, value
   )
   select
-    _copy_history.task_id, saved.saved_at, saved.claim, saved.attempt, saved.position, saved.after,
+    _copy_history.task_id, saved.saved_at, 0, 0, saved.position,
+    least(saved.after, rank() over (order by saved.after) - 1),
     saved.duration_ms, saved.state, _queue, saved.name, saved.value
   from unnest(history) as saved;
   if cardinality(history) > 0 then

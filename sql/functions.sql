@@ -1,63 +1,82 @@
--- The engine, as a table of contents. Files load in this order, but PL/pgSQL
--- binds late: inside a group the order is for the reader.
+-- Loads all functions and views. PL/pgSQL binds late, so the order inside a group is for the
+-- reader. The concepts that they share, of which tables.sql has the full rules:
 --
--- No plan may depend on statistics, or on how much a call was given: rows are reached
--- by key or by place, one way that holds for empty and for full tables. So public
--- functions switch off what could walk a table, and pin the generic plan: it is made
--- once a session, where the length of an array would have Postgres plan every call.
+-- State. A task is pending, running, sleeping, or has ended: completed, failed, cancelled.
+-- tasks.available_at is set while a worker may claim it, now or later, and
+-- tasks.lease_expires_at while a worker runs it.
+--
+-- Fence. Each claim of a task has a number of its own, odd while the task is held. A worker's
+-- write names (queue, task_id, claim) and changes nothing if the row has another number by
+-- now. After the lease others may claim the task, but until one does its worker may write.
+--
+-- Lock order. Events, keys and mailboxes before tasks, parents before children, rows of one
+-- kind in ascending order. A call waits only for rows that it was asked to change; all
+-- others it tries with SKIP LOCKED.
+--
+-- Deferred work. Work on a row that could not be locked is written to deferred_work in the
+-- same transaction, and maintenance does it. Outside READ COMMITTED a call cannot see what
+-- was just committed, so there it always defers.
+--
+-- Watches. A task that waits for another one sets a watch under a share lock on that row, so
+-- that the transaction that ends it waits for this commit and then finds the watch.
+--
+-- Volatility. A function that reads rows after locking them is never STABLE: a STABLE body
+-- reads with its caller's snapshot, from before the lock.
+--
+-- settings.sql has the settings of functions, grants.sql the roles that may call them.
 
--- Ground: the clock, ids, the closed set of errors, checks of what comes in
+-- The clock, errors, ids, checks of arguments, retry strategies
 \ir clock.sql
 \ir errors.sql
 \ir ids.sql
 \ir checks.sql
 \ir retry.sql
 
--- Waking up: who is told when a task finishes, an event is emitted, work arrives
-\ir doors.sql
-\ir notes.sql
+-- Waking: what follows when a task finishes, an event is emitted or work arrives
+\ir notify.sql
+\ir deferred_work.sql
 \ir waking.sql
-\ir first.sql
+\ir wait_any.sql
 
 -- For everyone: queues, tasks, events, messages, results
 \ir queues.sql
 \ir spawn.sql
-\ir callers.sql
+\ir audit.sql
 \ir cancel.sql
 \ir retry_task.sql
 \ir fork.sql
 \ir filter.sql
-\ir many.sql
+\ir bulk.sql
 \ir results.sql
 \ir events.sql
 \ir messages.sql
-\ir following.sql
+\ir published_read.sql
 
--- For workers: hold a task, save what it did, let it wait, let it go
+-- For workers: claim a task, save its checkpoints, suspend it, end it
 \ir claims.sql
 \ir claim_log.sql
 \ir versions.sql
-\ir fleet.sql
+\ir definitions.sql
 \ir attempts.sql
 \ir checkpoints.sql
 \ir waits.sql
-\ir settling.sql
-\ir withdrawing.sql
-\ir publishing.sql
+\ir resolve_waits.sql
+\ir withdraw_waits.sql
+\ir published_write.sql
 \ir children.sql
-\ir elsewhere.sql
+\ir cross_queue.sql
 
--- Housekeeping: what nobody asked for but everybody needs
+-- Maintenance: expired leases and deadlines, deferred work, retention
 \ir recovery.sql
 \ir retention.sql
-\ir housekeeping.sql
+\ir maintenance.sql
 
 -- For operators
 \ir stats.sql
 \ir views.sql
-\ir offspring.sql
 \ir history.sql
 
--- What an older version had, and the whole public surface of this one
-\ir leftovers.sql
+-- Functions of an older version, the settings of functions, the public interface
+\ir obsolete_functions.sql
+\ir settings.sql
 \ir grants.sql

@@ -1,9 +1,9 @@
--- Installs the engine into a database that does not have it, in one go:
+-- Installs the engine into a database that does not have it yet:
 --
 --   psql --single-transaction --set ON_ERROR_STOP=1 --file sql/install.sql
 --
--- Nothing but Postgres 15 or later is needed: no extension, no superuser. Whoever
--- runs this owns the engine; its public functions run with that role's rights.
+-- It needs Postgres 15 or later, no extension and no superuser. The role that runs it owns
+-- the engine, and public functions run with that role's rights.
 
 \ir schema.sql
 \ir tables.sql

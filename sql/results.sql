@@ -1,17 +1,9 @@
--- Results: where a task stands, for whoever holds its id.
+-- Reads the states and results of tasks by id.
 
 create or replace function durable.get_task_results(queue text, task_ids uuid[])
-returns setof durable.task_result
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns setof durable.task_result language plpgsql stable as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
+  _queue text collate "C" := durable._checked_queue(queue);
 begin
   return query
     select
@@ -29,17 +21,12 @@ end;
 $$;
 
 comment on function durable.get_task_results is
-'Where tasks stand, with their results or errors once they have finished. No row for
-those that do not exist (or not yet: their transaction has not committed).';
+'Returns the states of tasks, with their results or errors once they have finished. A task
+that does not exist, or whose transaction has not committed yet, has no row. Refuses a queue
+that the caller may not use (42501).';
 
-
-create or replace function durable.get_endings(queue text, task_ids uuid[])
-returns setof durable.task_result
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
+create or replace function durable.poll_results(queue text, task_ids uuid[])
+returns setof durable.task_result language plpgsql stable as $$
 begin
   return query
     select
@@ -51,20 +38,14 @@ begin
 end;
 $$;
 
-comment on function durable.get_endings is
-'get_task_results of those that have finished, for who waits for many: nothing comes of
-those still live, and of one that does not exist nothing but its id.';
-
+comment on function durable.poll_results is
+'Returns get_task_results of those tasks that have finished, for a client that waits for many.
+A live task has no row; of a task that does not exist only the id is returned.';
 
 create or replace function durable.get_task_result(queue text, task_id uuid)
-returns setof durable.task_result
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
+returns setof durable.task_result language sql stable as $$
   select * from durable.get_task_results(queue, array[task_id]);
 $$;
 
 comment on function durable.get_task_result is
-'get_task_results for one task.';
+'Returns get_task_results for one task.';

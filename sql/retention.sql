@@ -1,68 +1,59 @@
--- What is over is kept as long as its queue says. No index is kept for that: each
--- call walks on through the primary key from where the last one ended, and wraps
--- round. Ids ascend with spawning, so the walk ends where nothing can be old enough.
+-- Deletes finished tasks and old events after the queue's retention. There is no index for it:
+-- each call continues through the primary key where the last one ended, and starts over at the
+-- end. Ids ascend with spawning, so the walk ends where no task can be old enough.
 
-create or replace function durable.cleanup(queue text, quantity integer default 1000)
-returns integer
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set enable_sort = off
-set jit = off
-as $$
+create or replace function durable.cleanup(queue text, batch_size integer default 1000)
+returns integer language plpgsql as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
-  _policy durable.queues;
+  _queue text collate "C" := durable._checked_queue(queue);
   _cutoff timestamptz;
+  _cleaned_to uuid;
   _walked uuid[];
   _over uuid[];
   _next uuid;
 begin
-  select * into _policy
+  select durable._now() - make_interval(secs => queues.keep_tasks) into _cutoff
   from durable.queues
-  where queues.queue = _queue
+  where queues.queue = _queue;
+  select cleanup_cursors.tasks_cleaned_to into _cleaned_to
+  from durable.cleanup_cursors
+  where cleanup_cursors.queue = _queue
   for no key update skip locked;
-  if _policy.keep_tasks is null then
+  if not found or _cutoff is null then
     return 0;
   end if;
-  _cutoff := durable._now() - make_interval(secs => _policy.keep_tasks);
   select array_agg(old.task_id), array_agg(old.task_id) filter (where old.finished_at <= _cutoff)
   into _walked, _over
   from (
     select tasks.task_id, tasks.finished_at
     from durable.tasks
     where tasks.queue = _queue
-      and tasks.task_id > coalesce(_policy.tasks_cleaned_to, '00000000-0000-0000-0000-000000000000')
+      and tasks.task_id > coalesce(_cleaned_to, '00000000-0000-0000-0000-000000000000')
       and tasks.task_id < durable._uuid7_floor(_cutoff)
     order by tasks.task_id
-    limit quantity
+    limit batch_size
   ) as old;
-  if cardinality(_walked) = quantity then
-    _next := _walked[quantity];
+  if cardinality(_walked) = batch_size then
+    _next := _walked[batch_size];
   end if;
-  update durable.queues
+  update durable.cleanup_cursors
   set tasks_cleaned_to = _next
-  where queues.queue = _queue and queues.tasks_cleaned_to is distinct from _next;
+  where cleanup_cursors.queue = _queue and cleanup_cursors.tasks_cleaned_to is distinct from _next;
   return durable._delete_tasks(_queue, _over, _cutoff);
 end;
 $$;
 
 comment on function durable.cleanup is
-'Deletes finished tasks older than the queue''s keep_tasks, with all that belongs to
-them, looking at no more than quantity tasks. A finished child stays while its parent
-is there. Returns how many were deleted.';
+'Deletes finished tasks that are older than the queue''s keep_tasks, with everything that
+belongs to them. It looks at no more than batch_size tasks. A finished child stays while its
+parent exists. Returns how many it deleted. Locks: tries each task row, and its idempotency
+key, with SKIP LOCKED; waits for none.';
 
-
--- Proves under the lock that the tasks are still over (retry_task), that no note is left
--- about them, that nobody is being told about their keys, and that no parent is there to
--- join or cancel them: so parents go first, then children.
+-- Checks under the lock that the tasks are still finished (retry_task), that no work is deferred
+-- for them, that no spawn is reading their keys, and that no parent exists that may join or
+-- cancel them: so parents are deleted first, then children.
 create or replace function durable._delete_tasks(queue text, task_ids uuid[], cutoff timestamptz)
-returns integer
-language plpgsql
-as $$
+returns integer language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _held uuid[];
@@ -83,7 +74,7 @@ begin
       for update skip locked
     ) as task
   );
-  _held := durable._without_notes(_queue, _held);
+  _held := durable._without_deferred_work(_queue, _held);
   loop
     _orphans := array(
       select task.task_id
@@ -101,7 +92,7 @@ begin
         where tasks.queue = task.parent_queue and tasks.task_id = task.parent_task_id
         offset 0
       ) as parent
-      where case -- in this order: a key is freed with its task, or not at all
+      where case -- in this order: a key is deleted only with its task
         when parent.times > 0 then false
         when task.idempotency_key is null then true
         else durable._free_key(_queue, task.idempotency_key)
@@ -115,113 +106,81 @@ begin
 end;
 $$;
 
-
--- Those of finished tasks whose end has had its effect: neither what they take with them,
--- here or in the queues that they reach into, nor whom they wake is left to a note.
-create or replace function durable._without_notes(queue text, task_ids uuid[])
-returns uuid[]
-language plpgsql
-as $$
+-- Returns the finished tasks whose end has been processed: no deferred work has to cancel their
+-- descendants, in this queue or in those they reach, or to wake tasks that wait for them.
+create or replace function durable._without_deferred_work(queue text, task_ids uuid[])
+returns uuid[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
   return array(
     select finished.task_id
     from unnest(task_ids) as finished (task_id)
-    cross join lateral (
-      select count(*) as times
-      from durable.notes
-      where notes.queue = _queue and notes.task_id = finished.task_id and notes.kind in ('cascade', 'finished')
-      offset 0
-    ) as left_over
-    cross join lateral (
-      select count(*) as times
-      from durable.tasks
-      cross join lateral unnest(tasks.child_queues) as reached (queue)
-      cross join lateral (
+    where not exists (
+        select from durable.deferred_work
+        where deferred_work.queue = _queue and deferred_work.task_id = finished.task_id
+          and deferred_work.kind in ('cascade', 'finished')
+        offset 0) -- so that Postgres looks up each task by the index
+      and not exists (
+        select from durable.deferred_work
+        where deferred_work.queue = _queue and deferred_work.root_task_id = finished.task_id
+        offset 0)
+      and not exists (
         select
-        from durable.notes
-        where notes.queue = reached.queue and notes.task_id = finished.task_id
-        offset 0
-      ) as note
-      where tasks.queue = _queue and tasks.task_id = finished.task_id
-      offset 0
-    ) as left_elsewhere
-    where left_over.times + left_elsewhere.times = 0
+        from durable.tasks
+        cross join lateral unnest(tasks.child_queues) as reached (queue)
+        cross join lateral (
+          select from durable.deferred_work
+          where deferred_work.queue = reached.queue and deferred_work.task_id = finished.task_id
+          offset 0
+        ) as reaching
+        where tasks.queue = _queue and tasks.task_id = finished.task_id
+        offset 0)
   );
 end;
 $$;
 
-
 create or replace function durable._delete_with_all(queue text, task_ids uuid[])
-returns void
-language plpgsql
-as $$
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
-  perform durable._delete_mail(_queue, task_ids);
-  perform durable._delete_at(_queue,
-    array(
-      select task.ctid
-      from unnest(task_ids) as deleted (task_id)
-      cross join lateral (
-        select tasks.ctid
-        from durable.tasks
-        where tasks.queue = _queue and tasks.task_id = deleted.task_id
-        offset 0
-      ) as task
-    ),
-    array(
-      select run.ctid
-      from unnest(task_ids) as deleted (task_id)
-      cross join lateral (
-        select runs.ctid
-        from durable.runs
-        where runs.queue = _queue and runs.task_id = deleted.task_id
-        offset 0
-      ) as run
-    ),
-    array(
-      select saved.ctid
-      from unnest(task_ids) as deleted (task_id)
-      cross join lateral (
-        select checkpoints.ctid
-        from durable.checkpoints
-        where checkpoints.queue = _queue and checkpoints.task_id = deleted.task_id
-        offset 0
-      ) as saved
-    ),
-    array(
-      select wait.ctid
-      from unnest(task_ids) as deleted (task_id)
-      cross join lateral (
-        select waits.ctid
-        from durable.waits
-        where waits.queue = _queue and waits.task_id = deleted.task_id
-        offset 0
-      ) as wait
-    ),
-    array(
-      select watch.ctid
-      from unnest(task_ids) as deleted (task_id)
-      cross join lateral (
-        select watches.ctid
-        from durable.watches
-        where watches.queue = _queue and watches.task_id = deleted.task_id
-        offset 0
-      ) as watch
-    ));
-  perform durable._delete_published(_queue, task_ids);
-  perform durable._delete_log(_queue, task_ids);
+  delete from durable.messages where messages.queue = _queue and messages.task_id = any (task_ids);
+  delete from durable.message_keys where message_keys.queue = _queue and message_keys.task_id = any (task_ids);
+  delete from durable.mailboxes where mailboxes.queue = _queue and mailboxes.task_id = any (task_ids);
+  delete from durable.task_values where task_values.queue = _queue and task_values.task_id = any (task_ids);
+  delete from durable.stream_entries where stream_entries.queue = _queue and stream_entries.task_id = any (task_ids);
+  delete from durable.log_lines where log_lines.queue = _queue and log_lines.task_id = any (task_ids);
+  delete from durable.claim_log where claim_log.queue = _queue and claim_log.task_id = any (task_ids);
+  perform durable._delete_by_ctid(_queue,
+    array_agg(own.ctid) filter (where own.kind = 'task'),
+    array_agg(own.ctid) filter (where own.kind = 'run'),
+    array_agg(own.ctid) filter (where own.kind = 'checkpoint'),
+    array_agg(own.ctid) filter (where own.kind = 'wait'),
+    array_agg(own.ctid) filter (where own.kind = 'watch'))
+  from unnest(task_ids) as deleted (task_id)
+  cross join lateral (
+    select 'task' as kind, tasks.ctid
+    from durable.tasks where tasks.queue = _queue and tasks.task_id = deleted.task_id
+    union all
+    select 'run', runs.ctid
+    from durable.runs where runs.queue = _queue and runs.task_id = deleted.task_id
+    union all
+    select 'checkpoint', checkpoints.ctid
+    from durable.checkpoints where checkpoints.queue = _queue and checkpoints.task_id = deleted.task_id
+    union all
+    select 'wait', waits.ctid
+    from durable.waits where waits.queue = _queue and waits.task_id = deleted.task_id
+    union all
+    select 'watch', watches.ctid
+    from durable.watches where watches.queue = _queue and watches.task_id = deleted.task_id
+    offset 0
+  ) as own;
 end;
 $$;
 
-
 create or replace function durable._free_key(queue text, key text)
-returns boolean
-language plpgsql
-as $$
+returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _key text collate "C" := key;
@@ -238,15 +197,11 @@ begin
 end;
 $$;
 
-
--- As in _take: without an index to walk, by place is the one way.
-create or replace function durable._delete_at(
+-- Deletes by ctid: see _lease_by_ctid.
+create or replace function durable._delete_by_ctid(
   queue text, of_tasks tid[], of_runs tid[], of_checkpoints tid[], of_waits tid[], of_watches tid[]
-)
-returns void
-language plpgsql
-set enable_indexscan = off
-as $$
+) returns void language plpgsql
+set enable_indexscan = off as $$
 declare
   _queue text collate "C" := queue;
 begin
@@ -258,73 +213,60 @@ begin
 end;
 $$;
 
-
-create or replace function durable.prune_events(queue text, quantity integer default 1000)
-returns integer
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set enable_bitmapscan = off
-set enable_sort = off
-set jit = off
-as $$
+create or replace function durable.prune_events(queue text, batch_size integer default 1000)
+returns integer language plpgsql as $$
 declare
-  _queue text collate "C" := durable._granted(queue);
-  _policy durable.queues;
+  _queue text collate "C" := durable._checked_queue(queue);
   _cutoff timestamptz;
+  _pruned_to text collate "C";
   _name text collate "C";
   _next text collate "C";
   _walked integer := 0;
   _deleted integer := 0;
 begin
-  if not durable._sees_the_latest() then
-    return 0;
-  end if;
-  select * into _policy
+  perform durable._require_read_committed('prune_events');
+  select coalesce(durable._now() - make_interval(secs => queues.keep_events), '-infinity') into _cutoff
   from durable.queues
-  where queues.queue = _queue
+  where queues.queue = _queue;
+  select cleanup_cursors.events_pruned_to into _pruned_to
+  from durable.cleanup_cursors
+  where cleanup_cursors.queue = _queue
   for no key update skip locked;
   if not found then
     return 0;
   end if;
-  _cutoff := coalesce(durable._now() - make_interval(secs => _policy.keep_events), '-infinity');
   for _name in
     select events.name
     from durable.events
-    where events.queue = _queue and events.name > coalesce(_policy.events_pruned_to, '')
+    where events.queue = _queue and events.name > coalesce(_pruned_to, '')
     order by events.name
-    limit quantity
+    limit batch_size
   loop
     _walked := _walked + 1;
     if durable._delete_event(_queue, _name, _cutoff) then
       _deleted := _deleted + 1;
     end if;
   end loop;
-  if _walked = quantity then
+  if _walked = batch_size then
     _next := _name;
   end if;
-  update durable.queues
+  update durable.cleanup_cursors
   set events_pruned_to = _next
-  where queues.queue = _queue and queues.events_pruned_to is distinct from _next;
+  where cleanup_cursors.queue = _queue and cleanup_cursors.events_pruned_to is distinct from _next;
   return _deleted;
 end;
 $$;
 
 comment on function durable.prune_events is
-'Deletes events older than the queue''s keep_events that nobody waits for, and the places
-of events that nobody waits for any more, looking at no more than quantity events.
-Returns how many were deleted; does nothing outside READ COMMITTED, where it could not
-see who has just begun to wait.';
+'Deletes events that are older than the queue''s keep_events and for which no task waits, and
+rows of events that were never emitted and for which no task waits any more. It looks at no
+more than batch_size events. Returns how many it deleted. Refuses a transaction stricter than
+READ COMMITTED, which could not see a task that has just begun to wait (WFISO).';
 
-
--- The waits are read in the statement after the one that took the lock: a waiting
--- task that was just registering has committed by then.
+-- Reads the waits in the statement after the one that took the lock: a task that was registering
+-- its wait has committed by then.
 create or replace function durable._delete_event(queue text, event text, cutoff timestamptz)
-returns boolean
-language plpgsql
-as $$
+returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _event text collate "C" := event;

@@ -1,23 +1,20 @@
--- How long a failed task waits for its next attempt.
+-- Computes how long a failed task waits for its next attempt.
 --
 --   {"kind": "none"}                                  no retry: the first failure is final
 --   {"kind": "fixed", "base_seconds": 5}              the same delay each time
 --   {"kind": "exponential", "base_seconds": 1, "factor": 2, "max_seconds": 300,
 --    "jitter": true}                                  base * factor ^ (attempt - 1), capped
 --
--- `jitter` takes off up to half of the delay, at random. A task that names no
--- strategy has the exponential one above.
+-- `jitter` subtracts up to half of the delay, at random. A task without a strategy has the
+-- exponential one above.
 
 create or replace function durable._checked_retry(retry jsonb)
-returns jsonb
-language plpgsql
-immutable
-as $$
+returns jsonb language plpgsql immutable as $$
 begin
   if retry is null or jsonb_typeof(retry) = 'null' then
     return null;
   end if;
-  perform durable._check_keys('retry', retry,
+  perform durable._checked_keys('retry', retry,
     array['kind', 'base_seconds', 'factor', 'max_seconds', 'jitter']);
   if retry ->> 'kind' is null or retry ->> 'kind' not in ('none', 'fixed', 'exponential') then
     perform durable._refuse_argument('kind in retry is ' || coalesce((retry -> 'kind')::text, 'missing'),
@@ -34,14 +31,10 @@ begin
 end;
 $$;
 
-
--- Seconds until the attempt after this one. The exponent is capped before the
--- power is taken: attempt 5,000 does not overflow.
+-- Returns the seconds until the next attempt. The exponent is capped before the power is
+-- taken, so that attempt 5,000 does not overflow.
 create or replace function durable._retry_delay(retry jsonb, attempt integer)
-returns double precision
-language plpgsql
-volatile
-as $$
+returns double precision language plpgsql volatile as $$
 declare
   _retry jsonb := coalesce(retry,
     '{"kind": "exponential", "base_seconds": 1, "factor": 2, "max_seconds": 300, "jitter": true}');
@@ -62,13 +55,9 @@ begin
 end;
 $$;
 
-
--- Whether there is an attempt after this one.
+-- Whether another attempt may follow this one.
 create or replace function durable._may_retry(retry jsonb, attempt integer, max_attempts integer)
-returns boolean
-language sql
-immutable
-as $$
+returns boolean language sql immutable as $$
   select coalesce(retry ->> 'kind', '') <> 'none'
     and (max_attempts is null or attempt < max_attempts);
 $$;

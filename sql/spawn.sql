@@ -1,31 +1,50 @@
--- Spawning: a row that commits with the caller's transaction, or not at all.
+-- Spawns tasks: rows that commit with the caller's transaction.
 --
--- All or nothing: one bad task refuses the whole call, since a caller's transaction
--- must not commit half of it. Lock order: keys, then parents, each ascending; a new
--- task's row is seen by nobody before the commit.
+-- A call spawns all of its tasks or none: one bad task refuses the whole call, so that a
+-- caller's transaction cannot commit half of it. Lock order: keys, then parents, each
+-- ascending. No other session sees a new task's row before the commit.
 
 create or replace function durable.spawn(
-  queue text,
-  task text,
-  params jsonb default '{}',
-  options jsonb default '{}'
-)
-returns durable.spawned_task
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
+  queue text, task text, params jsonb default '{}', options jsonb default '{}'
+) returns durable.spawned_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _name text := durable._checked_name('task name', task, 100);
   _params jsonb := coalesce(durable._checked_size('params', params), 'null');
-  _options durable._spawn_options := durable._spawn_options(options);
+  _options durable._spawn_options;
   _now timestamptz := durable._now();
-  _task_id uuid := durable._uuid7(durable._id_milliseconds(_now, _options.parent_task_id));
+  _task_id uuid;
   _existing_id uuid;
+  _defaults_of text collate "C" := _name;
 begin
+  if options = '{}' then -- the usual case, without what only options need
+    _task_id := durable._uuid7(durable._id_milliseconds(_now));
+    loop
+      insert into durable.tasks (
+        task_id, spawned_at, execution_timeout, max_attempts, queue, name, params, headers, retry,
+        available_at, expires_at, omitted
+      )
+      select
+        _task_id, _now, known.execution_timeout, case when known.name is null then 5 else known.max_attempts end,
+        queues.queue, _name, _params, known.headers, known.retry, _now,
+        _now + make_interval(secs => known.start_timeout),
+        case when known.name is null then 31 end
+      from durable.queues
+      left join durable.definitions as known
+        on known.queue = _queue and known.name = _name and known.latest is not null
+      where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+      exit when found;
+      perform durable._require_queue(_queue); -- may succeed: just created, or opened to the caller
+    end loop;
+    if durable._must_notify(_queue, 'work') then
+      perform pg_notify('durable_work', _queue);
+    end if;
+    return row(_task_id, durable._run_id(_task_id, 1), 1, true)::durable.spawned_task;
+  end if;
+  _options := durable._spawn_options(options);
+  _task_id := durable._uuid7(durable._id_milliseconds(_now, _options.parent_task_id));
   if _options.idempotency_key is not null then
-    perform durable._require_queue(_queue);
+    _queue := durable._checked_queue(_queue); -- the insert below refuses an unknown queue
     _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
     if _existing_id is not null then
       return durable._same_task(_queue, (1, _task_id, _name, _params, _options, _existing_id));
@@ -36,66 +55,79 @@ begin
     perform durable._hold_parent(_queue, _options.parent_task_id);
     _options.deadline := least(_options.deadline, durable._deadline_of(_queue, _options.parent_task_id));
   end if;
+  if _options.version is not null or (options - 'max_attempts') @? '$.* ? (@ == null)' then
+    _options := durable._with_defaults(_options, durable._definition(_queue, _name, _options.version));
+    _defaults_of := null;
+  end if; -- else no option but max_attempts is null: the insert merges them, which is cheaper
   loop
     insert into durable.tasks (
-      task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-      idempotency_key, params, headers, retry, available_at, deadline_at, complete_by, version
+      task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
+      idempotency_key, params, headers, retry, available_at, expires_at, deadline, version, omitted
     )
     select
-      _task_id, _options.parent_task_id, _now, _options.max_duration, _options.max_attempts, queues.queue,
-      _name, _options.idempotency_key, _params, _options.headers, _options.retry, _now,
-      least(_now + make_interval(secs => _options.max_delay), _options.deadline), _options.deadline,
-      case when queues.versions = 'gate' then _options.version end
+      _task_id, _options.parent_task_id, _now, coalesce(_options.execution_timeout, known.execution_timeout),
+      case when known.name is null or options ? 'max_attempts'
+        then _options.max_attempts else known.max_attempts end,
+      queues.queue, _name, _options.idempotency_key, _params,
+      coalesce(known.headers || coalesce(_options.headers, '{}'), _options.headers),
+      coalesce(_options.retry, known.retry), _now,
+      least(_now + make_interval(secs => coalesce(_options.start_timeout, known.start_timeout)), _options.deadline),
+      _options.deadline, coalesce(case when queues.versions = 'gate' then _options.version end, ''),
+      case when known.name is null then _options.omitted end
     from durable.queues
+    left join durable.definitions as known
+      on known.queue = _queue and known.name = _defaults_of and known.latest is not null
     where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
     exit when found;
-    perform durable._require_queue(_queue); -- which may be content: it has just come, or opened
+    perform durable._require_queue(_queue); -- may succeed: just created, or opened to the caller
   end loop;
-  perform durable._knock(_queue, 'work');
-  return (_task_id, durable._run_id(_task_id, 1), 1, true);
+  if durable._must_notify(_queue, 'work') then
+    perform pg_notify('durable_work', _queue);
+  end if;
+  return row(_task_id, durable._run_id(_task_id, 1), 1, true)::durable.spawned_task;
 end;
 $$;
 
 comment on function durable.spawn is
-'Spawns a task, in the caller''s transaction. options: max_attempts (5; null: no
-limit), retry ({"kind": "none" | "fixed" | "exponential", "base_seconds", "factor",
-"max_seconds", "jitter"}), headers (an object), identity (an object: who asks;
-kept among the headers), idempotency_key, fingerprint (with a key: what is compared
-instead of the params, a text, or several of which any may be the one kept), max_delay
-and max_duration (seconds until its first start, and from it), parent_task_id, deadline
-(the moment by which it is to be finished, with a time zone; a child''s is never later
-than its parent''s), version (of the application that spawns it; it counts where the
-queue''s policy is gate). Returns the task; created is false when the key was taken by the
-same name and params.
-Refuses: bad arguments 22023, an unknown queue WFQUE, a key that belongs to another
-task WFCON, a parent that is unknown WFNFD or has finished WFFIN.';
+'Spawns a task, in the caller''s transaction. params: any JSON, at most 16 MiB. options:
 
+- max_attempts: null for no limit.
+- retry: {"kind": "none" | "fixed" | "exponential", "base_seconds", "factor",
+  "max_seconds", "jitter"}.
+- headers, identity: objects; the identity, who asks for the task, is kept in the headers.
+- idempotency_key: at most one task of the queue has it. With fingerprint, a text or an array
+  of texts any of which may match, the fingerprint is compared instead of the params.
+- start_timeout, execution_timeout: seconds until its first start, and from its first start.
+- parent_task_id: a live task of the queue.
+- deadline: the time by which it must finish, with a time zone; a child''s is never later
+  than its parent''s.
+- version: of the application that spawns it; it counts if the queue''s policy is gate.
+
+An option that is given holds, also as null. If max_attempts, retry, start_timeout or execution_timeout
+is omitted, the definition that workers have announced for this name (announce_definitions)
+provides it, else 5 attempts and no limits. Headers are added to the announced ones; null
+means no headers at all. If no worker has announced the name yet, the first claim after an
+announcement fills in the omitted options.
+
+Returns the task; created is false if the key belongs to a task of the same name and params.
+Refuses bad arguments (22023), an unknown queue (WFQUE), a key that belongs to another task
+(WFCON), an unknown parent (WFNFD) and a finished one (WFFIN). Locks: waits for a transaction
+that is using the same idempotency key; locks the parent''s row FOR SHARE.';
 
 create or replace function durable.spawn_many(queue text, tasks jsonb)
-returns setof durable.spawned_task
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
+returns setof durable.spawned_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
   _new durable._new_task[];
-  _parent uuid;
 begin
   perform durable._require_queue(_queue);
   perform durable._check_tasks(tasks, array['task', 'params', 'options']);
-  _new := durable._reserve_keys(_queue, durable._new_tasks(tasks, _now));
-  for _parent in
-    select distinct (new.options).parent_task_id
-    from unnest(_new) as new
-    where new.existing_id is null
-    order by 1
-  loop
-    perform durable._hold_parent(_queue, _parent);
-  end loop;
+  _new := durable._reserve_keys(_queue, durable._new_tasks(_queue, tasks, _now, null, null));
+  perform durable._hold_parent(_queue, parent.task_id)
+  from (
+    select distinct (new.options).parent_task_id from unnest(_new) as new where new.existing_id is null order by 1
+  ) as parent (task_id);
   perform durable._insert_tasks(_queue, _new, _now, null);
   return query
     select spawned.task_id, spawned.run_id, spawned.attempt, spawned.created
@@ -105,21 +137,18 @@ $$;
 
 comment on function durable.spawn_many is
 'Spawns tasks, all or none, in the caller''s transaction. tasks: an array of
-{"task": name, "params": ..., "options": {...}}, each as in spawn. Returns them in
-the order given. Refuses what spawn refuses, for any of them.';
-
+{"task": name, "params": ..., "options": {...}}, each as in spawn. Returns them in the order
+given. Refuses the same as spawn, for any of them. Locks: as spawn, keys before parents, each
+in ascending order.';
 
 create or replace function durable._check_tasks(tasks jsonb, known text[])
-returns void
-language plpgsql
-immutable
-as $$
+returns void language plpgsql immutable as $$
 begin
   if tasks is null or jsonb_typeof(tasks) <> 'array' then
     perform durable._refuse_argument('tasks must be a JSON array',
       'Pass [{"task": "name", "params": {}, "options": {}}, ...].');
   end if;
-  perform durable._check_keys('task', task, known)
+  perform durable._checked_keys('task', task, known)
   from jsonb_array_elements(tasks) as given (task)
   where jsonb_typeof(task) <> 'object' or task - known <> '{}';
   perform durable._checked_name('task name', name, 100)
@@ -130,16 +159,20 @@ begin
 end;
 $$;
 
-
--- Checked tasks, with their ids and options. parent: of all of them, whatever their
--- options say.
-create or replace function durable._new_tasks(tasks jsonb, at timestamptz, parent uuid default null)
-returns durable._new_task[]
-language plpgsql
-as $$
+-- Returns checked tasks with their ids and options. parent: of all of them; it overrides the
+-- options. headers: the parent's.
+create or replace function durable._new_tasks(
+  queue text, tasks jsonb, at timestamptz, parent uuid, headers jsonb
+) returns durable._new_task[] language plpgsql as $$
 declare
-  _usual durable._spawn_options := durable._spawn_options('{}');
+  _usual durable._spawn_options := durable._spawn_options(durable._inherited('{}', headers));
+  _name text := tasks -> 0 ->> 'task';
 begin
+  if tasks @> jsonb_build_array(jsonb_build_object('task', _name)) and not jsonb_path_exists(tasks,
+    '$[*] ? (@.task != $name)', jsonb_build_object('name', _name))
+  then -- one name, the usual case: its definition is looked up and merged once
+    _usual := durable._with_defaults(_usual, durable._definition(queue, _name, null));
+  end if;
   _usual.parent_task_id := parent;
   return array(
     select
@@ -157,7 +190,7 @@ begin
       select case
         when coalesce(given.task -> 'options', '{}') = '{}' then _usual
         else durable._spawn_options(
-          (given.task -> 'options')
+          durable._inherited(given.task -> 'options', headers)
           || case when parent is null then '{}' else jsonb_build_object('parent_task_id', parent) end)
       end as options
       offset 0 -- evaluated once a row
@@ -167,12 +200,21 @@ begin
 end;
 $$;
 
+-- Adds the headers of a parent to a child's options. Its own headers and identity override
+-- them; headers that are null have none but the identity.
+create or replace function durable._inherited(options jsonb, headers jsonb)
+returns jsonb language sql immutable as $$
+  select case
+    when headers is null then options
+    when options -> 'headers' = 'null'
+      then jsonb_build_object('identity', headers -> 'durable:identity') || options
+    else options || jsonb_build_object('headers', headers || coalesce(options -> 'headers', '{}'))
+  end;
+$$;
 
--- Takes the keys of new tasks, in key order; who finds one taken learns by whom.
+-- Takes the keys of new tasks, in key order; sets existing_id where a key is taken.
 create or replace function durable._reserve_keys(queue text, new durable._new_task[])
-returns durable._new_task[]
-language plpgsql
-as $$
+returns durable._new_task[] language plpgsql as $$
 declare
   _new durable._new_task[] := new;
   _keyed record;
@@ -193,14 +235,9 @@ begin
 end;
 $$;
 
-
--- Takes a key for a new task. Returns the task that has it already, if one has.
+-- Takes a key for a new task. Returns the task that has the key already, if any.
 create or replace function durable._take_key(queue text, key text, task_id uuid, fingerprint text)
-returns uuid
-language plpgsql
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
+returns uuid language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _key text collate "C" := key;
@@ -216,23 +253,18 @@ begin
     select idempotency_keys.task_id into _existing_id
     from durable.idempotency_keys
     where idempotency_keys.queue = _queue and idempotency_keys.key = _key
-    for key share; -- cleanup leaves the task alone until the caller has heard of it
+    for key share; -- cleanup keeps the task until the caller has its answer
     if found then
       return _existing_id;
-    end if; -- deleted by cleanup since: take it after all
+    end if; -- cleanup has just deleted it: try again
   end loop;
 end;
 $$;
 
-
--- Holds a parent against finishing until the child's row has committed. Shared, so
--- that clients can add children side by side. Null: nothing to hold.
+-- Keeps a parent from finishing until the child's row has committed. The lock is shared, so
+-- that several clients can add children at once. Does nothing without a parent.
 create or replace function durable._hold_parent(queue text, parent uuid)
-returns void
-language plpgsql
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _state durable.task_state;
@@ -254,73 +286,98 @@ begin
 end;
 $$;
 
-
--- The moment by which a task, and so all below it, is to be finished.
+-- Returns the time by which a task, and so its descendants, must finish.
 create or replace function durable._deadline_of(queue text, task_id uuid)
-returns timestamptz
-language plpgsql
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
+returns timestamptz language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
   return (
-    select tasks.complete_by
+    select tasks.deadline
     from durable.tasks
     where tasks.queue = _queue and tasks.task_id = _deadline_of.task_id
   );
 end;
 $$;
 
+-- Fills in the options that new tasks omit from their definitions.
+create or replace function durable._completed(queue text, new durable._new_task[])
+returns durable._new_task[] language plpgsql as $$
+begin
+  perform from unnest(new) as task where (task.options).omitted is not null limit 1;
+  if not found then
+    return new;
+  end if;
+  return array(
+    with known as materialized (
+      select asked.name, asked.version, definition
+      from (
+        select distinct task.name, coalesce((task.options).version, '') as version
+        from unnest(new) as task
+        where (task.options).omitted is not null
+      ) as asked
+      cross join lateral durable._definition(_completed.queue, asked.name, asked.version) as definition
+      where definition.name is not null
+    )
+    select
+      row(
+        task.ordinal, task.task_id, task.name, task.params,
+        case when known.name is null then task.options
+          else durable._with_defaults(task.options, known.definition) end,
+        task.existing_id
+      )::durable._new_task
+    from unnest(new) with ordinality
+      as task (ordinal, task_id, name, params, options, existing_id, place)
+    left join known
+      on known.name = task.name and known.version = coalesce((task.options).version, '')
+    order by task.place
+  );
+end;
+$$;
 
--- The caller holds the parents, so that their deadlines are what they are.
--- parent_queue: of their parent, if that is another one.
+-- The caller has locked the parents, so their deadlines cannot change. parent_queue: the
+-- parents' queue if it is another one.
 create or replace function durable._insert_tasks(
   queue text, new durable._new_task[], at timestamptz, parent_queue text
-)
-returns void
-language plpgsql
-as $$
+) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _parent_queue text collate "C" := coalesce(parent_queue, queue);
 begin
   insert into durable.tasks (
-    task_id, parent_task_id, spawned_at, max_duration, max_attempts, queue, name,
-    idempotency_key, params, headers, retry, available_at, deadline_at, parent_queue,
-    complete_by, version
+    task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
+    idempotency_key, params, headers, retry, available_at, expires_at, parent_queue,
+    deadline, version, omitted
   )
   select
-    task.task_id, (task.options).parent_task_id, at, (task.options).max_duration,
+    task.task_id, (task.options).parent_task_id, at, (task.options).execution_timeout,
     (task.options).max_attempts, _queue, task.name, (task.options).idempotency_key,
     coalesce(task.params, 'null'), (task.options).headers, (task.options).retry, at,
-    least(at + make_interval(secs => (task.options).max_delay), latest.moment), parent_queue,
+    least(at + make_interval(secs => (task.options).start_timeout), latest.moment), parent_queue,
     latest.moment,
     case when (task.options).version is not null and (
       select queues.versions = 'gate' from durable.queues where queues.queue = _queue
-    ) then (task.options).version end
-  from unnest(new) as task
+    ) then (task.options).version else '' end,
+    (task.options).omitted
+  from unnest(durable._completed(_queue, new)) as task
   left join lateral (
-    select tasks.complete_by
+    select tasks.deadline
     from durable.tasks
     where tasks.queue = _parent_queue and tasks.task_id = (task.options).parent_task_id
     offset 0
   ) as parent on true
   cross join lateral (
-    select least((task.options).deadline, parent.complete_by) as moment
+    select least((task.options).deadline, parent.deadline) as moment
   ) as latest
   where task.existing_id is null;
-  perform durable._knock(queue, 'work');
+  perform durable._notify_listeners(queue, 'work');
 end;
 $$;
 
-
--- What became of new tasks, in the order given.
+-- Returns the outcome for each new task, in the order given.
 create or replace function durable._spawned(queue text, new durable._new_task[])
 returns table (ordinal integer, task_id uuid, run_id uuid, attempt integer, created boolean)
-language plpgsql
-as $$
+language plpgsql as $$
 #variable_conflict use_column
 begin
   return query
@@ -336,16 +393,14 @@ begin
 end;
 $$;
 
-
--- The task that has the key, if it is the one that was meant.
+-- Returns the task that has the key if its name and params are the same; else raises WFCON. If
+-- a fingerprint is given only that is compared, in place of the params.
 create or replace function durable._same_task(queue text, new durable._new_task)
-returns durable.spawned_task
-language plpgsql
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
+returns durable.spawned_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
+  _key text collate "C" := (new.options).idempotency_key;
+  _fingerprints text[] collate "C" := (new.options).fingerprint;
   _task durable.tasks;
 begin
   select * into _task
@@ -354,39 +409,20 @@ begin
   if not found then
     perform durable._refuse_unknown_task(_queue, new.existing_id);
   end if;
-  if _task.name <> new.name or not durable._same_params(_queue, new, _task.params) then
+  if _task.name <> new.name
+    or _fingerprints is null and _task.params <> coalesce(new.params, 'null')
+    or exists (
+      select from durable.idempotency_keys
+      where idempotency_keys.queue = _queue and idempotency_keys.key = _key
+        and idempotency_keys.fingerprint <> all (_fingerprints))
+  then
     raise exception using errcode = 'WFCON',
       message = format('idempotency key "%s" belongs to task %s with %s',
-        (new.options).idempotency_key, new.existing_id,
+        _key, new.existing_id,
         case when _task.name <> new.name then format('the name "%s"', _task.name)
           else 'other params' end),
       hint = 'Use one key for one name and params.';
   end if;
   return (_task.task_id, durable._run_id(_task.task_id, _task.attempt), _task.attempt, false);
-end;
-$$;
-
-
--- Whether a task that has the key was meant to have these params. Where a fingerprint is
--- given nothing else can say so: then a key that has none is taken for the same, since it
--- dates from before there were any.
-create or replace function durable._same_params(queue text, new durable._new_task, params jsonb)
-returns boolean
-language plpgsql
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
-declare
-  _queue text collate "C" := queue;
-  _key text collate "C" := (new.options).idempotency_key;
-begin
-  if (new.options).fingerprint is null then
-    return params = coalesce(new.params, 'null');
-  end if;
-  return (
-    select coalesce(idempotency_keys.fingerprint = any ((new.options).fingerprint), true)
-    from durable.idempotency_keys
-    where idempotency_keys.queue = _queue and idempotency_keys.key = _key
-  );
 end;
 $$;

@@ -1,12 +1,7 @@
--- What a queue holds. Counts every row of the queue: for people, not for hot loops.
+-- Statistics of queues. They count every row of the queue: for people, not for hot loops.
 
 create or replace function durable.queue_stats(queue text default null)
-returns setof durable.queue_statistics
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
+returns setof durable.queue_statistics language sql stable as $$
   select
     queues.queue::text,
     counted.pending, counted.running, counted.sleeping,
@@ -43,11 +38,12 @@ as $$
   ) as ready
   where case
     when queue_stats.queue is null then durable._may_use(queues.roles)
-    else queues.queue = durable._granted(queue_stats.queue) collate "C"
+    else queues.queue = durable._checked_queue(queue_stats.queue) collate "C"
   end
   order by queues.queue;
 $$;
 
 comment on function durable.queue_stats is
-'Counts the tasks of a queue (null: of every queue the caller may use) by state, and
-those claimable now by name. Reads every task of the queue.';
+'Returns the number of tasks of a queue (null: of every queue the caller may use) by state,
+and of those claimable now by name. Reads every task of the queue. Refuses a queue that the
+caller may not use (42501).';

@@ -1,8 +1,7 @@
--- Brings an installed engine up to this version. Tables are changed by the
--- migrations that the database has not seen yet (`durable migrate` and
--- `app.migrate()` apply them, in order and in this same transaction, before this
--- file); everything else is simply loaded again. What is left over is dropped by
--- drop_leftovers.sql, in a transaction of its own.
+-- Brings an installed engine up to this version. Before this file, `durable migrate` and
+-- `app.migrate()` apply the migrations that the database has not seen, in order and in the
+-- same transaction; they change the tables. This file loads everything else again.
+-- drop_obsolete_functions.sql drops obsolete functions in a later transaction.
 
 do $$
 begin

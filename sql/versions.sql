@@ -1,16 +1,16 @@
--- Versions of the application: who may claim a task, where its code has changed.
+-- Versions of the application: which workers may claim a task, in queues whose policy says so.
 --
--- A queue's policy says so, and only queues that have one pay for it. A task that is for
--- one version only is in an index of such tasks, by version: what waits for others, be
--- it any number, is in nobody's way. `pin`: a task is for the version that claims it
--- first. `gate`: it is for the version that spawned it; one that nobody's version
--- spawned is for the latest, the one that was announced, or promoted, last.
+-- `pin` binds a task to the version that claims it first. `gate` binds it to the version that
+-- spawned it; tasks spawned without a version belong to the latest, the one that was announced,
+-- or promoted, last. Claims read the tasks of each version in an index range of its own, so any
+-- number that wait for other versions slow no claim down.
+--
+-- Each worker announces its version about every ten seconds and never waits for another that
+-- does the same. No decision about tasks depends on when a version was last seen: that is
+-- only shown and logged.
 
 create or replace function durable._checked_version(version jsonb)
-returns text
-language plpgsql
-immutable
-as $$
+returns text language plpgsql immutable as $$
 begin
   if jsonb_typeof(version) not in ('string', 'null') then
     perform durable._refuse_argument('version must be a string', 'Pass 1 to 100 bytes of text.');
@@ -21,12 +21,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._checked_version_policy(policy jsonb)
-returns text
-language plpgsql
-immutable
-as $$
+returns text language plpgsql immutable as $$
 begin
   if policy not in ('null', '"pin"', '"gate"') then
     perform durable._refuse_argument('versions in policy is ' || left(policy::text, 40),
@@ -36,267 +32,241 @@ begin
 end;
 $$;
 
-
--- The policy of a queue that the caller may use; unless it is required, one that is not
--- there has none.
-create or replace function durable._version_policy(queue text, required boolean default true)
-returns text
-language plpgsql
-as $$
+-- Returns the versions whose tasks a worker of this version may claim, '' for tasks that are
+-- bound to none. In a gated queue only the latest may begin those, or any version as long as
+-- none has been announced.
+create or replace function durable._claimable_versions(queue text, policy text, version text)
+returns text[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _roles text[];
-  _versions text;
+  _latest text := '';
 begin
-  select queues.roles, queues.versions into _roles, _versions
-  from durable.queues
-  where queues.queue = _queue;
-  if _roles is not null and not durable._may_use(_roles) then
-    perform durable._refuse_queue(queue);
-  elsif required and not found then
-    perform durable._require_queue(queue);
-  end if;
-  return _versions;
-end;
-$$;
-
-
--- Whether a version may take tasks that are for none yet. Where a queue is gated that is
--- the latest's alone, or anybody's as long as no version has been announced.
-create or replace function durable._may_begin(queue text, policy text, version text)
-returns boolean
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _latest text;
-begin
-  if policy is distinct from 'gate' then
-    return true;
-  end if;
-  select versions.version into _latest
-  from durable.versions
-  where versions.queue = _queue
-  order by versions.promoted_at desc, versions.version desc
-  limit 1;
-  return not found or coalesce(_latest = version, false);
-end;
-$$;
-
-
--- As in claim_tasks, of two lines a name: what is for this version, and what is for none
--- yet, which is for this version from then on.
-create or replace function durable._claim_for_version(
-  queue text,
-  policy text,
-  version text,
-  names text[],
-  worker text,
-  quantity integer,
-  at timestamptz,
-  lease double precision,
-  after_at timestamptz[],
-  after_ids uuid[]
-)
-returns setof durable.claimed_task
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _version text collate "C" := durable._checked_version(to_jsonb(version));
-  _names text[] := coalesce(names, durable._all_waiting_names(_queue));
-  _may_begin boolean := durable._may_begin(_queue, policy, _version);
-  _head record;
-  _claimed integer;
-  _left integer := quantity;
-begin
-  for _head in
-    select
-      known.name collate "C" as name, first.is_ours,
-      coalesce(known.after_at, '-infinity') as after_at,
-      coalesce(known.after_id, '00000000-0000-0000-0000-000000000000') as after_id
-    from unnest(_names, after_at, after_ids) as known (name, after_at, after_id)
-    cross join lateral (
-      (
-        select true as is_ours, tasks.available_at, tasks.task_id
-        from durable.tasks
-        where tasks.queue = _queue
-          and tasks.name = known.name collate "C"
-          and tasks.version = _version
-          and tasks.available_at <= at
-          and (tasks.available_at, tasks.task_id) > (
-            coalesce(known.after_at, '-infinity'),
-            coalesce(known.after_id, '00000000-0000-0000-0000-000000000000'))
-        order by tasks.available_at, tasks.task_id
-        limit 1
-      )
-      union all
-      (
-        select false, tasks.available_at, tasks.task_id
-        from durable.tasks
-        where _may_begin
-          and tasks.queue = _queue
-          and tasks.name = known.name collate "C"
-          and tasks.version is null
-          and tasks.available_at <= at
-          and (tasks.available_at, tasks.task_id) > (
-            coalesce(known.after_at, '-infinity'),
-            coalesce(known.after_id, '00000000-0000-0000-0000-000000000000'))
-        order by tasks.available_at, tasks.task_id
-        limit 1
-      )
-    ) as first
-    order by first.available_at, first.task_id
-  loop
-    if _head.is_ours then
-      return query
-        select * from durable._claim_own(_queue, _head.name, worker, _left, at, lease,
-          _head.after_at, _head.after_id, _version);
-    else
-      return query
-        select * from durable._claim(_queue, _head.name, worker, _left, at, lease,
-          _head.after_at, _head.after_id, _version);
-    end if;
-    get diagnostics _claimed = row_count;
-    _left := _left - _claimed;
-    exit when _left = 0;
-  end loop;
-end;
-$$;
-
-
--- _claim, of the tasks that are for this version. Not one with it: a statement finds the
--- index of such tasks, or of the others, by what its own text says of version; and who has
--- no versions is not to pay for them.
-create or replace function durable._claim_own(
-  queue text,
-  name text,
-  worker text,
-  quantity integer,
-  at timestamptz,
-  lease double precision,
-  after_at timestamptz,
-  after_id uuid,
-  version text
-)
-returns setof durable.claimed_task
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _name text collate "C" := name;
-  _version text collate "C" := version;
-  _places tid[];
-  _waited_since timestamptz[];
-begin
-  select array_agg(due.ctid), array_agg(due.available_at) into _places, _waited_since
-  from (
-    select tasks.ctid, tasks.available_at, tasks.deadline_at
-    from durable.tasks
-    where tasks.queue = _queue
-      and tasks.name = _name
-      and tasks.version = _version
-      and tasks.available_at <= at
-      and (tasks.available_at, tasks.task_id) > (after_at, after_id)
-    order by tasks.available_at, tasks.task_id
-    limit quantity
-    for no key update skip locked
-  ) as due
-  where (due.deadline_at > at) is not false;
-  if _places is not null then
-    return query
-      select * from durable._take(_queue, _places, _waited_since, worker, at, lease, _version);
-  end if;
-end;
-$$;
-
-
--- get_next_due, of what _claim_for_version looks at.
-create or replace function durable._next_due_for_version(
-  queue text, policy text, version text, names text[]
-)
-returns double precision
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _version text collate "C" := version;
-  _names text[] := coalesce(names, durable._all_waiting_names(_queue));
-  _may_begin boolean := durable._may_begin(_queue, policy, version);
-begin
-  return (
-    select greatest(extract(epoch from min(first.available_at) - durable._now()), 0)
-    from unnest(_names) as known (name)
-    cross join lateral (
-      (
-        select tasks.available_at
-        from durable.tasks
-        where tasks.queue = _queue
-          and tasks.name = known.name collate "C"
-          and tasks.version = _version
-          and tasks.available_at is not null
-        order by tasks.available_at
-        limit 1
-      )
-      union all
-      (
-        select tasks.available_at
-        from durable.tasks
-        where _may_begin
-          and tasks.queue = _queue
-          and tasks.name = known.name collate "C"
-          and tasks.version is null
-          and tasks.available_at is not null
-        order by tasks.available_at
-        limit 1
-      )
-    ) as first
-    having count(*) > 0
-  );
-end;
-$$;
-
-
--- What waits for one version only: one step of the index a name and version.
-create or replace function durable._waiting_versions(queue text)
-returns table (name text, version text)
-language plpgsql
-set enable_seqscan = off
-set enable_sort = off
-set plan_cache_mode = force_generic_plan
-as $$
-declare
-  _queue text collate "C" := queue;
-  _name text collate "C" := '';
-  _version text collate "C" := '';
-begin
-  loop
-    select tasks.name, tasks.version into _name, _version
-    from durable.tasks
-    where tasks.queue = _queue
-      and (tasks.name, tasks.version) > (_name, _version)
-      and tasks.available_at is not null
-      and tasks.version is not null
-    order by tasks.name, tasks.version
+  if policy = 'gate' then
+    select versions.version into _latest
+    from durable.versions
+    where versions.queue = _queue
+    order by versions.promoted_at desc, versions.version desc
     limit 1;
-    exit when not found;
-    name := _name;
-    version := _version;
-    return next;
-  end loop;
+    if _latest <> version then
+      return array_remove(array[version], '');
+    end if;
+  end if;
+  return case version when '' then array[''] else array['', version] end;
 end;
 $$;
 
-
-create or replace function durable._all_waiting_names(queue text)
-returns text[]
-language plpgsql
-as $$
+create or replace function durable.announce_version(queue text, version text)
+returns setof text language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _version text collate "C" := durable._checked_name('version', version, 100);
+  _now timestamptz := durable._now();
+  _seen_at timestamptz;
 begin
-  return array(
-    select unnest(durable._waiting_names(queue))
-    union
-    select waiting.name from durable._waiting_versions(queue) as waiting
-    order by 1);
+  perform durable._require_queue(_queue);
+  select versions.last_seen_at into _seen_at
+  from durable.versions
+  where versions.queue = _queue and versions.version = _version;
+  if not found then
+    insert into durable.versions (queue, version, first_seen_at, last_seen_at, promoted_at)
+    values (_queue, _version, _now, _now, _now)
+    on conflict do nothing;
+  elsif _seen_at <= _now - make_interval(secs => 10) then
+    perform
+    from durable.versions
+    where versions.queue = _queue and versions.version = _version
+    for no key update skip locked;
+    if found then
+      update durable.versions
+      set last_seen_at = _now
+      where versions.queue = _queue and versions.version = _version;
+    end if;
+  end if;
+  return query
+    select distinct waiting.version
+    from durable._waiting_versions(_queue) as waiting
+    left join lateral (
+      select versions.last_seen_at
+      from durable.versions
+      where versions.queue = _queue and versions.version = waiting.version collate "C"
+      offset 0
+    ) as known on true
+    where waiting.version not in ('', _version)
+      and (known.last_seen_at > _now - make_interval(secs => 60)) is not true;
+end;
+$$;
+
+comment on function durable.announce_version is
+'Records that a worker of this version of the application works on the queue; call it again
+every ten seconds. version: at most 100 bytes. A version that is new in the queue becomes its
+latest. Returns the versions that tasks wait for and nobody has announced for a minute.
+Refuses an unknown queue (WFQUE) and a bad version (22023).';
+
+create or replace function durable.promote_version(queue text, version text)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _version text collate "C" := version;
+  _now timestamptz := durable._now();
+begin
+  perform from durable.queues where queues.queue = _queue for no key update; -- guards definitions
+  update durable.versions
+  set promoted_at = _now
+  where versions.queue = _queue and versions.version = _version;
+  if not found then
+    return false;
+  end if;
+  update durable.definitions
+  set ranked_at = _now
+  where definitions.queue = _queue and definitions.version = _version;
+  perform durable._rank_definitions(_queue);
+  perform durable._notify_listeners(_queue, 'work');
+  return true;
+end;
+$$;
+
+comment on function durable.promote_version is
+'Makes a version the latest of a queue, after a rollback for example. Where the policy is
+gate, it claims from now on the tasks that were spawned without a version. Returns false if
+no worker has announced it. Locks: the queue''s row; waits for announce_definitions.';
+
+create or replace function durable.set_version(
+  queue text, version text, task_ids uuid[] default null, from_version text default null,
+  batch_size integer default 1000
+) returns integer language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _version text collate "C" := coalesce(durable._checked_version(to_jsonb(version)), '');
+  _from text collate "C" := from_version;
+  _task_id uuid;
+  _moved integer := 0;
+begin
+  perform durable._require_queue(_queue);
+  if num_nonnulls(task_ids, from_version) <> 1 then
+    perform durable._refuse_argument('which tasks is to be said in one way',
+      'Pass task_ids or from_version.');
+  end if;
+  for _task_id in
+    select tasks.task_id
+    from durable.tasks
+    where task_ids is null
+      and tasks.queue = _queue
+      and (tasks.version, tasks.task_id) > (_from, uuid '00000000-0000-0000-0000-000000000000')
+      and tasks.version <= _from -- a range, as in _children: only its own index can serve it
+      and tasks.version <> ''
+      and _from is distinct from _version
+      and tasks.finished_at is null
+    order by tasks.version, tasks.task_id
+    limit batch_size
+    for no key update skip locked
+  loop
+    update durable.tasks set version = _version
+    where tasks.queue = _queue and tasks.task_id = _task_id;
+    _moved := _moved + 1;
+  end loop;
+  for _task_id in
+    select distinct given.task_id from unnest(task_ids) as given (task_id) order by 1
+  loop
+    update durable.tasks set version = _version
+    where tasks.queue = _queue and tasks.task_id = _task_id;
+    if found then
+      _moved := _moved + 1;
+    end if;
+  end loop;
+  perform durable._notify_listeners(_queue, 'work');
+  return _moved;
+end;
+$$;
+
+comment on function durable.set_version is
+'Binds tasks to another version of the application (null: to none yet), from their next claim
+on. Pass either task_ids, of live or finished tasks, or from_version, for at most batch_size
+live tasks that are bound to it: call it again until it returns 0. Returns how many it moved.
+Refuses an unknown queue (WFQUE) and bad arguments (22023). Locks: with task_ids each task
+row, in ascending order, and waits for it; with from_version it tries them with SKIP LOCKED.';
+
+create or replace function durable.list_versions(queue text default null)
+returns setof durable.version_statistics language sql stable as $$
+  select
+    queues.queue::text, found.version::text,
+    found.promoted_at is not null and found.version = first_value(found.version)
+      over (partition by queues.queue order by found.promoted_at desc nulls last, found.version desc),
+    coalesce(found.last_seen_at > durable._now() - make_interval(secs => 60), false),
+    found.first_seen_at, found.last_seen_at,
+    coalesce(found.live, 0), coalesce(found.running, 0), coalesce(found.ready, 0), found.oldest_ready_at
+  from durable.queues
+  cross join lateral (
+    select *
+    from (
+      select *
+      from durable.versions
+      where versions.queue = queues.queue
+    ) as announced
+    full join (
+      select
+        tasks.version,
+        count(*) as live,
+        count(*) filter (where tasks.state = 'running') as running,
+        count(*) filter (where tasks.available_at <= durable._now()) as ready,
+        min(tasks.available_at) filter (where tasks.available_at <= durable._now()) as oldest_ready_at
+      from durable.tasks
+      where tasks.queue = queues.queue and tasks.finished_at is null and tasks.version <> ''
+      group by tasks.version
+    ) as counted using (version)
+  ) as found
+  where case
+    when list_versions.queue is null then durable._may_use(queues.roles)
+    else queues.queue = durable._checked_queue(list_versions.queue) collate "C"
+  end
+  order by queues.queue, found.first_seen_at, found.version;
+$$;
+
+comment on function durable.list_versions is
+'Returns the versions of a queue (null: of every queue the caller may use) that workers have
+announced or that live tasks are bound to. Live tasks of a version that is not alive wait for
+a worker that nobody runs: set_version moves them. Reads every task of the queue.';
+
+-- Unbinds waiting tasks from their versions once the queue's policy has none.
+create or replace function durable._forget_versions(queue text, batch_size integer)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _task_id uuid;
+begin
+  perform
+  from durable.tasks
+  where tasks.queue = _queue
+    and tasks.version > '' -- as in set_version
+    and tasks.version <> ''
+    and tasks.finished_at is null
+    and exists (select from durable.queues where queues.queue = _queue and queues.versions is null)
+  order by tasks.version, tasks.task_id
+  limit 1;
+  if not found then
+    return; -- the usual case
+  end if;
+  for _task_id in
+    select bound.task_id
+    from durable._waiting_versions(_queue) as waiting
+    cross join lateral (
+      select tasks.task_id
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = waiting.name collate "C"
+        and tasks.version = waiting.version collate "C"
+        and tasks.available_at is not null
+      order by tasks.available_at, tasks.task_id
+      limit batch_size
+      for no key update skip locked
+    ) as bound
+    where waiting.version <> ''
+    limit batch_size
+  loop
+    update durable.tasks set version = ''
+    where tasks.queue = _queue and tasks.task_id = _task_id;
+  end loop;
+  if found then
+    perform durable._notify_listeners(_queue, 'work');
+  end if;
 end;
 $$;

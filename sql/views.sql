@@ -1,6 +1,6 @@
--- What an operator may look at.
+-- Views for operators.
 
--- run_id is durable._run_id, spelled out: a view calls functions with its reader's rights.
+-- run_id repeats durable._run_id: a view calls functions with its reader's rights.
 create or replace view durable.attempts as
 select
   ended.queue, ended.task_id, ended.attempt,
@@ -20,48 +20,43 @@ from (
 ) as ended;
 
 comment on view durable.attempts is
-'All attempts of all tasks as one list: those that were followed by another with their
-outcome, and each task''s last one with the task''s state.';
-
+'All attempts of all tasks: those that were followed by another with their outcome, and the
+last one of each task with the task''s state.';
 
 create or replace view durable.waiting as
 select
   tasks.queue, tasks.task_id, tasks.name as task, waits.name as wait, waits.event_name,
-  waits.task_ids, waits.deadline_at, waits.topic, waits.task_queues, waits.any_of
+  waits.task_ids, waits.expires_at, waits.topic, waits.task_queues, waits.any_of
 from durable.waits
 join durable.tasks using (queue, task_id)
 where tasks.finished_at is null;
 
 comment on view durable.waiting is
-'What live tasks wait for: a time (deadline_at alone), an event, a message of a topic, or
-tasks: all of them, or the first (any_of), each where task_queues says.';
-
+'What live tasks wait for: a time (only expires_at), an event, a message of a topic, or all
+of task_ids or the first of them (any_of), each in the queue of task_queues.';
 
 create or replace view durable.workers as
 select
   tasks.queue, tasks.worker, count(*) as running, min(tasks.lease_expires_at) as first_lease_expires_at,
-  -- a column that 0.1.0 lacks keeps it from loading itself over this, which has roles
   max(tasks.lease_expires_at) as last_lease_expires_at
 from durable.tasks
 where tasks.lease_expires_at is not null
 group by tasks.queue, tasks.worker;
 
 comment on view durable.workers is
-'Who holds how many tasks now.';
-
+'Workers that hold tasks: how many, and when their first and last lease expires.';
 
 create or replace view durable.task_list as
 select
   tasks.queue, tasks.task_id, tasks.parent_task_id, tasks.name, tasks.state::text as state,
   tasks.attempt, tasks.max_attempts, tasks.worker, tasks.params, tasks.headers, tasks.result,
   tasks.error, tasks.idempotency_key, tasks.spawned_at, tasks.available_at, tasks.started_at,
-  tasks.lease_expires_at, tasks.deadline_at, tasks.finished_at, tasks.parent_queue,
-  tasks.complete_by, tasks.version
+  tasks.lease_expires_at, tasks.expires_at, tasks.finished_at, tasks.parent_queue,
+  tasks.deadline, nullif(tasks.version, '') as version
 from durable.tasks;
 
 comment on view durable.task_list is
 'Every task, live or finished.';
-
 
 create or replace view durable.history as
 select
@@ -71,4 +66,4 @@ select
 from durable.checkpoints;
 
 comment on view durable.history is
-'What tasks have done: their checkpoints. Order by saved_at, position.';
+'The checkpoints of tasks. Order by saved_at, position.';

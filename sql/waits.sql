@@ -1,73 +1,65 @@
--- Waiting: a task that waits holds no worker.
+-- Suspends tasks: a task that waits occupies no worker.
 --
--- A run leaves by one statement that registers everything it waits for and ends its
--- claim. A wait row stays until its own wait is over, with the deadline it got first.
--- The task is claimable again when any of its waits is over; turning that into a
--- checkpoint is left to whoever holds the task next (load_checkpoints), so that an
--- emitter or a finishing child never writes into a stranger's history.
---
--- Lock order: the events' rows by name, the mailboxes by task and topic, then own rows
--- ascending; watched tasks are only tried.
+-- One statement registers everything that a run waits for and ends its claim. A wait's row
+-- stays until that wait ends, with the deadline it got first. The task becomes claimable when
+-- any of its waits ends. The worker that claims it next turns the wait into a checkpoint
+-- (load_checkpoints), so an emitter or a finishing child never writes another task's history.
 
 create or replace function durable.suspend_tasks(queue text, tasks json)
-returns setof durable.wait_outcome
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns setof durable.wait_outcome language plpgsql as $$
 begin
-  return query select * from durable._await_all(queue, tasks, true);
+  return query select * from durable._suspend_or_poll(queue, tasks, true);
 end;
 $$;
 
 comment on function durable.suspend_tasks is
-'Registers all that tasks wait for and ends their claims. tasks: [{"task_id", "claim",
-"waits": [{"name", "event" or "task_ids" or "topic" or none, "seconds" or "until",
-"position", "after"}, ...]}, ...]; seconds from now, or until when, is how long it
-sleeps, or how long it waits at most. queues, beside task_ids, says where each of those
-tasks is (null: in this queue); any_of: true waits for the first of them, whose
-{"task_id", "state"} is the value. withdrawn, beside waits, [{"name", "topic", "position"},
-...], are waits that it has given up since: they are forgotten first, and a message that
-one has been given under this claim is there again. If any of a task''s waits is over already
-the task is not suspended: those come back as resolved checkpoints and it goes on. Else
-one row with the outcome suspended, cancelled or lost.';
+'Registers what tasks wait for and ends their claims. tasks: [{"task_id", "claim", "waits":
+[{"name", "position", "after", ...}, ...], "withdrawn": [{"name", "topic", "position"}, ...]},
+...]. A wait is for one of
 
+- event: the name of an event.
+- task_ids: tasks, all of which must finish, or, with any_of: true, one; its value is then
+  {"task_id", "state"}. queues: the queue of each (null: this one).
+- topic: a message of this topic.
+- none of these: a sleep.
+
+and has a limit, required for a sleep: seconds from now, or until, a time. withdrawn: waits
+that the task has given up; they are deleted first, and a message that one was given under
+this claim can be received again.
+
+If one of these waits has ended already the task is not suspended: its ended waits are
+returned as resolved, with their checkpoints, and it continues. If only a wait that an earlier
+call registered has ended, the task is suspended and can be claimed at once. Every other task
+has one row: suspended, cancelled or lost. Refuses bad waits (22023). Locks: events and
+mailboxes, then the task rows in ascending order; raises 55P03 after waiting 200 ms for one;
+watched tasks are tried with SKIP LOCKED.';
 
 create or replace function durable.poll_waits(queue text, tasks json)
-returns setof durable.wait_outcome
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
+returns setof durable.wait_outcome language plpgsql as $$
 begin
-  return query select * from durable._await_all(queue, tasks, false);
+  return query select * from durable._suspend_or_poll(queue, tasks, false);
 end;
 $$;
 
 comment on function durable.poll_waits is
-'As suspend_tasks, but the tasks stay with their worker: registers what they wait for,
-so that deadlines count from now, and returns what is over (resolved) or one row with
-the outcome waiting.';
+'Registers what tasks wait for, as suspend_tasks does, but the tasks stay with their worker.
+Deadlines count from now. Returns the waits that have ended (resolved), also those that an
+earlier call registered, or one row for the task: waiting, cancelled or lost. Locks: as
+suspend_tasks.';
 
-
-create or replace function durable._await_one(queue text, task_id uuid, claim integer, wait json)
-returns durable.wait_outcome
-language plpgsql
-as $$
+-- Suspends a task for one wait: `kind` is the key of what it waits for.
+create or replace function durable._await_one(
+  queue text, task_id uuid, claim integer, name text, kind text, awaited json,
+  timeout double precision
+) returns durable.wait_outcome language plpgsql as $$
 declare
+  _wait json := json_build_object('name', name, kind, awaited,
+    'seconds', case when awaited is not null then timeout end);
   _outcome durable.wait_outcome;
 begin
   select * into _outcome
-  from durable._await_all(queue, json_build_array(json_build_object(
-    'task_id', task_id, 'claim', claim, 'waits', json_build_array(wait))), true);
+  from durable._suspend_or_poll(queue, json_build_array(json_build_object(
+    'task_id', task_id, 'claim', claim, 'waits', json_build_array(_wait))), true);
   if _outcome.outcome in ('cancelled', 'lost') then
     perform durable._refuse_claim(queue, task_id, claim);
   end if;
@@ -75,99 +67,89 @@ begin
 end;
 $$;
 
-
 create or replace function durable.sleep_until(
   queue text, task_id uuid, claim integer, name text, until timestamptz
-)
-returns durable.wait_outcome
-language sql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
-  select durable._await_one(queue, task_id, claim, json_build_object('name', name, 'until', until));
+) returns durable.wait_outcome language sql as $$
+  select durable._await_one(queue, task_id, claim, name, 'until', to_json(until), null);
 $$;
 
 comment on function durable.sleep_until is
-'Suspends a task until then and ends its claim; resolved if it is past already. Refuses
-a claim that is over: WFCAN, WFLST.';
-
+'Suspends a task until a time and ends its claim; resolved if the time has passed. Refuses a
+claim that has ended (WFCAN, WFLST). Locks: as suspend_tasks.';
 
 create or replace function durable.await_event(
   queue text, task_id uuid, claim integer, name text, event text,
   timeout double precision default null
-)
-returns durable.wait_outcome
-language sql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
-  select durable._await_one(queue, task_id, claim,
-    json_build_object('name', name, 'event', event,
-      'seconds', case when event is not null then timeout end));
+) returns durable.wait_outcome language sql as $$
+  select durable._await_one(queue, task_id, claim, name, 'event', to_json(event), timeout);
 $$;
 
 comment on function durable.await_event is
-'Suspends a task until an event is emitted, or for timeout seconds, and ends its claim;
-resolved, with the payload, if it was emitted already. Refuses a claim that is over:
-WFCAN, WFLST.';
-
+'Suspends a task until an event is emitted, or for timeout seconds at most, and ends its
+claim; resolved, with the payload, if it was emitted already. Refuses a claim that has ended
+(WFCAN, WFLST). Locks: as suspend_tasks.';
 
 create or replace function durable.await_tasks(
   queue text, task_id uuid, claim integer, name text, task_ids uuid[],
   timeout double precision default null
-)
-returns durable.wait_outcome
-language sql
-security definer
-set search_path = pg_catalog, pg_temp
-set lock_timeout = '200ms'
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-set jit = off
-as $$
-  select durable._await_one(queue, task_id, claim,
-    json_build_object('name', name, 'task_ids', task_ids,
-      'seconds', case when task_ids is not null then timeout end));
+) returns durable.wait_outcome language sql as $$
+  select durable._await_one(queue, task_id, claim, name, 'task_ids', to_json(task_ids), timeout);
 $$;
 
 comment on function durable.await_tasks is
-'Suspends a task until all of these tasks have finished, or for timeout seconds, and
-ends its claim; resolved if they have. The value is [{"task_id", "state", "result",
-"error"}, ...] in the order given; the state of a task that is gone is not_found.
-Refuses a claim that is over: WFCAN, WFLST.';
+'Suspends a task until all of these tasks have finished, or for timeout seconds at most, and
+ends its claim; resolved if they have finished already. The value is [{"task_id", "state",
+"result", "error"}, ...] in the order given; the state of a task that does not exist is
+not_found. Refuses a claim that has ended (WFCAN, WFLST). Locks: as suspend_tasks.';
 
+create or replace function durable.recv_message(
+  queue text, task_id uuid, claim integer, name text, topic text,
+  timeout double precision default null
+) returns durable.wait_outcome language sql as $$
+  select durable._await_one(queue, task_id, claim, name, 'topic', to_json(topic), timeout);
+$$;
 
--- All of it set by set: what a batch costs does not grow with the calls in it.
-create or replace function durable._await_all(queue text, tasks json, leave boolean)
-returns setof durable.wait_outcome
-language plpgsql
-as $$
+comment on function durable.recv_message is
+'Suspends a task until it is sent a message of this topic, or for timeout seconds at most, and
+ends its claim. If a message is there already it resolves the wait with the oldest, which no
+other wait then gets. Refuses a claim that has ended (WFCAN, WFLST). Locks: as suspend_tasks.';
+
+-- Works on whole sets: the cost of a batch does not grow with the calls in it. Waits that the
+-- tasks have registered before count too, whether the call names them or not: otherwise one
+-- could end between two calls and wake nobody.
+create or replace function durable._suspend_or_poll(queue text, tasks json, suspends boolean)
+returns setof durable.wait_outcome language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
+  _is_logged boolean := durable._has_full_history(_queue);
+  _held json := tasks;
+  _ended durable.checkpoints[];
   _resolved durable.wait_outcome[];
-  _goes_on uuid[];
-  _asleep integer;
-  _is_logged boolean := durable._claim_policy(_queue) = 'full';
+  _continuing uuid[];
+  _suspended integer := 0;
 begin
-  perform durable._check_waits(tasks, leave);
-  perform durable._meet_emitters(_queue, tasks);
-  perform durable._lock_each(_queue, array[tasks]);
-  perform durable._withdraw(_queue, tasks);
-  perform durable._register(_queue, tasks, _now);
-  perform durable._settle(_queue, tasks, _now);
-  _resolved := durable._resolved(_queue, tasks);
-  _goes_on := array(select distinct resolved.task_id from unnest(_resolved) as resolved);
-  if leave then
-    _asleep := durable._fall_asleep(_queue, tasks, _goes_on);
+  perform durable._check_waits(tasks, suspends);
+  perform durable._lock_event_rows(_queue, tasks);
+  if durable._lock_claims(_queue, array[tasks]) < json_array_length(tasks) then
+    _held := (
+      select coalesce(json_agg(task), '[]')
+      from json_array_elements(tasks) as task
+      where durable._hold(_queue, (task ->> 'task_id')::uuid, (task ->> 'claim')::integer));
+  end if;
+  perform durable._withdraw_waits(_queue, _held);
+  perform durable._register_waits(_queue, _held, _now);
+  _ended := durable._resolve_ended_waits(_queue, _held, _now);
+  _resolved := durable._resolved_waits(_queue, _held, case when not suspends then _ended end);
+  _continuing := array(select distinct resolved.task_id from unnest(_resolved) as resolved);
+  if suspends then
+    _suspended := durable._suspend_held(_queue, _held, _continuing);
+    if _ended is not null then
+      perform durable._wake_all(_queue, array(
+        select distinct ended.task_id
+        from unnest(_ended) as ended
+        where ended.task_id <> all (_continuing)));
+    end if;
     if _is_logged then
       perform durable._log_suspended(_queue, tasks, _now);
     end if;
@@ -178,21 +160,17 @@ begin
     select
       own.task_id,
       case
-        when cardinality(_goes_on) + _asleep = json_array_length(tasks) then 'suspended'
-        else durable._wait_outcome(_queue, own.task_id, own.claim, leave)
+        when cardinality(_continuing) + _suspended = json_array_length(tasks) then 'suspended'
+        else durable._wait_outcome(_queue, own.task_id, own.claim, suspends)
       end,
       null, null, null
     from json_to_recordset(tasks) as own (task_id uuid, claim integer)
-    where own.task_id <> all (_goes_on);
+    where own.task_id <> all (_continuing);
 end;
 $$;
 
-
 create or replace function durable._check_waits(tasks json, leave boolean)
-returns void
-language plpgsql
-stable
-as $$
+returns void language plpgsql stable as $$
 begin
   perform durable._refuse_argument('a task is to be suspended without any wait',
     'Pass what it waits for, or release it.')
@@ -204,12 +182,8 @@ begin
 end;
 $$;
 
-
 create or replace function durable._check_wait(wait json, task_id uuid)
-returns void
-language plpgsql
-stable
-as $$
+returns void language plpgsql stable as $$
 begin
   perform durable._checked_name('name of a wait', wait ->> 'name', 512);
   if wait ->> 'event' is not null then
@@ -231,13 +205,31 @@ begin
 end;
 $$;
 
+create or replace function durable._check_awaited(wait json, task_id uuid)
+returns void language plpgsql stable as $$
+begin
+  if position(task_id::text in lower(wait ->> 'task_ids')) > 0 then
+    perform durable._refuse_argument(format('task %s would wait for itself', task_id),
+      'Pass other tasks.');
+  elsif wait ->> 'any_of' = 'true' and json_array_length(wait -> 'task_ids') = 0 then
+    perform durable._refuse_argument('a wait for the first of no tasks', 'Pass at least one.');
+  elsif wait ->> 'queues' is not null then
+    if json_array_length(wait -> 'queues') <> json_array_length(wait -> 'task_ids') then
+      perform durable._refuse_argument('a wait has not as many queues as task_ids',
+        'Pass one for each, or leave queues out.');
+    end if;
+    perform durable._checked_queue(awaited.queue)
+    from (select distinct json_array_elements_text(wait -> 'queues')) as awaited (queue)
+    where awaited.queue is not null;
+  end if;
+end;
+$$;
 
--- Where waiting tasks and emitters meet: from here to the commit nobody emits these
--- events, or sends these messages. A row that pruning has taken meanwhile is made again.
-create or replace function durable._meet_emitters(queue text, tasks json)
-returns void
-language plpgsql
-as $$
+-- Locks the rows on which waiting tasks and emitters synchronize: until the commit nobody
+-- emits these events or sends these messages. A row that pruning has deleted is inserted again.
+-- Only the holder of a task writes its waits, so its stored ones can be read before it is locked.
+create or replace function durable._lock_event_rows(queue text, tasks json)
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _event text collate "C";
@@ -248,13 +240,22 @@ begin
     select distinct
       wait.event collate "C", case when wait.topic is not null then own.task_id end,
       wait.topic collate "C"
-    from json_to_recordset(tasks) as own (task_id uuid, waits json)
-    cross join lateral json_to_recordset(own.waits) as wait (event text, topic text)
+    from json_to_recordset(tasks) as own (task_id uuid, waits json, withdrawn json)
+    cross join lateral (
+      select named.event, named.topic
+      from json_to_recordset(own.waits) as named (event text, topic text)
+      union all
+      select waits.event_name, waits.topic
+      from durable.waits
+      where waits.queue = _queue and waits.task_id = own.task_id and waits.name not in (
+        select withdrawn.name collate "C"
+        from json_to_recordset(own.withdrawn) as withdrawn (name text))
+    ) as wait
     where wait.event is not null or wait.topic is not null
-    order by 1, 2, 3 -- events, then those of no event
+    order by 1, 2, 3 -- events first, then topics
   loop
     if _topic is not null then
-      perform durable._meet_senders(_queue, _receiver, _topic);
+      perform durable._lock_mailbox(_queue, _receiver, _topic);
       continue;
     end if;
     loop
@@ -268,12 +269,10 @@ begin
 end;
 $$;
 
-
--- A suspension whose answer was lost is repeated: the claim is over, as it said.
-create or replace function durable._wait_outcome(queue text, task_id uuid, claim integer, leave boolean)
-returns text
-language plpgsql
-as $$
+-- A suspension that is repeated, since its answer was lost, is answered as before.
+create or replace function durable._wait_outcome(
+  queue text, task_id uuid, claim integer, leave boolean
+) returns text language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
@@ -282,41 +281,30 @@ begin
       else durable._refusal(_queue, task_id, claim) end;
   end if;
   perform from durable.tasks
-  where tasks.queue = _queue
-    and tasks.task_id = _wait_outcome.task_id
+  where tasks.queue = _queue and tasks.task_id = _wait_outcome.task_id
     and tasks.claim = _wait_outcome.claim + 1
-    and tasks.state in ('sleeping', 'pending')
-    and tasks.error is null;
+    and tasks.state in ('sleeping', 'pending') and tasks.error is null;
   return case when found then 'suspended' else durable._refusal(_queue, task_id, claim) end;
 end;
 $$;
 
-
--- What is not registered yet, of the tasks whose claims hold; the caller has locked them,
--- here and below, so that nobody else writes their waits.
-create or replace function durable._register(queue text, tasks json, at timestamptz)
-returns void
-language plpgsql
-as $$
+-- Registers the new ones of these waits, and those of earlier calls keep their deadlines. The
+-- caller holds these tasks, here and in the functions below, so no other session writes their
+-- waits.
+create or replace function durable._register_waits(queue text, tasks json, at timestamptz)
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
   insert into durable.waits (
-    queue, task_id, name, position, after, deadline_at, event_name, task_ids, topic,
+    queue, task_id, name, position, after, expires_at, event_name, task_ids, topic,
     task_queues, any_of
   )
-  select distinct on (own.task_id, wait.name)
+  select
     _queue, own.task_id, wait.name, coalesce(wait.position, 0), coalesce(wait.after, 0),
     coalesce(wait.until, at + make_interval(secs => wait.seconds)), wait.event, wait.task_ids,
     wait.topic, wait.queues, wait.any_of
-  from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
-  cross join lateral (
-    select
-    from durable.tasks
-    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
-      and own.claim % 2 = 1
-    offset 0
-  ) as task
+  from json_to_recordset(tasks) as own (task_id uuid, waits json)
   cross join lateral json_to_recordset(own.waits) as wait (
     name text, position integer, after integer, event text, task_ids uuid[],
     seconds double precision, until timestamptz, topic text, queues text[], any_of boolean
@@ -324,143 +312,92 @@ begin
   cross join lateral (
     select count(*) as times
     from durable.checkpoints
-    where checkpoints.queue = _queue
-      and checkpoints.task_id = own.task_id
+    where checkpoints.queue = _queue and checkpoints.task_id = own.task_id
       and checkpoints.name = wait.name collate "C"
     offset 0
   ) as saved
-  cross join lateral (
-    select count(*) as times
-    from durable.waits
-    where waits.queue = _queue
-      and waits.task_id = own.task_id
-      and waits.name = wait.name collate "C"
-    offset 0
-  ) as registered
-  where saved.times + registered.times = 0
-  order by own.task_id, wait.name;
+  where saved.times = 0
+  on conflict on constraint waits_pkey do nothing;
 end;
 $$;
 
-
-create or replace function durable._resolved(queue text, tasks json)
-returns durable.wait_outcome[]
-language plpgsql
-as $$
+-- Returns those of the named waits that have ended, and these others.
+create or replace function durable._resolved_waits(
+  queue text, tasks json, others durable.checkpoints[]
+) returns durable.wait_outcome[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
   return array(
-    select row(own.task_id, 'resolved', saved.name, saved.state, saved.value)::durable.wait_outcome
-    from json_to_recordset(tasks) as own (task_id uuid, claim integer, waits json)
-    cross join lateral (
-      select
-      from durable.tasks
-      where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
-        and own.claim % 2 = 1
-      offset 0
-    ) as task
-    cross join lateral json_to_recordset(own.waits) as wait (name text)
+    select row(wait.task_id, 'resolved', saved.name, saved.state, saved.value)::durable.wait_outcome
+    from (
+      select own.task_id, named.name collate "C" as name
+      from json_to_recordset(tasks) as own (task_id uuid, waits json)
+      cross join lateral json_to_recordset(own.waits) as named (name text)
+      union
+      select other.task_id, other.name
+      from unnest(others) as other
+    ) as wait
     cross join lateral (
       select checkpoints.name, checkpoints.state, checkpoints.value
       from durable.checkpoints
-      where checkpoints.queue = _queue
-        and checkpoints.task_id = own.task_id
-        and checkpoints.name = wait.name collate "C"
+      where checkpoints.queue = _queue and checkpoints.task_id = wait.task_id
+        and checkpoints.name = wait.name
       offset 0
     ) as saved
   );
 end;
 $$;
 
-
--- Ends the claims of those that do not go on; returns how many.
-create or replace function durable._fall_asleep(queue text, tasks json, goes_on uuid[])
-returns integer
-language plpgsql
-as $$
+-- Ends the claims of the tasks that do not continue; returns how many. Sets every watch again: a
+-- task that is awake is not woken, and a target that had finished may have been retried. If no
+-- watch can be set, a check is deferred, since the target may have finished after the waits
+-- were read.
+create or replace function durable._suspend_held(queue text, tasks json, continuing uuid[])
+returns integer language plpgsql as $$
 declare
   _queue text collate "C" := queue;
+  _task_ids uuid[];
   _places tid[];
   _until timestamptz[];
-  _waits bigint[];
 begin
-  select array_agg(task.ctid), array_agg(waiting.until), array_agg(waiting.times)
-  into _places, _until, _waits
-  from json_to_recordset(tasks) as own (task_id uuid, claim integer)
+  select array_agg(own.task_id), array_agg(task.ctid), array_agg(waiting.until)
+  into _task_ids, _places, _until
+  from json_to_recordset(tasks) as own (task_id uuid)
   cross join lateral (
     select tasks.ctid
     from durable.tasks
-    where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
-      and own.claim % 2 = 1
+    where tasks.queue = _queue and tasks.task_id = own.task_id
     offset 0
   ) as task
   cross join lateral (
-    select count(*) as times, min(waits.deadline_at) as until
+    select min(waits.expires_at) as until
     from durable.waits
     where waits.queue = _queue and waits.task_id = own.task_id
     offset 0
   ) as waiting
-  where own.task_id <> all (goes_on);
+  where own.task_id <> all (continuing);
   if _places is null then
     return 0;
-  elsif 0 = any (_waits) then
-    perform durable._refuse_argument('a task would wait for nothing', 'Pass what it waits for.');
   end if;
-  perform durable._set_watches(_queue, tasks, goes_on);
-  return durable._suspend_at(_queue, _places, _until);
+  perform durable._defer(_queue, 'waiter', own.task_id)
+  from unnest(_task_ids) as own (task_id)
+  cross join lateral (
+    select waits as wait
+    from durable.waits
+    where waits.queue = _queue and waits.task_id = own.task_id and waits.task_ids is not null
+    offset 0
+  ) as waiting
+  where durable._watch(waiting.wait, true) <> 'watched';
+  return durable._suspend_by_ctid(_queue, _places, _until);
 end;
 $$;
 
-
--- Every watch is set anew: a task that is awake is passed over by those it waits for,
--- and one that had finished may have been tried again. Where none can be set, what has
--- happened since the waits were looked at is left to a note.
-create or replace function durable._set_watches(queue text, tasks json, goes_on uuid[])
-returns void
-language plpgsql
-as $$
-declare
-  _queue text collate "C" := queue;
-  _wait durable.waits;
-  _watch text;
-begin
-  for _wait in
-    select wait.*
-    from json_to_recordset(tasks) as own (task_id uuid, claim integer)
-    cross join lateral (
-      select
-      from durable.tasks
-      where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.claim = own.claim
-        and own.claim % 2 = 1
-      offset 0
-    ) as task
-    cross join lateral (
-      select *
-      from durable.waits
-      where waits.queue = _queue and waits.task_id = own.task_id and waits.task_ids is not null
-      offset 0
-    ) as wait
-    where own.task_id <> all (goes_on)
-  loop
-    _wait.target_task_id := null;
-    _wait.watched := null;
-    _watch := case when _wait.any_of then durable._watch_each(_wait, true) else durable._watch(_wait) end;
-    if _watch <> 'watched' then
-      perform durable._leave_note(_queue, 'waiter', _wait.task_id);
-    end if;
-  end loop;
-end;
-$$;
-
-
--- As in _take: without an index to walk, by place is the one way.
-create or replace function durable._suspend_at(queue text, places tid[], until timestamptz[])
-returns integer
-language plpgsql
+-- Updates by ctid: see _lease_by_ctid.
+create or replace function durable._suspend_by_ctid(queue text, places tid[], until timestamptz[])
+returns integer language plpgsql
 set enable_indexscan = off
-set enable_bitmapscan = off
-as $$
+set enable_bitmapscan = off as $$
 declare
   _queue text collate "C" := queue;
   _suspended integer;

@@ -1,3 +1,3 @@
-"""What `durable` promises, one file per promise."""
+"""Tests of durable's promises, one file per promise."""
 
 from __future__ import annotations

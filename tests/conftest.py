@@ -78,13 +78,13 @@ def server(pytestconfig: pytest.Config) -> Server:
 
 @pytest.fixture(scope="session")
 def durable_server(server: Server) -> ServerForUsers:
-    """Where the fixtures for users have their databases: on the same one."""
+    """The server for the fixtures of `pytest_durable`: the same one."""
     return ServerForUsers(server.dsn, server.why)
 
 
 @pytest.fixture(scope="session")
 def databases(server: Server, pytestconfig: pytest.Config) -> Databases:
-    """Make databases with `durable` in them; most tests want `dsn`."""
+    """Create databases with `durable` in them; most tests want `dsn`."""
     made = Databases(server.dsn, pytestconfig.stash[RUN])
     made.make_template()
     return made
@@ -126,7 +126,7 @@ def clock(connect: Callable[[], psycopg.Connection]) -> Clock:
 
 @pytest.fixture
 def stage(connect: Callable[[], psycopg.Connection]) -> Iterator[Stage]:
-    """Where sessions with open transactions meet."""
+    """Sessions with open transactions, for tests of races."""
     stage = Stage(connect)
     yield stage
     for session in stage.sessions:

@@ -1,4 +1,4 @@
-"""What waits for another version costs a claim nothing, whatever the statistics say."""
+"""Tasks for another version do not slow down a claim, whatever the statistics are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOME = 100
 
 
 def versioned(db: psycopg.Connection, policy: str) -> Worker:
-    """Return a worker of version new that has called everything on empty tables."""
+    """Return a worker of version new that has called every function on empty tables."""
     for table in ("queues", "tasks", "versions"):
         db.execute(f"alter table durable.{table} set (autovacuum_enabled = false)")
     said = json.dumps({"versions": policy})
@@ -76,9 +76,22 @@ def test_moves_and_forgets_a_few_of_many(dsn: str) -> None:
         assert worker.costs["set_version"].rows <= SOME
         worker.function("set_version", "new", None, "old", BATCH, what="of a version")
         db.execute("select durable.create_queue('default', '{\"versions\": null}')")
-        worker.function("keep_house", BATCH)
-        assert worker.costs["keep_house"].rows <= MOST_ROWS_PER_TASK * BATCH
+        worker.function("run_maintenance", BATCH)
+        assert worker.costs["run_maintenance"].rows <= MOST_ROWS_PER_TASK * BATCH
         ((left,),) = db.execute(
             "select count(*) from durable.tasks where version = 'old'"
         ).fetchall()
         assert CROWD - 2 * BATCH <= left <= CROWD - BATCH
+
+
+def test_finds_the_few_tasks_of_a_version_among_many_of_another(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=0) as db:
+        worker = versioned(db, "pin")
+        db.execute(FOREIGN, [CROWD])
+        worker.spawn()
+        db.execute("update durable.tasks set version = 'few' where version = ''")
+        db.execute("analyze durable.tasks")
+        for moved in (worker.batch, 0):
+            arguments = ("new", None, "few", BATCH)
+            assert worker.function("set_version", *arguments) == [(moved,)]
+            assert worker.costs.pop("set_version").rows <= SOME

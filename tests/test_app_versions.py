@@ -1,4 +1,4 @@
-"""durable gives a task to the version of the application that it is for."""
+"""Tasks run on the application version that they require."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLD, NEW = "2026.10", "2026.11"
 
 @task
 async def report(params: Any, ctx: TaskContext) -> list[str | None]:
-    """Say which version has run it, before and after a wait."""
+    """Return which version has run it, before and after a wait."""
     first = await ctx.step("first", _version, ctx)
     await ctx.await_event("go on")
     return [first, ctx.version]
@@ -60,7 +60,7 @@ class Fleet:
         self._known: dict[str | None, tuple[AsyncDurable, Worker]] = {}
 
     async def app(self, version: str | None) -> AsyncDurable:
-        """Make it, with a worker whose own first look is over."""
+        """Create it, with a worker that has finished its own first look."""
         app, worker = await self._of(version)
         await worker.drain()
         return app
@@ -73,7 +73,7 @@ class Fleet:
             tasks: list[Any] = [report, once, once_in_a_thread, parent]
             app = AsyncDurable(self._dsn, tasks=tasks, version=version)
             await self._exits.enter_async_context(app)
-            # a second look is the test's own
+            # the test triggers the second look itself
             worker = app.worker(poll=60, listen=False)
             self._known[version] = app, worker
             await self._exits.enter_async_context(worker)
@@ -96,16 +96,17 @@ def policy(db: psycopg.Connection, versions: str | None) -> None:
     db.execute(f"select durable.create_queue('default', {said})", [versions])
 
 
-async def test_runs_tasks_on_any_version_unless_told_otherwise(
+async def test_runs_tasks_on_any_version_by_default(
     fleet: Fleet, db: psycopg.Connection
 ) -> None:
     app = await fleet.app(OLD)
     handle = await app.spawn(report)
     await fleet.drain(OLD)
+    await fleet.drain(OLD)  # it looks once more after a task has begun to wait
     await app.emit_event("go on")
     await fleet.drain(NEW)
     assert await handle.result(0) == [OLD, NEW]
-    assert db.execute("select version from durable.tasks").fetchall() == [(None,)]
+    assert db.execute("select version from durable.task_list").fetchall() == [(None,)]
 
 
 async def test_keeps_a_pinned_task_with_the_version_that_started_it(
@@ -118,7 +119,7 @@ async def test_keeps_a_pinned_task_with_the_version_that_started_it(
     await app.emit_event("go on")
     assert await fleet.drain(NEW) == 0
     assert await fleet.drain(None) == 0
-    await fleet.drain(OLD)  # if its worker has not looked by itself
+    await fleet.drain(OLD)  # unless its worker has looked by itself
     assert await handle.result(0) == [OLD, OLD]
 
 
@@ -149,7 +150,7 @@ async def test_gates_a_task_to_the_version_that_spawned_it(
     assert [await one.result(0) for one in [*many, sent]] == [OLD, OLD, OLD]
 
 
-async def test_gives_what_no_version_spawned_to_the_latest(
+async def test_gives_a_task_spawned_without_a_version_to_the_latest(
     fleet: Fleet, db: psycopg.Connection
 ) -> None:
     policy(db, "gate")
@@ -167,7 +168,7 @@ async def test_gives_what_no_version_spawned_to_the_latest(
     assert not await plain.promote_version("never seen")
 
 
-async def test_shows_and_moves_what_waits_for_a_version_nobody_runs(
+async def test_shows_and_moves_tasks_for_a_version_without_workers(
     fleet: Fleet, db: psycopg.Connection, clock: Clock
 ) -> None:
     policy(db, "gate")
@@ -189,7 +190,7 @@ async def test_shows_and_moves_what_waits_for_a_version_nobody_runs(
         await app.set_version(NEW)
 
 
-async def test_forgets_versions_where_they_no_longer_count(
+async def test_unpins_tasks_when_the_policy_is_removed(
     fleet: Fleet, db: psycopg.Connection
 ) -> None:
     policy(db, "pin")
@@ -210,7 +211,7 @@ async def test_forgets_versions_where_they_no_longer_count(
 async def test_does_not_spin_for_tasks_it_may_not_claim(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """What is due for others is not what a worker at rest waits for."""
+    """An idle worker does not wait for tasks that are due for others."""
     policy(db, "gate")
     async with AsyncDurable(dsn, tasks=[once], version=NEW) as app:
         await app.spawn(once, version=OLD)
@@ -221,7 +222,7 @@ async def test_does_not_spin_for_tasks_it_may_not_claim(
             assert db.execute(due, [OLD]).fetchone() == (0,)
 
 
-async def test_logs_once_that_nobody_runs_a_version(
+async def test_logs_once_that_a_version_has_no_workers(
     dsn: str, db: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy(db, "gate")
@@ -231,7 +232,7 @@ async def test_logs_once_that_nobody_runs_a_version(
         async with app.worker():
 
             async def said() -> bool:
-                return "'2026.10', which nobody runs" in caplog.text
+                return "'2026.10', which no worker runs" in caplog.text
 
             await aeventually(said)
 
@@ -240,14 +241,14 @@ def test_takes_its_version_from_the_environment(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DURABLE_APP_VERSION", "from outside")
-    assert Durable(dsn).application.version == "from outside"
-    assert Durable(dsn, version=NEW).application.version == NEW
+    assert Durable(dsn)._application.version == "from outside"
+    assert Durable(dsn, version=NEW)._application.version == NEW
     with pytest.raises(InvalidArgument, match="version"):
         Durable(dsn, version="")
 
 
 @pytest.mark.parametrize("wrong", ["both", 1, ["pin"]])
-async def test_refuses_a_policy_that_there_is_not(fleet: Fleet, wrong: Any) -> None:
+async def test_refuses_unknown_policies(fleet: Fleet, wrong: Any) -> None:
     app = await fleet.app(None)
-    with pytest.raises(InvalidArgument, match="versions must be"):
+    with pytest.raises(InvalidArgument, match="versions in policy is"):
         await app.create_queue(versions=wrong)

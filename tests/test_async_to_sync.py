@@ -1,4 +1,4 @@
-"""The synchronous client is the asynchronous one, less `async` and `await`."""
+"""The synchronous client is generated from the asynchronous one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FUTURE = "from __future__ import annotations\n"
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), str(folder / "_async"), str(folder / "_sync")]
+    command = [sys.executable, str(TOOL), str(folder)]
     command += options
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 @pytest.fixture
 def convert(tmp_path: Path) -> Callable[[str], str]:
-    """Return what the tool makes of a module, without what every module has."""
+    """Return the converted module, without the header that every module has."""
     (tmp_path / "_async").mkdir()
 
     def convert(source: str) -> str:
@@ -43,7 +43,7 @@ def same(made: str, expected: str) -> bool:
     return True
 
 
-def test_takes_out_async_and_await(convert: Callable[[str], str]) -> None:
+def test_removes_async_and_await(convert: Callable[[str], str]) -> None:
     made = convert("""
         async def spawn(pool, names):
             async with pool.connection() as session:
@@ -63,7 +63,7 @@ def test_takes_out_async_and_await(convert: Callable[[str], str]) -> None:
     )
 
 
-def test_replaces_names_wherever_they_stand(convert: Callable[[str], str]) -> None:
+def test_replaces_names_everywhere(convert: Callable[[str], str]) -> None:
     made = convert('''
         from durable._async.handle import AsyncTaskHandle
 
@@ -125,7 +125,7 @@ def test_makes_examples_synchronous_and_leaves_prose_alone(
     )
 
 
-def test_leaves_out_what_is_async_only(convert: Callable[[str], str]) -> None:
+def test_omits_async_only_code(convert: Callable[[str], str]) -> None:
     made = convert("""
         import asyncio  # async only
 
@@ -165,7 +165,7 @@ def test_leaves_out_what_is_async_only(convert: Callable[[str], str]) -> None:
     )
 
 
-def test_puts_the_marked_statement_in_place(convert: Callable[[str], str]) -> None:
+def test_moves_the_marked_statement_into_place(convert: Callable[[str], str]) -> None:
     made = convert("""
         def call(self, work):
             if self.closed:  # sync: if self.closed or self.loop.is_closed():
@@ -221,7 +221,7 @@ def test_unwraps_the_type_of_an_awaitable(convert: Callable[[str], str]) -> None
     )
 
 
-def test_imports_what_is_used(convert: Callable[[str], str]) -> None:
+def test_imports_only_what_is_used(convert: Callable[[str], str]) -> None:
     made = convert("""
         import asyncio
         from collections.abc import AsyncIterator, Iterator
@@ -258,7 +258,7 @@ def test_imports_what_is_used(convert: Callable[[str], str]) -> None:
     )
 
 
-def test_says_where_a_module_comes_from(tmp_path: Path) -> None:
+def test_names_the_source_of_a_generated_module(tmp_path: Path) -> None:
     (tmp_path / "_async").mkdir()
     (tmp_path / "_async" / "client.py").write_text(f'"""A client."""\n\n{FUTURE}')
     assert run(tmp_path).returncode == 0
@@ -288,8 +288,8 @@ def test_removes_a_module_whose_source_is_gone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "_sync").iterdir()] == ["handle.py"]
 
 
-def test_refuses_to_make_nothing(tmp_path: Path) -> None:
+def test_fails_if_there_are_no_modules(tmp_path: Path) -> None:
     (tmp_path / "_async").mkdir()
     refused = run(tmp_path)
     assert refused.returncode == 2
-    assert "there are no modules" in refused.stderr
+    assert "there is no _async" in refused.stderr

@@ -1,4 +1,4 @@
-"""durable's benchmark measures what it says, and its page says what was measured."""
+"""The benchmark measures what it claims, and its page reports what was measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def place(server: Server, tmp_path: Path) -> Iterator[Place]:
 
 
 def results(**series: Series) -> Results:
-    """Make up what was found: one figure that compares the first two series."""
+    """Make up results: one figure that compares the first two series."""
     ours, theirs = list(series)[:2]
     comparison = Comparison("times theirs", ours, 2, theirs)
     figure = Figure("noop", "Tasks", "How.", series, [comparison])
@@ -64,7 +64,7 @@ def test_counts_from_the_first_start_until_the_last_commit() -> None:
     assert section.rate_between(SECOND, 3 * SECOND) == 0.5
 
 
-def test_says_whether_an_aim_is_met() -> None:
+def test_reports_whether_an_aim_is_met() -> None:
     theirs = Series("t/s", "", [20, 10, 20])
     ahead = page(results(ours=Series("t/s", "", [30, 40, 40]), theirs=theirs))
     found = "| Tasks | times theirs | 40 t/s | 20 t/s | 2 (1.5 to 4) | ≥ 2 | yes |"
@@ -73,7 +73,7 @@ def test_says_whether_an_aim_is_met() -> None:
     assert "| 1.95 (1.9 to 4.5) | ≥ 2 | **no** |" in behind
 
 
-def test_shows_who_could_not_do_it_and_why() -> None:
+def test_shows_which_contender_failed_and_why() -> None:
     shown = page(
         results(ours=Series("t/s", "", [1]), theirs=Series("t/s", error="it fell over"))
     )
@@ -86,14 +86,14 @@ def test_shows_who_could_not_do_it_and_why() -> None:
 
 
 @pytest.mark.slow
-def test_names_a_contender_that_is_not_there(place: Place) -> None:
+def test_names_an_unknown_contender(place: Place) -> None:
     figure = FIGURES["steps"](place, TINY)
     for peer in ("absurd", "dbos"):
         assert "No module named" in figure.series[peer].error
     assert figure.series["durable"].values
 
 
-def test_publishes_nothing_but_what_was_measured() -> None:
+def test_publishes_only_what_was_measured() -> None:
     found = Results.read(PUBLISHED / RESULTS)
     assert (PUBLISHED / "README.md").read_text() == page(found)
     pictures = {path.name: path.read_text() for path in PUBLISHED.glob("*.svg")}

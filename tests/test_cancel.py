@@ -1,4 +1,4 @@
-"""durable cancels at once: nothing that a cancelled task still does is kept."""
+"""Cancellation is immediate: nothing that a cancelled task still does is kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def sleeper(params: None, ctx: TaskContext) -> None:
 
 @task
 async def idle(params: None, ctx: TaskContext) -> None:
-    """Make no durable call at all."""
+    """Make no durable call."""
     ENTERED.set()
     try:
         await asyncio.Event().wait()
@@ -46,7 +46,7 @@ async def idle(params: None, ctx: TaskContext) -> None:
 
 @task
 async def busy(params: None, ctx: TaskContext) -> str:
-    """Make another call after it was cancelled, and do not take no for an answer."""
+    """Make another call after the cancellation, and ignore its error."""
     await ctx.step("before", SEEN.append, "before", as_type=Any)
     ENTERED.set()
     await asyncio.to_thread(LEAVE.wait)
@@ -94,7 +94,7 @@ def tasks(db: psycopg.Connection) -> list[tuple[Any, ...]]:
     return db.execute(query).fetchall()
 
 
-async def test_never_starts_a_task_that_was_cancelled_before(app: AsyncDurable) -> None:
+async def test_never_starts_a_task_that_was_cancelled(app: AsyncDurable) -> None:
     handle = await app.spawn(sleeper)
     assert await app.cancel(handle, reason="sold out") is True
     async with app.worker() as worker:
@@ -104,7 +104,7 @@ async def test_never_starts_a_task_that_was_cancelled_before(app: AsyncDurable) 
     assert SEEN == []
 
 
-async def test_never_wakes_a_task_that_was_cancelled_in_its_sleep(
+async def test_never_wakes_a_task_that_was_cancelled_while_it_slept(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(sleeper)
@@ -129,10 +129,10 @@ async def test_ends_the_coroutine_of_a_task_that_makes_no_call(
     assert tasks(db) == [("cancelled", 0, None)]
 
 
-async def test_ends_the_coroutine_of_a_task_that_is_tried_again_at_once(
+async def test_ends_the_coroutine_of_a_task_that_is_retried_at_once(
     app: AsyncDurable,
 ) -> None:
-    """The worker that runs it again has heard nothing of its end."""
+    """The worker that runs it again was not notified of its end."""
     handle = await app.spawn(idle)
     async with app.worker(shutdown_timeout=0):
         await asyncio.to_thread(ENTERED.wait, 10)
@@ -160,7 +160,7 @@ async def test_ends_a_task_at_its_next_call_and_keeps_nothing_of_it(
     assert saved == [("before",)]
 
 
-async def test_ends_a_synchronous_task_the_same_way(
+async def test_ends_a_synchronous_task_in_the_same_way(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(busy_in_a_thread)
@@ -173,7 +173,7 @@ async def test_ends_a_synchronous_task_the_same_way(
     assert tasks(db) == [("cancelled", 0, None)]
 
 
-async def test_leaves_alone_what_has_finished(app: AsyncDurable) -> None:
+async def test_does_not_change_finished_tasks(app: AsyncDurable) -> None:
     handle = await app.spawn(busy)
     LEAVE.set()
     async with app.worker() as worker:
@@ -242,7 +242,7 @@ def test_refuses_every_call_of_a_cancelled_claim(
     assert db.execute(emitted).fetchone() == (0,)
 
 
-async def test_is_told_by_who_waits_for_the_result(app: AsyncDurable) -> None:
+async def test_a_waiting_client_gets_the_cancellation(app: AsyncDurable) -> None:
     handle = await app.spawn(sleeper)
     waiting = asyncio.create_task(handle.result(timeout=10))
     await asyncio.sleep(0)

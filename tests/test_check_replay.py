@@ -1,4 +1,4 @@
-"""Changed code is proved to fit saved histories, without a database."""
+"""`check_replay` tests changed code against saved histories, without a database."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ COLOURS = pytest.mark.parametrize("code", [three, three_sync], ids=["async", "sy
 
 @COLOURS
 @pytest.mark.parametrize("length", range(4))
-def test_fits_wherever_the_history_ends(code: Any, length: int) -> None:
+def test_accepts_code_at_any_length_of_the_history(code: Any, length: int) -> None:
     check_replay(code, history(*IN_LINE[:length]))
 
 
@@ -81,7 +81,9 @@ def test_fits_wherever_the_history_ends(code: Any, length: int) -> None:
     ],
     ids=["renamed first", "renamed", "swapped", "added", "removed last"],
 )
-def test_names_what_does_not_fit(code: Any, places: Any, difference: Any) -> None:
+def test_names_the_call_that_does_not_fit(
+    code: Any, places: Any, difference: Any
+) -> None:
     with pytest.raises(NonDeterminism) as caught:
         check_replay(code, history(*places))
     error = caught.value
@@ -102,7 +104,7 @@ def test_names_what_does_not_fit(code: Any, places: Any, difference: Any) -> Non
     ],
     ids=["begun", "one branch", "the other", "one behind the other", "all"],
 )
-def test_fits_branches_that_came_differently_far(places: Any) -> None:
+def test_accepts_branches_that_progressed_differently(places: Any) -> None:
     check_replay(branches, history(*places))
 
 
@@ -121,17 +123,19 @@ def test_fits_branches_that_came_differently_far(places: Any) -> None:
     ],
     ids=["renamed first", "renamed second", "renamed before the end"],
 )
-def test_names_what_a_branch_does_not_make(places: Any, expected: str) -> None:
+def test_names_the_call_that_a_branch_no_longer_makes(
+    places: Any, expected: str
+) -> None:
     with pytest.raises(NonDeterminism) as caught:
         check_replay(branches, history(*places))
     assert caught.value.expected == expected
 
 
-async def test_may_be_called_while_a_loop_runs() -> None:
+async def test_can_be_called_while_a_loop_runs() -> None:
     check_replay(three, history(*IN_LINE))
 
 
-def test_takes_a_mapping_or_json_or_a_file(tmp_path: Path) -> None:
+def test_accepts_a_mapping_json_or_a_file(tmp_path: Path) -> None:
     text = json.dumps(history(("x", 1, 0)))
     path = tmp_path / "history.json"
     path.write_text(text)
@@ -149,12 +153,12 @@ def test_takes_a_mapping_or_json_or_a_file(tmp_path: Path) -> None:
         (history(name="other"), "a history of task 'other', not of 't'"),
     ],
 )
-def test_refuses_what_is_no_history_of_the_task(given: Any, message: str) -> None:
+def test_refuses_anything_but_a_history_of_the_task(given: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         check_replay(three, given)
 
 
-def test_says_that_params_or_values_can_no_longer_be_read() -> None:
+def test_reports_params_or_values_that_can_no_longer_be_read() -> None:
     with pytest.raises(pydantic.ValidationError):
         check_replay(three, history(params="three"))
     unreadable = history(("a", 1, 0))
@@ -164,7 +168,7 @@ def test_says_that_params_or_values_can_no_longer_be_read() -> None:
     assert caught.value.__notes__ == ["It was read from the history."]
 
 
-def test_gives_the_task_what_it_had() -> None:
+def test_gives_the_task_its_recorded_context() -> None:
     seen: list[Any] = []
 
     @task(name="t")
@@ -176,7 +180,7 @@ def test_gives_the_task_what_it_had() -> None:
     assert seen == [3, "shop", {"tenant": "a"}, 2, "mail"]
 
 
-def test_fits_code_that_fails_behind_its_history() -> None:
+def test_accepts_code_that_fails_after_its_history() -> None:
     @task(name="t")
     async def failing(number: int, ctx: Context) -> None:
         await ctx.step("a", never)
@@ -188,7 +192,7 @@ def test_fits_code_that_fails_behind_its_history() -> None:
     assert isinstance(caught.value.__cause__, ConnectionError)
 
 
-def test_is_not_got_past_by_code_that_swallows_it() -> None:
+def test_reports_a_mismatch_that_the_code_swallows() -> None:
     @task(name="t")
     async def swallow(number: int, ctx: Context) -> None:
         for name in ("x", "a"):
@@ -202,8 +206,8 @@ def test_is_not_got_past_by_code_that_swallows_it() -> None:
 
 
 @pytest.mark.parametrize("places", [[("b", 2, 0)], [("b", 2, 0), ("c", 3, 1)]])
-def test_fits_code_whose_call_was_made_and_not_saved(places: Any) -> None:
-    """Its worker died, or it was cancelled: there is room for it."""
+def test_accepts_a_call_that_was_made_and_not_saved(places: Any) -> None:
+    """Its worker died, or it was cancelled: the replay leaves room for it."""
 
     @task(name="t")
     async def both(number: int, ctx: Context) -> None:

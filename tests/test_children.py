@@ -1,4 +1,4 @@
-"""durable spawns a task's children once, and tells it what became of them."""
+"""A task spawns its children once, and learns their outcome."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def join_in_time(event: str, ctx: TaskContext) -> Any:
 
 @task
 async def family(depth: int, ctx: TaskContext) -> None:
-    """Grow two children on each level; those at the bottom wait for ever."""
+    """Spawn two children on each level; those at the bottom wait for ever."""
     if depth == 0:
         await ctx.await_event("never")
     children = await ctx.spawn_many("child", family, [depth - 1] * 2)
@@ -182,7 +182,7 @@ def child_of(db: psycopg.Connection, parent: AsyncTaskHandle[Any]) -> UUID:
 
 
 async def is_waiting(db: psycopg.Connection) -> bool:
-    """Whether a session in this database waits for a lock."""
+    """Whether a session of this database waits for a lock."""
     query = """
         select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock'
@@ -190,7 +190,7 @@ async def is_waiting(db: psycopg.Connection) -> bool:
     return db.execute(query).fetchone() != (0,)
 
 
-async def test_gives_a_parent_what_its_child_returned(
+async def test_a_parent_gets_the_output_of_its_child(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(join_one, 21)
@@ -199,7 +199,7 @@ async def test_gives_a_parent_what_its_child_returned(
     assert child_of(db, handle) > handle.task_id
 
 
-async def test_joins_from_a_thread_too(app: AsyncDurable) -> None:
+async def test_joins_from_a_synchronous_task(app: AsyncDurable) -> None:
     handle = await app.spawn(join_in_a_thread, 4)
     async with app.worker():
         doubled = await handle.result(timeout=10)
@@ -224,12 +224,12 @@ async def test_joins_a_thousand_children_with_one_wake_up(
     async with app.worker():
         assert await handle.result(timeout=60) == 1_000
     row = db.execute(
-        "select claim from durable.tasks where task_id = %s", [handle.task_id]
+        "select times_claimed from durable.tasks where task_id = %s", [handle.task_id]
     ).fetchone()
-    assert row == (4,)  # started, slept, woken once, completed
+    assert row == (2,)  # started, suspended, woken once, completed
 
 
-async def test_joins_a_child_that_has_finished_before(app: AsyncDurable) -> None:
+async def test_joins_a_child_that_has_already_finished(app: AsyncDurable) -> None:
     handle = await app.spawn(join_late, 21)
     await drain(app)
     await app.emit_event("join now")
@@ -237,24 +237,24 @@ async def test_joins_a_child_that_has_finished_before(app: AsyncDurable) -> None
     assert await handle.result(0) == Doubled(value=42)
 
 
-async def test_tells_a_parent_how_its_child_failed(app: AsyncDurable) -> None:
+async def test_a_parent_gets_the_error_of_its_child(app: AsyncDurable) -> None:
     handle = await app.spawn(join_broken, "no money")
     async with app.worker():
         with pytest.raises(TaskFailed, match="no money") as failure:
             await handle.result(timeout=10)
     assert failure.value.error.type == "TaskFailed"
     assert "break_down" in (failure.value.error.traceback or "")
-    assert (await app.get_result(handle)).attempt == 1  # recorded: no retry helps
+    assert (await app.get_result(handle)).attempt == 1  # recorded, so no retry helps
 
 
-async def test_lets_a_parent_go_on_after_a_child_failed(app: AsyncDurable) -> None:
+async def test_a_parent_can_continue_after_a_child_failed(app: AsyncDurable) -> None:
     handle = await app.spawn(catch_broken, "no money")
     async with app.worker():
         said = await handle.result(timeout=10)
     assert said == ["KeyError: 'no money'"] * 2
 
 
-async def test_tells_a_parent_that_its_child_was_cancelled(
+async def test_a_parent_learns_that_its_child_was_cancelled(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(join_forever, "never")
@@ -266,7 +266,7 @@ async def test_tells_a_parent_that_its_child_was_cancelled(
     assert failure.value.error.type == "TaskCancelled"
 
 
-async def test_stops_joining_after_the_timeout_and_remembers_that(
+async def test_a_join_times_out_and_remembers_it(
     app: AsyncDurable, clock: Clock, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(join_in_time, "go")
@@ -276,22 +276,22 @@ async def test_stops_joining_after_the_timeout_and_remembers_that(
     assert db.execute(
         "select name from durable.events where emitted_at is not null"
     ).fetchall() == [("given up",)]
-    assert states(db, "wait-for") == ["sleeping"]  # a timeout cancels nobody
+    assert states(db, "wait-for") == ["sleeping"]  # a timeout cancels no child
     await app.emit_event("go", "went")
     await drain(app)
     assert await handle.result(0) == "went"
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel", "cancel while it runs", "deadline"])
-async def test_cancels_all_descendants_of_a_task_that_ends_badly(
+async def test_cancels_all_descendants_of_a_failed_or_cancelled_task(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock, how: str
 ) -> None:
-    handle = await app.spawn(leave_family, how, max_duration=3_600)
+    handle = await app.spawn(leave_family, how, execution_timeout=3_600)
     await drain(app)
     assert states(db, "family") == ["sleeping"] * 7
     if how == "deadline":
         clock.advance(3_601)
-        db.execute("select durable.expire_deadlines('default')")
+        db.execute("select durable.expire_tasks('default')")
     elif how == "fail":
         await app.emit_event("end")
         await drain(app)
@@ -308,7 +308,7 @@ async def test_cancels_all_descendants_of_a_task_that_ends_badly(
     assert why.fetchall() == [("$CancelledByParent",)]
 
 
-async def test_leaves_descendants_of_a_completed_task_alone(
+async def test_keeps_descendants_of_a_completed_task_running(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(leave_family, "complete")
@@ -319,7 +319,7 @@ async def test_leaves_descendants_of_a_completed_task_alone(
     assert states(db, "family") == ["sleeping"] * 7
 
 
-async def test_revives_with_a_parent_the_children_it_took_with_it(
+async def test_a_retry_revives_the_children_cancelled_with_their_parent(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(leave_family, "fail")
@@ -339,7 +339,7 @@ async def test_revives_with_a_parent_the_children_it_took_with_it(
     assert row.fetchone() == ("cancelled",)  # not by its parent
 
 
-async def test_spawns_children_once_however_often_the_parent_runs(
+async def test_spawns_children_once_in_any_number_of_runs(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(spawn_and_fail, 7)
@@ -391,7 +391,7 @@ def test_spawns_a_child_once_although_its_parent_was_killed(
     assert states(db, "parent") == ["completed"]
 
 
-async def test_has_no_child_of_a_parent_that_has_finished(
+async def test_a_finished_parent_gets_no_more_children(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(double, 1)
@@ -402,7 +402,7 @@ async def test_has_no_child_of_a_parent_that_has_finished(
     assert refusal.value.sqlstate == AlreadyFinished.code
 
 
-async def test_has_no_child_that_outlives_its_parents_cancellation(
+async def test_no_child_survives_the_cancellation_of_its_parent(
     app: AsyncDurable, db: psycopg.Connection, connect: Callable[[], psycopg.Connection]
 ) -> None:
     """The child is spawned and not committed when the parent is cancelled."""
@@ -419,7 +419,7 @@ async def test_has_no_child_that_outlives_its_parents_cancellation(
     assert states(db, "double") == ["cancelled"]
 
 
-async def test_raises_what_a_cancelled_task_has_ended_with(app: AsyncDurable) -> None:
+async def test_raises_the_error_of_a_cancelled_task(app: AsyncDurable) -> None:
     handle = await app.spawn(family, 1)
     await drain(app)
     await app.cancel(handle, reason="enough")

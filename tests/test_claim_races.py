@@ -1,4 +1,4 @@
-"""Two claims meet, or a claim and what ends it: one of them has the task.
+"""Claims race with each other and with calls that end them: one claim has the task.
 
 Each test is one interleaving. Most pairs are played in both orders.
 """
@@ -17,8 +17,8 @@ from tests.support.stage import QUEUE, Session, Stage, event
 def test_gives_two_claims_different_tasks_without_waiting(stage: Stage) -> None:
     tasks = {stage.db.spawn() for _ in range(4)}
     a, b = stage.session(), stage.session()
-    first = {held.task_id for held in a.claim(quantity=2)}
-    second = {held.task_id for held in b.claim(quantity=4)}
+    first = {held.task_id for held in a.claim(batch_size=2)}
+    second = {held.task_id for held in b.claim(batch_size=4)}
     assert first | second == tasks
     assert not first & second
 
@@ -54,6 +54,19 @@ def test_completes_after_a_cancel_that_was_rolled_back(stage: Stage) -> None:
     assert outcome.result() == "ok"
 
 
+def test_recovers_leases_beside_maintenance_that_does_not_commit(stage: Stage) -> None:
+    """Two maintenance calls at once handle different rows, and neither waits."""
+    run_maintenance = "select (durable.run_maintenance('default')).leases"
+    stage.held(lease=1e-6)
+    slow = stage.session()
+    assert slow.value(run_maintenance) == 1
+    assert stage.db.value(run_maintenance) == 0
+    held = stage.held("other", lease=1e-6)
+    assert stage.db.value(run_maintenance) == 1
+    assert stage.db.state(held.task_id) == "pending"
+    slow.commit()
+
+
 def test_does_not_expire_a_task_that_is_just_failing(stage: Stage) -> None:
     held = stage.held(lease=1e-6)
     worker, house = stage.session(), stage.session()
@@ -65,9 +78,7 @@ def test_does_not_expire_a_task_that_is_just_failing(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("attempts", [1, 2])
-def test_says_lost_to_a_failure_that_comes_after_the_lease(
-    stage: Stage, attempts: int
-) -> None:
+def test_a_failure_after_the_lease_gets_lost(stage: Stage, attempts: int) -> None:
     held = stage.held(lease=1e-6, max_attempts=attempts)
     house, worker = stage.session(), stage.session()
     assert house.expire() == 1
@@ -86,7 +97,7 @@ def test_does_not_expire_a_lease_that_is_just_extended(stage: Stage) -> None:
     assert stage.db.complete(held) == "ok"
 
 
-def test_says_busy_and_then_lost_to_an_extension_of_an_expired_lease(
+def test_an_extension_of_an_expired_lease_gets_busy_and_then_lost(
     stage: Stage,
 ) -> None:
     held = stage.held(lease=1e-6)
@@ -97,7 +108,7 @@ def test_says_busy_and_then_lost_to_an_extension_of_an_expired_lease(
     assert worker.extend(held) == "lost"
 
 
-def test_keeps_a_takeover_off_until_a_checkpoint_has_committed(stage: Stage) -> None:
+def test_no_takeover_until_a_checkpoint_has_committed(stage: Stage) -> None:
     held = stage.held(lease=1e-6)
     worker = stage.session()
     assert worker.save(held) == "ok"
@@ -156,7 +167,7 @@ def test_completes_for_the_holder_in_a_flush_with_both_claims(stage: Stage) -> N
     assert stage.db.state(holder.task_id) == "completed"
 
 
-# Own rows are waited for in one pass, ascending.
+# A call waits for its own rows in one pass, in ascending order.
 
 
 @pytest.mark.parametrize("call", [Session.complete, Session.release])

@@ -1,4 +1,4 @@
-"""durable keeps every slot of a worker busy, and finds work wherever it appears."""
+"""A worker keeps all its slots busy, and finds work wherever it appears."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Working: TypeAlias = AbstractAsyncContextManager[tuple[AsyncDurable, Worker]]
 ENTRIES_READ = """
 select sum(idx_tup_read)
 from pg_stat_user_indexes
-where relname = 'tasks' and pg_get_indexdef(indexrelid) like '%%name, available_at%'
+where relname = 'tasks' and pg_get_indexdef(indexrelid) like '%%version, available_at%'
 """
-DOORS_HELD = """
+REGISTERED = """
 select from pg_locks
 where locktype = 'advisory'
   and mode = 'ExclusiveLock'
@@ -45,10 +45,10 @@ where datname = current_database() and wait_event_type = 'Lock'
 # -- slots -----------------------------------------------------------------------------
 
 
-async def test_runs_the_next_task_while_the_end_of_the_last_is_saved(
+async def test_runs_the_next_task_while_the_last_result_is_being_saved(
     dsn: str, db: psycopg.Connection, connect: Callable[[], psycopg.Connection]
 ) -> None:
-    """Yet it holds no more than twice as many tasks as it has slots."""
+    """It never holds more than twice as many tasks as it has slots."""
     locker = connect()
     started = []
 
@@ -69,14 +69,14 @@ async def test_runs_the_next_task_while_the_end_of_the_last_is_saved(
     assert len(started) == 4
 
 
-# -- doors -----------------------------------------------------------------------------
+# -- notifications ---------------------------------------------------------------------
 
 
-async def test_asks_to_be_told_of_work_only_while_it_has_none(
+async def test_registers_for_notifications_only_while_it_is_idle(
     dsn: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Telling a worker that is busy anyway would cost every spawn."""
-    # no slot is ever free so late, unless a machine stands still
+    """Notifying a busy worker would make every spawn slower."""
+    # no slot is free that late, unless the machine stalls
     monkeypatch.setattr("durable._worker.claims._FLAPPING_SECONDS", 0.5)
     enough = False
 
@@ -86,7 +86,7 @@ async def test_asks_to_be_told_of_work_only_while_it_has_none(
             await app.spawn(busy)
 
     async def asks() -> bool:
-        return db.execute(DOORS_HELD).fetchone() is not None
+        return db.execute(REGISTERED).fetchone() is not None
 
     async def does_not_ask() -> bool:
         return not await asks()
@@ -100,20 +100,39 @@ async def test_asks_to_be_told_of_work_only_while_it_has_none(
         await aeventually(asks)
 
 
-# -- where claims start ----------------------------------------------------------------
+async def test_finds_a_task_whose_spawn_kept_it_from_registering(
+    dsn: str, connect: Callable[[], psycopg.Connection]
+) -> None:
+    """The spawn saw no listener, so it notifies nobody when it commits."""
+    spawning = connect()
+    ended = asyncio.Event()
+
+    @task
+    async def late(params: None, ctx: Context) -> None:
+        ended.set()
+
+    spawning.execute("begin")
+    spawning.execute("select durable.spawn('default', 'late')")
+    async with working(dsn, late, poll=3600) as (_, worker):
+        await aeventually(lambda: asyncio.sleep(0, worker._claims._is_refused))
+        spawning.execute("commit")
+        await asyncio.wait_for(ended.wait(), 10)
+
+
+# -- the start of a claim's scan -------------------------------------------------------
 
 
 @pytest.fixture
 def rare_looks_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look back only where there is a reason to, not from time to time."""
-    monkeypatch.setattr("durable._worker.hints._SOONEST", 3600)
-    monkeypatch.setattr("durable._worker.hints._LATEST", 3600)
+    """Scan from the start only where there is a reason to, not periodically."""
+    monkeypatch.setattr("durable._worker.claims._SHORTEST_PAUSE", 3600)
+    monkeypatch.setattr("durable._worker.claims._LONGEST_PAUSE", 3600)
 
 
-async def test_claims_what_was_spawned_early_and_committed_late(
+async def test_claims_a_task_spawned_early_and_committed_late(
     dsn: str, connect: Callable[[], psycopg.Connection]
 ) -> None:
-    """Also while there is always newer work to do."""
+    """Also while there is always newer work."""
     early = connect()
     found = asyncio.Event()
 
@@ -134,10 +153,10 @@ async def test_claims_what_was_spawned_early_and_committed_late(
             await draining
 
 
-async def test_looks_back_when_the_clock_has_been_set_back(
+async def test_scans_from_the_start_after_the_clock_was_set_back(
     dsn: str, clock: Clock, rare_looks_back: None
 ) -> None:
-    """A standby's clock, say; here one name has gone ahead of it."""
+    """For example a standby's clock; here one name is ahead of it."""
     found = asyncio.Event()
 
     @task
@@ -162,13 +181,13 @@ async def test_looks_back_when_the_clock_has_been_set_back(
             await worker.drain()
 
 
-async def test_claims_at_the_same_cost_while_a_snapshot_is_held(
+async def test_claims_cost_the_same_while_a_snapshot_is_held(
     dsn: str,
     db: psycopg.Connection,
     connect: Callable[[], psycopg.Connection],
     rare_looks_back: None,
 ) -> None:
-    """What no vacuum may remove piles up in the index; claims do not walk it."""
+    """Dead entries accumulate in the index; claims must not scan them."""
 
     @task
     async def quick(params: None, ctx: Context) -> None: ...
@@ -188,7 +207,7 @@ async def test_claims_at_the_same_cost_while_a_snapshot_is_held(
 
 
 def deaf(dsn: str, *tasks: AnyTask) -> Working:
-    """Give a worker that looks for work when it is told to drain, and not before.
+    """Return a worker that looks for work only when the test calls drain().
 
     It runs one task at a time, so that tasks which spawn the next one commit in order.
     """

@@ -1,4 +1,4 @@
-"""What is tried again, cleaned up or dropped meets whoever uses it.
+"""Retries, cleanup and drops race with other calls on the same task or queue.
 
 Each test is one interleaving. Most pairs are played in both orders.
 """
@@ -14,7 +14,7 @@ from psycopg import IsolationLevel
 from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Stage, event, forget_at_once
 
 
-def test_keeps_a_task_that_is_just_tried_again(stage: Stage) -> None:
+def test_does_not_delete_a_task_that_is_being_retried(stage: Stage) -> None:
     task_id = stage.db.spawn()
     stage.db.cancel(task_id)
     forget_at_once(stage)
@@ -26,7 +26,7 @@ def test_keeps_a_task_that_is_just_tried_again(stage: Stage) -> None:
     assert stage.db.state(task_id) == "pending"
 
 
-def test_does_not_try_again_what_is_just_cleaned_up(stage: Stage) -> None:
+def test_does_not_retry_a_task_that_is_being_deleted(stage: Stage) -> None:
     task_id = stage.db.spawn()
     stage.db.cancel(task_id)
     forget_at_once(stage)
@@ -39,7 +39,7 @@ def test_does_not_try_again_what_is_just_cleaned_up(stage: Stage) -> None:
     assert refused.value.sqlstate == "WFNFD"
 
 
-def test_lets_one_of_two_retries_win(stage: Stage) -> None:
+def test_one_of_two_concurrent_retries_wins(stage: Stage) -> None:
     task_id = stage.db.spawn()
     stage.db.cancel(task_id)
     a, b = stage.session(), stage.session()
@@ -51,7 +51,7 @@ def test_lets_one_of_two_retries_win(stage: Stage) -> None:
     assert refused.value.sqlstate == "WFFIN"
 
 
-def test_keeps_a_failed_task_until_what_lives_below_it_is_cancelled(
+def test_keeps_a_failed_task_until_its_descendants_are_cancelled(
     stage: Stage,
 ) -> None:
     parent, child = stage.family()
@@ -60,13 +60,13 @@ def test_keeps_a_failed_task_until_what_lives_below_it_is_cancelled(
     forget_at_once(stage)
     assert stage.db.cleanup() == 0
     other.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(child.task_id) == "cancelled"
     assert stage.db.cleanup() == 2
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_forgets_the_wait_of_a_former_attempt_that_its_end_did_not_see(
+def test_deletes_the_wait_of_a_former_attempt_that_its_end_did_not_see(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     held = stage.held()
@@ -78,18 +78,18 @@ def test_forgets_the_wait_of_a_former_attempt_that_its_end_did_not_see(
     assert stage.db.rows("select from durable.waits") == []
 
 
-def test_does_not_wait_for_whoever_changes_the_queues_policy(stage: Stage) -> None:
+def test_does_not_wait_for_a_change_of_the_queues_policy(stage: Stage) -> None:
     stage.db.cancel(stage.db.spawn())
     forget_at_once(stage)
     other = stage.lock("select 1 from durable.queues for update")
-    stage.db.rows("select * from durable.keep_house(%s)", QUEUE)
+    stage.db.rows("select * from durable.run_maintenance(%s)", QUEUE)
     other.commit()
 
 
 # Dropping a queue.
 
 
-def test_leaves_nothing_of_a_spawn_under_way_once_the_queue_is_created_again(
+def test_a_concurrent_spawn_leaves_nothing_in_a_recreated_queue(
     stage: Stage,
 ) -> None:
     client = stage.session()
@@ -115,7 +115,7 @@ def test_refuses_a_spawn_into_a_queue_that_was_just_dropped(stage: Stage) -> Non
 
 def test_drops_a_queue_while_workers_flush(stage: Stage) -> None:
     first, second = stage.held(), stage.held()
-    stage.db.extend(first)  # its row now stands behind the second's
+    stage.db.extend(first)  # its row now comes after the second's
     other = stage.lock_task(first.task_id)
     operator = stage.session()
     dropped = operator.waiting(operator.drop_queue)
@@ -124,7 +124,7 @@ def test_drops_a_queue_while_workers_flush(stage: Stage) -> None:
     assert dropped.result() is True
 
 
-def test_drops_a_queue_while_a_worker_settles_its_waits(stage: Stage) -> None:
+def test_drops_a_queue_while_a_worker_resolves_its_waits(stage: Stage) -> None:
     held = stage.held()
     stage.db.poll(held, event())
     stage.db.emit()

@@ -1,4 +1,4 @@
-"""durable's command line does what a client does, and never shows a traceback."""
+"""The command line does what a client does, and never shows a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TypeAlias
 import psycopg
 import pytest
 
-from durable import DurableError, _schema
+from durable import DurableError
+from durable._db import schema
 from tests.support.processes import COMMAND_LINE, ROOT, Process, Processes
 
 Run: TypeAlias = Callable[..., str]
@@ -29,7 +30,7 @@ async def double(number: int, ctx) -> list[int]:
     ctx.logger.info("doubling %d", number)
     return [2 * number]
 
-@task(name="fail", no_retry=(ValueError,))
+@task(name="fail", non_retryable=(ValueError,))
 async def fail(params: object, ctx) -> None:
     raise ValueError("no\\nway")
 
@@ -39,11 +40,13 @@ app = AsyncDurable(tasks=[double, fail])
 
 @pytest.fixture
 def run(dsn: str) -> Run:
-    """Run a command that ends with `code`; give what it says, on stderr if not 0."""
+    """Run a command that exits with `code`; return stdout, or stderr if not 0."""
 
-    def run(*command: str, code: int = 0, dsn: str = dsn) -> str:
+    def run(
+        *command: str, code: int = 0, dsn: str = dsn, program: str = COMMAND_LINE
+    ) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND_LINE, *command],
+            [sys.executable, "-c", program, *command],
             check=False,
             capture_output=True,
             text=True,
@@ -73,20 +76,32 @@ def work(processes: Processes, tmp_path: Path) -> Work:
     return work
 
 
-def test_says_its_version(run: Run) -> None:
-    assert run("--version") == f"durable {_schema.VERSION}"
+def test_prints_its_version(run: Run) -> None:
+    assert run("--version") == f"durable {schema.VERSION}"
 
 
 def test_migrates_an_empty_database(run: Run, db: psycopg.Connection) -> None:
     db.execute("drop schema durable cascade")
     assert "durable migrate" in run("queues", code=1)
-    assert run("migrate", "--queue", "orders") == ""
-    assert run("migrate") == ""
+    done = run("migrate", "--queue", "orders").splitlines()
+    where = f"database '{db.info.dbname}': schema"
+    version = schema.VERSION
+    assert done[0] == f"{where} {version} installed"
+    assert sorted(done[1:]) == ["queue 'default' exists", "queue 'orders' created"]
+    again = [f"{where} {version} is up to date", "queue 'default' exists"]
+    assert run("migrate").splitlines() == again
     assert run("queues").split() == ["default", "orders"]
+    pretend = "create or replace function durable.version() returns text language sql"
+    db.execute(f"{pretend} as $$ select '0.1.0' $$")
+    upgraded = f"{where} upgraded from 0.1.0 to {version}"
+    older = f"from durable._db import schema; schema.BASELINE = '0.1.0'; {COMMAND_LINE}"
+    assert run("migrate", program=older).splitlines()[0] == upgraded
+    db.execute(f"{pretend} as $$ select '0.2.99' $$")
+    assert f"{where} 0.2.99 left as it is" in run("migrate").splitlines()
 
 
-def test_prints_the_schema_that_it_installs(run: Run) -> None:
-    assert run("sql") == _schema.flatten().rstrip("\n")
+def test_prints_the_sql_that_it_installs(run: Run) -> None:
+    assert run("sql") == schema.for_psql(schema.script(None)).rstrip("\n")
 
 
 def test_spawns_a_task_and_prints_its_id(run: Run, db: psycopg.Connection) -> None:
@@ -108,6 +123,40 @@ def test_works_until_it_is_told_to_stop(run: Run, work: Work, many: str) -> None
     assert worker.wait() == 0, worker.output()
 
 
+@pytest.mark.parametrize("many", ["1", "2"])
+def test_logs_at_the_requested_level(
+    run: Run, work: Work, db: psycopg.Connection, many: str
+) -> None:
+    def logged(worker: Process, level: str) -> list[str]:
+        lines = [line.split(maxsplit=5) for line in worker.output().splitlines()]
+        return [line[5] for line in lines if line[3:5] == [level, "durable.worker:"]]
+
+    worker = work("--processes", many, "--concurrency", "7", "--log-level", "debug")
+    task_id = run("spawn", "default", "double", "--params", "21")
+    run("result", "default", task_id, "--timeout", "30")
+    worker.terminate()
+    assert worker.wait() == 0
+    assert [line for line in logged(worker, "DEBUG") if task_id in line] == [
+        f"task double {task_id}, attempt 1: started",
+        f"task double {task_id}, attempt 1: completed",
+    ]
+    info = [line for line in logged(worker, "INFO") if line.startswith("worker ")]
+    assert [line.split(maxsplit=2)[2].split(":")[0] for line in info] == [
+        *["has started"] * int(many),
+        *["is stopping"] * int(many),
+        *["has stopped"] * int(many),
+    ]
+    assert f"database '{db.info.dbname}' of {db.info.user}" in info[0]
+    assert f"engine {schema.VERSION}; queues: default; tasks: double, fail" in info[0]
+    assert info[0].endswith("concurrency: 7")
+    quiet = work("--processes", many, "--log-level", "WARNING")
+    task_id = run("spawn", "default", "double", "--params", "21")
+    run("result", "default", task_id, "--timeout", "30")
+    quiet.terminate()
+    assert quiet.wait() == 0
+    assert quiet.output() == ""
+
+
 def test_works_on_the_queues_it_is_given(
     run: Run, work: Work, db: psycopg.Connection
 ) -> None:
@@ -118,7 +167,7 @@ def test_works_on_the_queues_it_is_given(
         assert run("result", queue, task_id, "--timeout", "20") == "[8]"
 
 
-def test_tells_a_failure_and_tries_again(run: Run, work: Work) -> None:
+def test_reports_a_failure_and_retries_the_task(run: Run, work: Work) -> None:
     work()
     task_id = run("spawn", "default", "fail")
     failure = run("result", "default", task_id, "--timeout", "20", code=1)
@@ -127,7 +176,7 @@ def test_tells_a_failure_and_tries_again(run: Run, work: Work) -> None:
 
 
 @pytest.mark.parametrize("command", ["retry", "fork"])
-def test_knows_null_from_params_that_are_left_out(
+def test_distinguishes_null_from_omitted_params(
     run: Run, db: psycopg.Connection, command: str
 ) -> None:
     task_id = run("spawn", "default", "double", "--params", "7")
@@ -137,7 +186,7 @@ def test_knows_null_from_params_that_are_left_out(
     assert db.execute(last).fetchone() == (None,)
 
 
-def test_lists_forks_and_tells_of_tasks(run: Run, work: Work) -> None:
+def test_lists_forks_and_shows_tasks(run: Run, work: Work) -> None:
     assert run("tasks", "default") == ""
     worker = work()
     failed = run("spawn", "default", "fail", "--params", "7")
@@ -223,9 +272,7 @@ def test_lists_the_errors(run: Run) -> None:
         (["worker", "json:dumps"], "not an AsyncDurable or a Durable"),
     ],
 )
-def test_says_in_one_line_what_went_wrong(
-    run: Run, command: list[str], words: str
-) -> None:
+def test_reports_errors_in_one_line(run: Run, command: list[str], words: str) -> None:
     assert words in run(*command, code=1)
 
 
@@ -236,9 +283,15 @@ def test_says_in_one_line_what_went_wrong(
         (["spawn", "default", "double", "--params", "{'a': 1}"], "is not JSON"),
         (["result", "default", "42"], "UUID"),
         (["worker", "shop:app", "--processes", "0"], "'--processes'"),
+        (
+            ["worker", "shop:app", "--log-level", "loud"],
+            "'loud' is not a logging level",
+        ),
     ],
 )
-def test_says_how_a_command_is_meant(run: Run, command: list[str], words: str) -> None:
+def test_explains_the_usage_of_a_command(
+    run: Run, command: list[str], words: str
+) -> None:
     said = run(*command, code=2)
     assert said.startswith("Usage: durable ")
     assert words in said

@@ -1,4 +1,4 @@
-"""durable spawns, waits, cancels and retries for whoever holds a client."""
+"""A client spawns, cancels and retries tasks, and waits for their results."""
 
 # ruff: noqa: ARG002 - a task is given a context, needed or not
 
@@ -41,6 +41,7 @@ from durable import (
     task,
 )
 from durable.testing._dsn import with_dbname
+from tests.support.processes import ROOT
 from tests.support.wait import aeventually, eventually
 
 NOBODY = UUID("01a1fb65-86b6-7000-9188-49b6bfbacafb")
@@ -144,13 +145,17 @@ async def test_installs_itself_and_the_queues(empty: str) -> None:
             assert await app.list_queues() == ["default", "orders"]
 
 
-async def test_keeps_everything_when_it_is_migrated_again(app: AsyncDurable) -> None:
+async def test_migrates_an_installed_database_without_losing_data(
+    app: AsyncDurable,
+) -> None:
     handle = await app.spawn(Charge, Order(id=1))
     await app.migrate()
     assert await handle.state() == "pending"
 
 
-async def test_installs_itself_once_for_all_who_ask_at_once(empty: str) -> None:
+async def test_installs_once_when_several_clients_migrate_concurrently(
+    empty: str,
+) -> None:
     apps = [AsyncDurable(empty, queue=f"q{number}") for number in range(5)]
     await asyncio.gather(*(app.migrate() for app in apps))
     queues = await apps[0].list_queues()
@@ -158,7 +163,31 @@ async def test_installs_itself_once_for_all_who_ask_at_once(empty: str) -> None:
     assert queues == ["default", "q0", "q1", "q2", "q3", "q4"]
 
 
-async def test_says_how_to_install_what_is_missing(empty: str) -> None:
+def test_the_sql_is_ascii() -> None:
+    """The SQL is ASCII, so psql and drivers can send it in any client encoding."""
+    for file in (ROOT / "sql").rglob("*.sql"):
+        assert file.read_bytes().isascii(), file
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_refuses_a_database_of_another_encoding(
+    dsn: str, db: psycopg.Connection, encoding: str
+) -> None:
+    name = f"{db.info.dbname}_{encoding.lower()}"
+    db.execute(
+        f"create database {name} encoding '{encoding}' locale 'C' template template0"
+    )
+    try:
+        async with AsyncDurable(with_dbname(dsn, name)) as app:
+            with pytest.raises(InvalidArgument, match=f"UTF8, and .* has {encoding}"):
+                await app.migrate()
+    finally:
+        db.execute(f"drop database {name} with (force)")
+
+
+async def test_a_missing_schema_raises_an_error_that_says_how_to_install_it(
+    empty: str,
+) -> None:
     async with AsyncDurable(empty, tasks=TASKS) as app:
         with pytest.raises(SchemaVersion, match="durable migrate"):
             await app.spawn(Charge, Order(id=1))
@@ -193,7 +222,7 @@ async def test_creates_lists_and_drops_queues(app: AsyncDurable) -> None:
     assert (await app.queue_stats("b")).pending == 0
 
 
-async def test_counts_what_a_queue_holds(app: AsyncDurable) -> None:
+async def test_counts_the_tasks_of_a_queue_by_state(app: AsyncDurable) -> None:
     first = await app.spawn(Charge, Order(id=1))
     await app.spawn(tick)
     await app.cancel(first)
@@ -209,7 +238,7 @@ async def test_counts_what_a_queue_holds(app: AsyncDurable) -> None:
         await app.queue_stats("nowhere")
 
 
-async def test_knows_only_the_queues_it_was_told_of(app: AsyncDurable) -> None:
+async def test_refuses_queues_that_were_not_created(app: AsyncDurable) -> None:
     calls: list[Awaitable[object]] = [
         app.spawn(Charge, Order(id=1), queue="nowhere"),
         app.spawn_many(Charge, [Order(id=1)], queue="nowhere"),
@@ -228,7 +257,7 @@ async def test_knows_only_the_queues_it_was_told_of(app: AsyncDurable) -> None:
 @pytest.mark.parametrize(
     "roles", ["mail", 7, [], [7], ["a\0b"], ["\ud800"], ["no role of this name"]]
 )
-async def test_takes_for_a_queues_roles_only_names_of_roles(
+async def test_accepts_only_role_names_in_a_queues_roles(
     app: AsyncDurable, roles: Any
 ) -> None:
     with pytest.raises(InvalidArgument):
@@ -236,7 +265,7 @@ async def test_takes_for_a_queues_roles_only_names_of_roles(
     assert "mail" not in await app.list_queues()
 
 
-async def test_never_takes_an_empty_name_for_its_own_queue(app: AsyncDurable) -> None:
+async def test_refuses_an_empty_queue_name(app: AsyncDurable) -> None:
     handle = await app.spawn(Charge, Order(id=1))
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: app.drop_queue(""),
@@ -256,7 +285,7 @@ async def test_never_takes_an_empty_name_for_its_own_queue(app: AsyncDurable) ->
 # -- spawning ------------------------------------------------------------------------
 
 
-async def test_spawns_a_class_an_instance_a_function_and_a_name(
+async def test_spawns_by_class_instance_function_and_name(
     app: AsyncDurable,
 ) -> None:
     handles: list[AsyncTaskHandle[Any]] = [
@@ -280,7 +309,7 @@ async def test_spawns_a_class_an_instance_a_function_and_a_name(
     ]
 
 
-async def test_says_of_a_task_what_it_needs_to_find_it_again(app: AsyncDurable) -> None:
+async def test_a_spawn_returns_what_identifies_the_task(app: AsyncDurable) -> None:
     handle = await app.spawn(Charge, Order(id=7))
     assert isinstance(handle.task_id, UUID)
     assert isinstance(handle.run_id, UUID)
@@ -298,7 +327,7 @@ async def test_says_of_a_task_what_it_needs_to_find_it_again(app: AsyncDurable) 
     assert handle != handle.task_id
 
 
-async def test_gives_params_that_nobody_gave_the_form_the_task_takes(
+async def test_omitted_params_take_the_form_of_the_tasks_params_type(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     db.execute(
@@ -313,7 +342,7 @@ async def test_gives_params_that_nobody_gave_the_form_the_task_takes(
         await app.spawn(Charge)
 
 
-async def test_keeps_the_options_of_the_class_and_of_the_spawn(
+async def test_applies_options_of_the_class_and_of_the_spawn(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(
@@ -323,21 +352,21 @@ async def test_keeps_the_options_of_the_class_and_of_the_spawn(
         retry=Retry.fixed(timedelta(minutes=1)),
         headers={"trace": ["a", 1]},
         idempotency_key="order:7",
-        max_delay=60,
-        max_duration=timedelta(hours=1),
+        start_timeout=60,
+        execution_timeout=timedelta(hours=1),
     )
     row = stored(db, handle)
     assert row["params"] == {"id": 7, "amount": 1}
     assert row["headers"] == {"team": "shop", "trace": ["a", 1]}
     assert row["retry"] == {"kind": "fixed", "base_seconds": 60}
-    assert (row["max_attempts"], row["max_duration"]) == (3, 3600)
-    assert row["deadline_at"] - row["spawned_at"] == timedelta(minutes=1)
+    assert (row["max_attempts"], row["execution_timeout"]) == (3, 3600)
+    assert row["expires_at"] - row["spawned_at"] == timedelta(minutes=1)
     assert row["idempotency_key"] == "order:7"
     plain = stored(db, await app.spawn(tick))
     assert (plain["max_attempts"], plain["retry"], plain["headers"]) == (5, None, None)
 
 
-async def test_spawns_in_the_queue_of_the_spawn_the_class_or_the_app(
+async def test_takes_the_queue_from_the_spawn_the_class_or_the_app(
     dsn: str, app: AsyncDurable
 ) -> None:
     await app.create_queue("elsewhere")
@@ -352,7 +381,7 @@ async def test_spawns_in_the_queue_of_the_spawn_the_class_or_the_app(
         assert third.handle(NOBODY, Elsewhere).queue == "elsewhere"
 
 
-async def test_spawns_by_name_what_others_run(
+async def test_spawns_by_name_a_task_that_other_workers_run(
     app: AsyncDurable, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "durable.client"):
@@ -379,7 +408,7 @@ async def test_spawns_without_knowing_any_task(dsn: str) -> None:
         assert await by_class.result(0) == Receipt(order=7, total=1)
 
 
-async def test_knows_a_task_from_when_it_is_registered(dsn: str) -> None:
+async def test_recognizes_a_task_once_it_is_registered(dsn: str) -> None:
     async with AsyncDurable(dsn) as app:
         app.register(Charge, tick)
         app.register(Charge)
@@ -391,7 +420,7 @@ async def test_knows_a_task_from_when_it_is_registered(dsn: str) -> None:
         assert await handle.result(0) == Receipt(order=7, total=1)
 
 
-async def test_spawns_many_of_one_task(app: AsyncDurable) -> None:
+async def test_spawns_many_of_one_task_in_one_call(app: AsyncDurable) -> None:
     orders = (Order(id=number) for number in range(250))
     handles = await app.spawn_many(Charge, orders, max_attempts=1)
     assert len({handle.task_id for handle in handles}) == 250
@@ -404,7 +433,7 @@ async def test_spawns_many_of_one_task(app: AsyncDurable) -> None:
     assert await app.spawn_many([]) == []
 
 
-async def test_spawns_many_of_many_tasks(
+async def test_spawns_many_of_several_tasks_in_one_call(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handles = await app.spawn_many(
@@ -439,7 +468,7 @@ async def test_spawns_many_of_many_tasks(
         lambda app: app.spawn_many(tick, 7),
     ],
 )
-async def test_spawns_many_or_none(
+async def test_spawns_all_of_many_or_none(
     app: AsyncDurable, db: psycopg.Connection, tasks: Callable[[AsyncDurable], Any]
 ) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - ValidationError or InvalidArgument
@@ -447,7 +476,7 @@ async def test_spawns_many_or_none(
     assert counted(db) == 0
 
 
-# -- what is refused -----------------------------------------------------------------
+# -- refused arguments ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -476,8 +505,8 @@ async def test_spawns_many_or_none(
         ((Charge, {"id": 1}), {"idempotency_key": ""}),
         ((Charge, {"id": 1}), {"idempotency_key": 7}),
         ((Charge, {"id": 1}), {"idempotency_key": "x" * 256}),
-        ((Charge, {"id": 1}), {"max_delay": -1}),
-        ((Charge, {"id": 1}), {"max_duration": math.nan}),
+        ((Charge, {"id": 1}), {"start_timeout": -1}),
+        ((Charge, {"id": 1}), {"execution_timeout": math.nan}),
         ((Charge, {"id": 1}), {"queue": ""}),
         ((Charge, {"id": 1}), {"queue": 7}),
         ((Charge, {"id": 1}), {"queue": "x" * 101}),
@@ -494,15 +523,15 @@ async def test_refuses_a_bad_spawn_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("no_task", [7, None, object(), len, Task, Order, b"charge"])
-async def test_refuses_to_spawn_what_is_no_task(no_task: Any) -> None:
+async def test_refuses_to_spawn_something_that_is_no_task(no_task: Any) -> None:
     app = AsyncDurable("postgresql://nobody@127.0.0.1:1/nowhere", tasks=TASKS)
-    with pytest.raises(TypeError, match="is no task"):
+    with pytest.raises(TypeError, match="is not a task"):
         await app.spawn(no_task, {})
-    with pytest.raises(TypeError, match="is no task"):
+    with pytest.raises(TypeError, match="is not a task"):
         AsyncDurable("dbname=nowhere", tasks=[no_task])
 
 
-async def test_refuses_params_without_a_type_that_are_not_plain_json(dsn: str) -> None:
+async def test_refuses_untyped_params_that_are_not_plain_json(dsn: str) -> None:
     async with AsyncDurable(dsn) as app:
         for params in (Order(id=1), {1: "a"}, {"a": {2, 3}}, (1, 2), uuid4()):
             with pytest.raises(TypeError, match="plain JSON"):
@@ -532,7 +561,7 @@ async def test_refuses_a_bad_event_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("task_id", ["", "seven", 7, None, b"x", object()])
-async def test_refuses_what_is_no_task_id(task_id: Any) -> None:
+async def test_refuses_invalid_task_ids(task_id: Any) -> None:
     app = AsyncDurable("postgresql://nobody@127.0.0.1:1/nowhere")
     for method in (app.cancel, app.retry, app.get_result):
         with pytest.raises(InvalidArgument, match="UUID"):
@@ -555,7 +584,7 @@ async def test_refuses_what_is_no_task_id(task_id: Any) -> None:
         {"concurency": 9},
     ],
 )
-def test_refuses_a_worker_that_makes_no_sense(options: Any) -> None:
+def test_refuses_invalid_worker_options(options: Any) -> None:
     for make in (AsyncDurable, Durable):
         with pytest.raises(InvalidArgument):
             make("dbname=nowhere").worker(**options)
@@ -563,18 +592,18 @@ def test_refuses_a_worker_that_makes_no_sense(options: Any) -> None:
 
 async def test_drains_only_while_it_runs(app: AsyncDurable) -> None:
     worker = app.worker()
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         await worker.drain()
     async with worker:
         assert await worker.drain() == 0
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         await worker.drain()
 
 
 # -- results -------------------------------------------------------------------------
 
 
-async def test_tells_the_states_a_task_goes_through(app: AsyncDurable) -> None:
+async def test_reports_the_states_of_a_task(app: AsyncDurable) -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
     @task
@@ -603,7 +632,7 @@ async def test_tells_the_states_a_task_goes_through(app: AsyncDurable) -> None:
     assert await handle.state() == "completed"
 
 
-async def test_returns_where_a_task_stands_without_waiting(app: AsyncDurable) -> None:
+async def test_returns_the_state_of_a_task_without_waiting(app: AsyncDurable) -> None:
     handle = await app.spawn(Charge, Order(id=7))
     failing = await app.spawn(explode, "bang")
     cancelled = await app.spawn(tick)
@@ -629,7 +658,7 @@ async def test_returns_where_a_task_stands_without_waiting(app: AsyncDurable) ->
     assert ended.error.message == "enough"
 
 
-async def test_raises_what_a_task_has_failed_with(app: AsyncDurable) -> None:
+async def test_raises_the_error_of_a_failed_task(app: AsyncDurable) -> None:
     handle = await app.spawn(explode, "bang")
     async with app.worker():
         with pytest.raises(TaskFailed, match="KeyError: 'bang'") as failure:
@@ -638,7 +667,7 @@ async def test_raises_what_a_task_has_failed_with(app: AsyncDurable) -> None:
     assert "explode" in (failure.value.error.traceback or "")
 
 
-async def test_waits_for_a_result_no_longer_than_told(app: AsyncDurable) -> None:
+async def test_result_times_out(app: AsyncDurable) -> None:
     handle = await app.spawn(tick)
     for timeout in (0, 0.02, timedelta(milliseconds=20)):
         with pytest.raises(TimeoutError, match="still pending"):
@@ -648,7 +677,7 @@ async def test_waits_for_a_result_no_longer_than_told(app: AsyncDurable) -> None
             await handle.result(timeout=bad)  # type: ignore[arg-type]
 
 
-async def test_knows_no_task_that_is_not_there(app: AsyncDurable) -> None:
+async def test_raises_for_an_unknown_task(app: AsyncDurable) -> None:
     handle = app.handle(NOBODY)
     calls: list[Awaitable[object]] = [
         handle.result(),
@@ -666,6 +695,22 @@ async def test_knows_no_task_that_is_not_there(app: AsyncDurable) -> None:
 # -- cancelling, retrying, events ----------------------------------------------------
 
 
+async def test_refuses_a_queue_other_than_the_handles(app: AsyncDurable) -> None:
+    handle = await app.spawn(tick)
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: app.cancel(handle, queue="other"),
+        lambda: app.retry(handle, queue="other"),
+        lambda: app.get_result(handle, queue="other"),
+        lambda: app.export_history(handle, queue="other"),
+        lambda: app.send(handle, "topic", queue="other"),
+        lambda: app.set_version("1", task=handle, queue="other"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument, match="is in the queue 'default'"):
+            await call()
+    assert await app.cancel(handle, queue="default") is True
+
+
 async def test_cancels_by_handle_id_or_text(app: AsyncDurable) -> None:
     for form in (lambda handle: handle, lambda h: h.task_id, lambda h: str(h.task_id)):
         handle = await app.spawn(tick)
@@ -674,13 +719,15 @@ async def test_cancels_by_handle_id_or_text(app: AsyncDurable) -> None:
         with pytest.raises(TaskCancelled) as cancelled:
             await handle.result()
         assert cancelled.value.reason == "sold\nout"
+    (listed,) = await app.list_tasks(limit=1)
+    assert await app.cancel(listed) is False
     reasons: list[Any] = ["a\0b", "\ud800", 7]
     for reason in reasons:
         with pytest.raises(InvalidArgument):
             await app.cancel(NOBODY, reason=reason)
 
 
-async def test_retries_only_what_has_ended_badly(app: AsyncDurable) -> None:
+async def test_retries_only_failed_and_cancelled_tasks(app: AsyncDurable) -> None:
     done, failing = await app.spawn(tick), await app.spawn(explode, "bang")
     with pytest.raises(AlreadyFinished, match="pending"):
         await app.retry(failing)
@@ -715,10 +762,10 @@ async def test_emits_an_event_once(app: AsyncDurable, db: psycopg.Connection) ->
     ]
 
 
-# -- where the database is -----------------------------------------------------------
+# -- the address of the database -----------------------------------------------------
 
 
-async def test_finds_its_database_in_the_environment(
+async def test_reads_its_database_from_the_environment(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
@@ -739,10 +786,10 @@ def test_needs_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
             make(7)  # type: ignore[arg-type]
 
 
-async def test_goes_where_a_pool_without_an_address_goes(
+async def test_connects_where_a_pool_with_an_empty_address_connects(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To libpq an empty address means what its environment says."""
+    """Libpq completes an empty address from its environment variables."""
     for key, value in conninfo_to_dict(dsn).items():
         name = "DATABASE" if key == "dbname" else key.upper()
         monkeypatch.setenv(f"PG{name}", str(value))
@@ -756,14 +803,14 @@ async def test_goes_where_a_pool_without_an_address_goes(
             await handle.result(timeout=30)
 
 
-def test_takes_a_pool_of_its_own_colour(dsn: str) -> None:
+def test_accepts_only_a_pool_of_its_own_kind(dsn: str) -> None:
     with pytest.raises(TypeError, match="ConnectionPool"):
         AsyncDurable(ConnectionPool(dsn, open=False))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="AsyncConnectionPool"):
         Durable(AsyncConnectionPool(dsn, open=False))  # type: ignore[arg-type]
 
 
-async def test_works_on_a_pool_and_leaves_it_open(dsn: str) -> None:
+async def test_uses_a_given_pool_and_leaves_it_open(dsn: str) -> None:
     rows = {"row_factory": dict_row}
     async with AsyncConnectionPool(dsn, open=False, kwargs=rows) as pool:
         async with AsyncDurable(pool, queue="orders", tasks=TASKS) as app:
@@ -776,12 +823,12 @@ async def test_works_on_a_pool_and_leaves_it_open(dsn: str) -> None:
         assert await handle.state() == "completed"
 
 
-async def test_opens_a_pool_that_was_not(dsn: str) -> None:
+async def test_opens_a_given_pool_that_is_closed(dsn: str) -> None:
     nowhere, dbname = with_dbname(dsn, "nowhere"), dsn.rpartition("/")[2].split("?")[0]
     pool = AsyncConnectionPool(nowhere, open=False, kwargs={"dbname": dbname})
     async with AsyncDurable(pool, tasks=TASKS) as app:
         handle = await app.spawn(tick)
-        async with app.worker():  # its own connections go to the same place
+        async with app.worker():  # the client's own connections use the same address
             assert await handle.result(timeout=10) == "tock"
     await pool.close()
 
@@ -797,13 +844,13 @@ async def test_can_be_closed_and_opened_again(dsn: str) -> None:
             await handle.state()
 
 
-async def test_needs_no_opening(dsn: str) -> None:
+async def test_works_without_being_opened(dsn: str) -> None:
     app = AsyncDurable(dsn)
     assert await app.list_queues() == ["default"]
     await app.close()
 
 
-async def test_goes_on_when_its_idle_connection_was_lost(
+async def test_recovers_when_its_idle_connection_was_lost(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     await app.list_queues()
@@ -814,28 +861,28 @@ async def test_goes_on_when_its_idle_connection_was_lost(
     assert await app.list_queues() == ["default"]
 
 
-async def test_works_whatever_settings_a_database_has(
+async def test_works_under_any_database_settings(
     dsn: str, db: psycopg.Connection
 ) -> None:
     for setting in ("datestyle = German", 'timezone = "Pacific/Chatham"'):
         db.execute(f'alter database "{db.info.dbname}" set {setting}')
     async with AsyncDurable(dsn, tasks=TASKS) as app:
-        handle = await app.spawn(Charge, Order(id=7), max_duration=60)
+        handle = await app.spawn(Charge, Order(id=7), execution_timeout=60)
         assert (await app.queue_stats()).oldest_ready_at is not None
         async with app.worker():
             assert await handle.result(timeout=10) == Receipt(order=7, total=1)
 
 
-def test_says_what_it_is() -> None:
+def test_has_a_readable_repr() -> None:
     assert repr(AsyncDurable("dbname=x", queue="orders")) == (
         "<AsyncDurable on queue 'orders'>"
     )
 
 
-# -- the same for synchronous code ---------------------------------------------------
+# -- the synchronous client ----------------------------------------------------------
 
 
-def test_is_the_same_for_synchronous_code(sync_app: Durable) -> None:
+def test_the_synchronous_client_does_the_same(sync_app: Durable) -> None:
     app = sync_app
     app.migrate()
     handle = app.spawn(Charge, Order(id=7))
@@ -862,7 +909,7 @@ def test_is_the_same_for_synchronous_code(sync_app: Durable) -> None:
         app.spawn(tick).result(timeout=0.01)
 
 
-def test_is_shared_by_threads(sync_app: Durable) -> None:
+def test_is_thread_safe(sync_app: Durable) -> None:
     handles: list[TaskHandle[str]] = []
     threads = [
         threading.Thread(target=lambda: handles.append(sync_app.spawn(tick)))

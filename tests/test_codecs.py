@@ -1,4 +1,4 @@
-"""With a codec nothing of the user's is stored readably, and all of it comes back."""
+"""With a codec no user data is stored in readable form, and all of it is restored."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from durable import (
     UnreadablePayload,
     task,
 )
-from durable._json import MAX_BYTES, UnsavableValue
-from durable._vault import Vault
-from durable._worker.logs import sealed_line
+from durable._core.payloads import PayloadConverter
+from durable._core.values import MAX_BYTES, UnsavableValue
+from durable._task.publisher import encoded_line
 from durable.encryption import AESGCMCodec
 from durable.registry import AnyTask
 from tests.support.clock import Clock
@@ -42,7 +42,7 @@ ROTATED: Final = AESGCMCodec(KEYS)
 
 
 class Squeezing:
-    """A codec of somebody's own, which is no cipher."""
+    """A custom codec that compresses and does not encrypt."""
 
     def seal(self, plain: bytes, /) -> Sealed:
         return Sealed("zlib", zlib.compress(plain))
@@ -57,7 +57,7 @@ class Squeezing:
 
 
 class Told(Exception):
-    """What is raised with something to hide."""
+    """An exception with confidential text."""
 
 
 @task
@@ -124,7 +124,7 @@ async def fails(said: str) -> None:
 
 @task
 async def publishes(said: str, ctx: TaskContext) -> list[Any]:
-    """All that a task tells others, and hears of them."""
+    """Publish, log, send and receive everything that a task can."""
     ctx.logger.info("outside: %s", said)
     await ctx.set_value("status", {"is": said})
     await ctx.write_stream("thoughts", said)
@@ -193,10 +193,10 @@ def expected(said: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("codec", [ROTATED, None])
-async def test_leaves_nothing_to_read_in_any_table(
+async def test_no_table_holds_readable_data(
     dsn: str, db: psycopg.Connection, codec: Any
 ) -> None:
-    """And without a codec there is: so the test would see it."""
+    """Without a codec there is some: so the test would notice."""
     async with application(dsn, codec) as app, app.worker() as worker:
         await app.emit_event("theirs", SECRET)
         handle = await app.spawn(everything, SECRET, headers={"h": "readable"})
@@ -223,7 +223,7 @@ async def test_leaves_nothing_to_read_in_any_table(
 
 
 @pytest.mark.parametrize("codec", [ROTATED, None])
-async def test_leaves_nothing_to_read_of_what_tasks_tell(
+async def test_what_tasks_publish_and_log_is_not_readable(
     dsn: str, db: psycopg.Connection, codec: Any
 ) -> None:
     db.execute("select durable.create_queue('elsewhere')")
@@ -270,10 +270,9 @@ async def test_leaves_nothing_to_read_of_what_tasks_tell(
     assert (SECRET in stored(db)) == (codec is None)
 
 
-async def test_tells_without_a_key_what_can_be_told(
+async def test_names_the_missing_key_in_lists_histories_and_logs(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """A list, a history and a log say by what they are sealed."""
     async with application(dsn, NEW, logs_and_fails) as app, app.worker():
         handle = await app.spawn(logs_and_fails, SECRET)
         with pytest.raises(TaskFailed):
@@ -303,20 +302,20 @@ async def logs_and_fails(said: str, ctx: TaskContext) -> None:
 @pytest.mark.parametrize(
     "line", ["x" * 100_000, "\u2028" * 100_000, "\x00\x01" * 8000, "é" * 8000]
 )
-def test_seals_the_longest_line_as_a_whole(line: str) -> None:
-    """The engine would cut what it does not keep whole, and nobody could open it."""
-    sealed = sealed_line(Vault([NEW]), line)
+def test_encrypts_the_longest_log_line_whole(line: str) -> None:
+    """The engine would truncate a longer line, and nobody could decrypt it."""
+    sealed = encoded_line(PayloadConverter([NEW]), line)
     assert len(sealed) <= 20_000
-    assert len(Vault([NEW]).shown_text(sealed)) > 1_000
+    assert len(PayloadConverter([NEW]).decode_text(sealed)) > 1_000
 
 
-def test_shows_a_plain_line_that_looks_sealed() -> None:
-    line = Vault([NEW]).sealed_text("x")
-    plain = Vault()
-    assert plain.shown_text(plain.sealed_text(line)) == f" {line}"
+def test_shows_a_plain_line_that_looks_encrypted() -> None:
+    line = PayloadConverter([NEW]).encode_text("x")
+    plain = PayloadConverter()
+    assert plain.decode_text(plain.encode_text(line)) == f" {line}"
 
 
-async def test_knows_new_params_again_after_a_retry(dsn: str) -> None:
+async def test_recognizes_new_params_again_after_a_retry(dsn: str) -> None:
     async with application(dsn, NEW) as app:
         handle = await app.spawn(tell, "one", idempotency_key="k")
         await app.cancel(handle)
@@ -327,7 +326,7 @@ async def test_knows_new_params_again_after_a_retry(dsn: str) -> None:
             await app.spawn(tell, "one", idempotency_key="k")
 
 
-async def test_knows_the_same_fork_again(dsn: str) -> None:
+async def test_recognizes_the_same_fork_again(dsn: str) -> None:
     async with application(dsn, NEW) as app:
         origin = await app.spawn(echo, "one")
         fork = await app.fork(origin, params="two", idempotency_key="k")
@@ -346,7 +345,7 @@ def test_serves_synchronous_clients(dsn: str, db: psycopg.Connection) -> None:
     assert SECRET not in stored(db)
 
 
-async def test_reads_what_was_stored_before_and_after_a_change(
+async def test_reads_values_stored_before_and_after_a_change_of_codec(
     dsn: str, db: psycopg.Connection
 ) -> None:
     """Plain values, an old key, a new one, and another codec, in one run."""
@@ -375,16 +374,16 @@ async def test_reads_what_was_stored_before_and_after_a_change(
     )
 
 
-async def test_puts_a_task_aside_that_it_has_no_key_for(
+async def test_sets_a_task_aside_for_which_it_has_no_key(
     dsn: str, db: psycopg.Connection, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No attempt is used, nothing loops, and whoever has the key goes on."""
+    """No attempt is used, nothing loops, and a worker that has the key continues."""
     async with application(dsn, NEW) as knowing:
         handle = await knowing.spawn(echo, SECRET)
         for codec, mark in (
-            (OLD, "not here"),
-            (None, "not here"),
-            (wrong(), "refused"),
+            (OLD, "missing here"),
+            (None, "missing here"),
+            (wrong(), "rejected"),
         ):
             caplog.clear()
             async with application(dsn, codec) as app, app.worker() as worker:
@@ -402,7 +401,7 @@ async def test_puts_a_task_aside_that_it_has_no_key_for(
         assert await handle.result(10) == SECRET
 
 
-async def test_puts_a_task_aside_whose_event_it_cannot_open(
+async def test_sets_a_task_aside_whose_event_it_cannot_decrypt(
     dsn: str, clock: Clock
 ) -> None:
     async with application(dsn, OLD, hears) as app, application(dsn, NEW) as other:
@@ -431,7 +430,7 @@ async def hears(event: str, ctx: TaskContext) -> str:
     return heard
 
 
-async def test_tells_a_client_which_key_it_lacks(dsn: str) -> None:
+async def test_tells_a_client_which_key_is_missing(dsn: str) -> None:
     async with application(dsn, NEW) as app, app.worker():
         handle = await app.spawn(echo, SECRET)
         assert await handle.result(10) == SECRET
@@ -445,7 +444,7 @@ async def test_tells_a_client_which_key_it_lacks(dsn: str) -> None:
             await mine.snapshot()
 
 
-async def test_knows_the_same_params_again_however_they_are_sealed(dsn: str) -> None:
+async def test_recognizes_the_same_params_under_any_encryption(dsn: str) -> None:
     asked = {"b": 1.0, "a": [SECRET]}
     async with application(dsn, OLD) as before, application(dsn, ROTATED) as after:
         first = await before.spawn("job", asked, idempotency_key="k")
@@ -464,13 +463,15 @@ async def test_knows_the_same_params_again_however_they_are_sealed(dsn: str) -> 
                 await app.spawn("other", asked, idempotency_key="k")
 
 
-async def test_knows_a_key_from_before_there_was_a_codec(dsn: str) -> None:
+async def test_recognizes_an_idempotency_key_from_before_there_was_a_codec(
+    dsn: str,
+) -> None:
     async with application(dsn, None) as before, application(dsn, NEW) as after:
         first = await before.spawn("job", {"n": 1}, idempotency_key="k")
         assert await after.spawn("job", {"n": 1}, idempotency_key="k") == first
 
 
-async def test_knows_the_same_child_again(dsn: str) -> None:
+async def test_recognizes_the_same_child_again(dsn: str) -> None:
     @task
     async def parent(said: str, ctx: TaskContext) -> list[bool]:
         children = [
@@ -485,7 +486,7 @@ async def test_knows_the_same_child_again(dsn: str) -> None:
         assert await handle.result(10) == [True, False]
 
 
-async def test_restores_the_exception_of_a_sealed_failure(
+async def test_restores_the_exception_of_an_encrypted_failure(
     dsn: str, clock: Clock
 ) -> None:
     @task
@@ -505,31 +506,31 @@ async def test_restores_the_exception_of_a_sealed_failure(
         assert await handle.result(10) == SECRET
 
 
-# -- the vault itself -----------------------------------------------------------------
+# -- the converter itself ----------------------------------------------------------
 
 
 def wrong() -> AESGCMCodec:
-    """Return a codec whose key has the right name only."""
+    """Return a codec whose key has the right name and the wrong bytes."""
     return AESGCMCodec({"new": AESGCMCodec.generate_key()})
 
 
-def test_opens_at_every_depth_but_not_inside_what_was_sealed() -> None:
-    vault = Vault([NEW])
-    inside = vault.sealed('{"a": 1}')
-    twice = vault.sealed(inside)
-    assert json.loads(vault.opened(f'[{inside}, {{"r": {inside}}}, 2]')) == [
+def test_decodes_at_every_depth_but_not_inside_encrypted_values() -> None:
+    payloads = PayloadConverter([NEW])
+    inside = payloads.encode('{"a": 1}')
+    twice = payloads.encode(inside)
+    assert json.loads(payloads.decode(f'[{inside}, {{"r": {inside}}}, 2]')) == [
         {"a": 1},
         {"r": {"a": 1}},
         2,
     ]
-    assert vault.opened(twice) == inside
-    assert vault.opened('{"durable:codec": 1, "data": "x"}') == (
+    assert payloads.decode(twice) == inside
+    assert payloads.decode('{"durable:codec": 1, "data": "x"}') == (
         '{"durable:codec": 1, "data": "x"}'
     )
     text = '{"z": 1e22, "a": -0.0, "s": "\\"durable:codec\\""}'
-    assert vault.opened(vault.sealed(text)) == text
-    assert Vault().sealed(text) is text
-    assert Vault().opened(text) is text
+    assert payloads.decode(payloads.encode(text)) == text
+    assert PayloadConverter().encode(text) is text
+    assert PayloadConverter().decode(text) is text
 
 
 @pytest.mark.parametrize(
@@ -539,55 +540,58 @@ def test_opens_at_every_depth_but_not_inside_what_was_sealed() -> None:
         '[{"data":"eA==","durable:codec":"x"}]',
     ],
 )
-def test_refuses_to_save_what_looks_sealed(text: str) -> None:
+def test_refuses_to_save_values_that_look_encrypted(text: str) -> None:
     with pytest.raises(UnsavableValue, match="how sealed values look"):
-        Vault().sealed(text)
-    assert Vault([NEW]).opened(Vault([NEW]).sealed(text)) == text
+        PayloadConverter().encode(text)
+    assert PayloadConverter([NEW]).decode(PayloadConverter([NEW]).encode(text)) == text
 
 
-def test_keeps_no_arguments_of_an_error_that_look_sealed() -> None:
+def test_drops_arguments_of_an_error_that_look_encrypted() -> None:
     looks = {"durable:codec": "x", "data": "eA=="}
     error = json.dumps({"type": "E", "message": "m", "args": [looks]})
-    assert json.loads(Vault().sealed_error(error)) == {"type": "E", "message": "m"}
+    assert json.loads(PayloadConverter().encode_error(error)) == {
+        "type": "E",
+        "message": "m",
+    }
 
 
-def test_refuses_what_is_too_long_once_it_is_sealed() -> None:
+def test_refuses_values_that_are_too_long_once_encrypted() -> None:
     text = json.dumps("x" * (MAX_BYTES - 100))
     with pytest.raises(UnsavableValue, match="as aes-gcm/new seals it"):
-        Vault([NEW]).sealed(text)
+        PayloadConverter([NEW]).encode(text)
 
 
 @pytest.mark.parametrize("length", [100, 20_000, 2_000_000])
 def test_keeps_the_end_of_an_error_that_would_be_too_long(length: int) -> None:
-    vault = Vault([NEW])
+    payloads = PayloadConverter([NEW])
     error = {"type": "E", "message": "\x1b" * length + "end", "traceback": "t" * length}
-    sealed = vault.sealed_error(json.dumps(error))
+    sealed = payloads.encode_error(json.dumps(error))
     assert len(sealed) < 262_144
-    said = json.loads(vault.opened(sealed))["sealed"]
+    said = json.loads(payloads.decode(sealed))["sealed"]
     assert said["message"].endswith("end")
 
 
-def test_notices_what_was_changed() -> None:
-    vault = Vault([NEW])
-    envelope = json.loads(vault.sealed('"x"'))
+def test_detects_tampering() -> None:
+    payloads = PayloadConverter([NEW])
+    envelope = json.loads(payloads.encode('"x"'))
     data = bytearray(base64.b64decode(envelope["data"]))
     data[-1] ^= 1
     for coded in (base64.b64encode(data).decode(), "", "?"):
         with pytest.raises(UnreadablePayload):
-            vault.opened(json.dumps(envelope | {"data": coded}))
+            payloads.decode(json.dumps(envelope | {"data": coded}))
     other = json.dumps(envelope | {"durable:codec": "aes-gcm/old"})
-    with pytest.raises(UnreadablePayload, match="refused by AESGCMCodec"):
-        Vault([ROTATED]).opened(other)
+    with pytest.raises(UnreadablePayload, match="rejected by AESGCMCodec"):
+        PayloadConverter([ROTATED]).decode(other)
 
 
 @pytest.mark.parametrize(
     "keys",
     [{}, {"k": b"short"}, {"": KEYS["new"]}, {"a b": KEYS["new"]}, {"k": "x" * 32}],
 )
-def test_refuses_keys_that_are_none(keys: Any) -> None:
+def test_refuses_invalid_keys(keys: Any) -> None:
     with pytest.raises(InvalidArgument):
         AESGCMCodec(keys)
 
 
-def test_shows_no_key() -> None:
+def test_never_prints_a_key() -> None:
     assert repr(ROTATED) == "<AESGCMCodec with keys new, old>"

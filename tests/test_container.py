@@ -1,4 +1,4 @@
-"""Durable needs nothing but Postgres, wherever that runs: here in a container."""
+"""durable needs only Postgres, on any platform: here in a container."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_installs_and_spawns_in_a_container(db: psycopg.Connection) -> None:
     assert (attempt, created) == (1, True)
 
 
-def test_leaves_nothing_in_a_container_after_rollback(dsn: str) -> None:
+def test_a_rollback_leaves_nothing_in_a_container(dsn: str) -> None:
     with psycopg.connect(dsn) as session:
         session.execute("select durable.spawn('default', 'x', '{}')")
         session.rollback()
         assert session.execute("select count(*) from durable.tasks").fetchone() == (0,)
 
 
-def test_is_reached_over_the_network_with_a_password(dsn: str) -> None:
+def test_connects_over_the_network_with_a_password(dsn: str) -> None:
     with psycopg.connect(dsn) as session:
         address = session.execute("select inet_server_addr() is not null").fetchone()
         assert address == (True,)

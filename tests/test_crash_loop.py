@@ -1,4 +1,4 @@
-"""durable gives up a task that takes its worker with it every time."""
+"""durable fails a task that kills its worker every time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from durable import AsyncDurable, InvalidArgument, TaskContext, TaskFailed, task
 from tests.support.clock import Clock
-from tests.support.zygote import Zygote, zygote
+from tests.support.forkserver import ForkServer, forkserver
 
 POISON = "tests.test_crash_loop:be_killed"
 FAIL = """
@@ -24,7 +24,7 @@ select outcome from durable.fail_tasks('default', json_build_array(json_build_ob
 
 @task(name="poison", max_attempts=None)
 async def poison(saves: bool, ctx: TaskContext) -> None:  # noqa: FBT001 - its params
-    """End the process it runs in, without a word."""
+    """Kill the process it runs in."""
     if saves:
         await ctx.step(f"attempt {ctx.attempt}", dict)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -36,7 +36,7 @@ async def harmless(params: Any, ctx: TaskContext) -> str:
 
 
 async def be_killed() -> None:
-    """Be a worker for it."""
+    """Run a worker that the task kills."""
     async with AsyncDurable(tasks=[poison]) as app, app.worker() as worker:
         await worker.drain()
 
@@ -44,16 +44,16 @@ async def be_killed() -> None:
 @pytest.fixture
 def forks(
     tmp_path: Path, dsn: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Zygote]:
+) -> Iterator[ForkServer]:
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
-    with zygote(tmp_path) as started:
+    with forkserver(tmp_path) as started:
         yield started
 
 
 def kill_workers(
-    forks: Zygote, db: psycopg.Connection, clock: Clock, times: int
+    forks: ForkServer, db: psycopg.Connection, clock: Clock, times: int
 ) -> None:
-    """Let so many workers die of it, and their leases with them."""
+    """Let the task kill so many workers, and expire their leases."""
     for _ in range(times):
         assert forks.fork(POISON).wait() == -signal.SIGKILL
         clock.advance(30)
@@ -61,7 +61,7 @@ def kill_workers(
 
 
 async def test_fails_a_task_that_kills_every_worker(
-    dsn: str, db: psycopg.Connection, clock: Clock, forks: Zygote
+    dsn: str, db: psycopg.Connection, clock: Clock, forks: ForkServer
 ) -> None:
     async with AsyncDurable(dsn, tasks=[harmless]) as app:
         await app.create_queue(max_lost_leases=3)
@@ -78,13 +78,13 @@ async def test_fails_a_task_that_kills_every_worker(
         await app.retry(handle)  # counts from zero again
         kill_workers(forks, db, clock, 2)
         assert await handle.state() == "pending"
-        async with app.worker() as worker:  # of a version that has been mended
+        async with app.worker() as worker:  # by a version in which the bug is fixed
             await worker.drain()
         assert await handle.result(0) == "survived"
 
 
-async def test_lets_a_task_crash_that_gets_on(
-    dsn: str, db: psycopg.Connection, clock: Clock, forks: Zygote
+async def test_a_task_that_makes_progress_may_crash(
+    dsn: str, db: psycopg.Connection, clock: Clock, forks: ForkServer
 ) -> None:
     async with AsyncDurable(dsn, tasks=[harmless]) as app:
         await app.create_queue(max_lost_leases=2)
@@ -100,7 +100,7 @@ def lose(db: psycopg.Connection, clock: Clock, times: int = 1) -> None:
         db.execute("select durable.expire_leases('default')")
 
 
-async def test_counts_only_leases_lost_in_a_row(
+async def test_counts_only_consecutive_lost_leases(
     dsn: str, db: psycopg.Connection, clock: Clock
 ) -> None:
     async with AsyncDurable(dsn) as app:
@@ -120,7 +120,7 @@ async def test_counts_only_leases_lost_in_a_row(
         assert await handle.state() == "failed"
 
 
-async def test_allows_a_hundred_unless_told_otherwise(
+async def test_allows_a_hundred_by_default(
     dsn: str, db: psycopg.Connection, clock: Clock
 ) -> None:
     async with AsyncDurable(dsn) as app:
@@ -135,7 +135,7 @@ async def test_allows_a_hundred_unless_told_otherwise(
         assert await other.state() == "pending"
 
 
-async def test_leaves_the_last_attempt_its_own_reason(
+async def test_the_last_attempt_keeps_its_own_error(
     dsn: str, db: psycopg.Connection, clock: Clock
 ) -> None:
     async with AsyncDurable(dsn) as app:
@@ -147,10 +147,10 @@ async def test_leaves_the_last_attempt_its_own_reason(
         assert failed.value.error.type == "$LeaseExpired"
 
 
-def test_does_not_take_the_end_of_a_crash_loop_for_a_failure_told_twice(
+def test_a_crash_loop_is_not_mistaken_for_a_repeated_failure(
     db: psycopg.Connection, clock: Clock
 ) -> None:
-    """The worker was not gone after all: its word comes too late."""
+    """The worker was alive after all: its failure arrives too late."""
     db.execute("select durable.create_queue('default', '{\"max_lost_leases\": 1}')")
     db.execute("select durable.spawn('default', 'x')")
     held = db.execute(
@@ -164,7 +164,7 @@ def test_does_not_take_the_end_of_a_crash_loop_for_a_failure_told_twice(
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
-async def test_refuses_a_number_of_leases_that_is_none(dsn: str, wrong: Any) -> None:
+async def test_refuses_invalid_limits(dsn: str, wrong: Any) -> None:
     async with AsyncDurable(dsn) as app:
-        with pytest.raises(InvalidArgument, match="max_lost_leases must be"):
+        with pytest.raises(InvalidArgument, match="max_lost_leases in policy"):
             await app.create_queue(max_lost_leases=wrong)

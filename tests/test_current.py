@@ -1,4 +1,4 @@
-"""Code below a task finds its context without being given it, and only there."""
+"""Code called by a task finds its context without an argument, and only there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.working import working
 
 
 def told() -> list[Any]:
-    """Say what the present task is, as somebody deep below it would."""
+    """Read the current task, as a deeply nested function would."""
     here = durable.current()
     return [str(here.task_id), here.attempt, dict(here.headers), here.identity]
 
@@ -76,7 +76,7 @@ async def misuse(_: None, ctx: TaskContext) -> str:
 
 
 @pytest.mark.parametrize("kind", [everywhere, in_a_thread])
-async def test_is_the_same_everywhere_below_a_task(dsn: str, kind: Any) -> None:
+async def test_is_the_same_everywhere_inside_a_task(dsn: str, kind: Any) -> None:
     async with working(dsn, kind) as (app, worker):
         handle = await app.spawn(kind, headers={"h": 1}, identity={"user": "ada"})
         await worker.drain()
@@ -84,21 +84,21 @@ async def test_is_the_same_everywhere_below_a_task(dsn: str, kind: Any) -> None:
         assert all(found == mine for found in await handle.result(10))
 
 
-async def test_tells_tasks_apart_that_run_at_once(dsn: str) -> None:
+async def test_distinguishes_concurrent_tasks(dsn: str) -> None:
     async with working(dsn, once) as (app, worker):
         handles = await app.spawn_many(once, range(30))
         await worker.drain()
         assert all([await handle.result(10) for handle in handles])
 
 
-async def test_makes_no_durable_calls_inside_a_step(dsn: str) -> None:
+async def test_allows_no_durable_calls_inside_a_step(dsn: str) -> None:
     async with working(dsn, misuse) as (app, worker):
         handle = await app.spawn(misuse)
         await worker.drain()
         assert await handle.result(10) == "refused"
 
 
-async def test_is_nowhere_else(dsn: str) -> None:
+async def test_is_not_set_anywhere_else(dsn: str) -> None:
     async with working(dsn, once) as (app, worker):
         await (await app.spawn(once, 1)).result(10)
         await worker.drain()

@@ -1,4 +1,4 @@
-"""durable cancels what starts too late, and what takes too long."""
+"""durable cancels tasks that start too late or take too long."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def parent(params: None, ctx: TaskContext) -> None:
 
 @task
 async def ancestor(generations: int, ctx: TaskContext) -> list[str]:
-    """Say by when it, and all below it, are to be finished."""
+    """Return the deadlines of the task and of all its descendants."""
     assert ctx.deadline is not None
     below: list[str] = []
     if generations:
@@ -60,7 +60,7 @@ async def ancestor(generations: int, ctx: TaskContext) -> list[str]:
     return [ctx.deadline.isoformat(), *below]
 
 
-@task(max_delay=HOUR, max_duration=2 * HOUR)
+@task(start_timeout=HOUR, execution_timeout=2 * HOUR)
 async def limited(params: None, ctx: TaskContext) -> None:
     await ctx.await_event("never")
 
@@ -78,7 +78,7 @@ async def drain(app: AsyncDurable) -> int:
 
 
 def expire(db: psycopg.Connection) -> int:
-    row = db.execute("select durable.expire_deadlines('default')").fetchone()
+    row = db.execute("select durable.expire_tasks('default')").fetchone()
     assert row is not None
     return int(row[0])
 
@@ -89,22 +89,22 @@ async def why(handle: AsyncTaskHandle[Any]) -> str:
     return str(cancelled.value.reason)
 
 
-async def test_cancels_what_was_not_started_in_time(
+async def test_cancels_a_task_that_was_not_started_in_time(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    handle = await app.spawn(quick, max_delay=HOUR)
+    handle = await app.spawn(quick, start_timeout=HOUR)
     clock.advance(HOUR - timedelta(seconds=1))
     assert expire(db) == 0
     clock.advance(1)
     assert expire(db) == 1
-    assert await why(handle) == "not started within max_delay"
+    assert await why(handle) == "not started within start_timeout"
     assert await drain(app) == 0
 
 
-async def test_forgets_the_delay_of_what_was_started_in_time(
+async def test_ignores_the_delay_limit_of_a_started_task(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    handle = await app.spawn(sleeper, 36_000, max_delay=HOUR)
+    handle = await app.spawn(sleeper, 36_000, start_timeout=HOUR)
     await drain(app)
     clock.advance(36_000)
     assert expire(db) == 0
@@ -112,32 +112,34 @@ async def test_forgets_the_delay_of_what_was_started_in_time(
     assert await handle.result(0) == "done"
 
 
-async def test_cancels_what_takes_too_long_from_its_first_start(
+async def test_cancels_a_task_that_takes_too_long_from_its_first_start(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    handle = await app.spawn(sleeper, 36_000, max_duration=HOUR)
+    handle = await app.spawn(sleeper, 36_000, execution_timeout=HOUR)
     clock.advance(36_000)  # waiting to be started does not count
     await drain(app)
     clock.advance(HOUR - timedelta(seconds=1))
     assert expire(db) == 0
     clock.advance(1)
     assert expire(db) == 1
-    assert await why(handle) == "not finished within max_duration"
+    assert await why(handle) == "not finished within execution_timeout"
     clock.advance(36_000)
     assert await drain(app) == 0
 
 
-async def test_counts_waiting_and_all_attempts_towards_the_duration(
+async def test_the_duration_includes_waits_and_all_attempts(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     retry = Retry.fixed(timedelta(minutes=25))
-    handle = await app.spawn(failing, max_duration=HOUR, retry=retry, max_attempts=9)
+    handle = await app.spawn(
+        failing, execution_timeout=HOUR, retry=retry, max_attempts=9
+    )
     for _ in range(2):
         await drain(app)
         clock.advance(timedelta(minutes=25))
     assert await drain(app) == 1
-    # attempt 4 would start after 75 minutes: no use in waiting for that
-    assert await why(handle) == "no time left for attempt 4 within max_duration"
+    # attempt 4 would start after 75 minutes, too late
+    assert await why(handle) == "no time left for attempt 4 within execution_timeout"
     rows = db.execute("select outcome from durable.attempts order by attempt")
     assert [outcome for (outcome,) in rows] == ["failed", "failed", "cancelled"]
 
@@ -145,7 +147,9 @@ async def test_counts_waiting_and_all_attempts_towards_the_duration(
 async def test_ends_a_running_task_at_its_deadline(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    db.execute("select durable.spawn('default', 'x', '{}', '{\"max_duration\": 60}')")
+    db.execute(
+        "select durable.spawn('default', 'x', '{}', '{\"execution_timeout\": 60}')"
+    )
     claim = "select task_id, claim from durable.claim_tasks('default', 'me')"
     row = db.execute(claim).fetchone()
     assert row is not None
@@ -158,10 +162,10 @@ async def test_ends_a_running_task_at_its_deadline(
     assert said.fetchall() == [("cancelled",)]
 
 
-async def test_takes_the_children_of_a_late_task_with_it(
+async def test_cancels_the_children_of_a_late_task(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    await app.spawn(parent, max_duration=HOUR)
+    await app.spawn(parent, execution_timeout=HOUR)
     await drain(app)
     clock.advance(HOUR)
     assert expire(db) == 1
@@ -169,11 +173,11 @@ async def test_takes_the_children_of_a_late_task_with_it(
     assert rows == [("cancelled",)] * 2
 
 
-async def test_takes_the_limits_of_the_class_unless_told_otherwise(
+async def test_applies_the_limits_of_the_class_by_default(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     late = await app.spawn(limited)
-    free = await app.spawn(limited, max_delay=None, max_duration=None)
+    free = await app.spawn(limited, start_timeout=None, execution_timeout=None)
     clock.advance(HOUR)
     assert expire(db) == 1
     await drain(app)
@@ -183,10 +187,10 @@ async def test_takes_the_limits_of_the_class_unless_told_otherwise(
     assert await free.state() == "sleeping"
 
 
-async def test_counts_the_duration_anew_after_a_retry_by_hand(
+async def test_a_manual_retry_restarts_the_duration(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    handle = await app.spawn(sleeper, 7_200, max_duration=HOUR)
+    handle = await app.spawn(sleeper, 7_200, execution_timeout=HOUR)
     await drain(app)
     clock.advance(HOUR)
     expire(db)
@@ -201,10 +205,10 @@ async def test_counts_the_duration_anew_after_a_retry_by_hand(
 async def test_keeps_deadlines_while_a_worker_runs_and_is_full(
     app: AsyncDurable, clock: Clock
 ) -> None:
-    sleeping = await app.spawn(sleeper, 36_000, max_duration=HOUR)
+    sleeping = await app.spawn(sleeper, 36_000, execution_timeout=HOUR)
     await drain(app)
-    waiting = await app.spawn(quick, queue="default", max_delay=HOUR)
-    other = AsyncDurable(app.application.conninfo)  # knows none of these tasks
+    waiting = await app.spawn(quick, queue="default", start_timeout=HOUR)
+    other = AsyncDurable(app._application.conninfo)  # it knows none of these tasks
     async with other.worker(concurrency=1):
         clock.advance(2 * HOUR)
 
@@ -214,12 +218,12 @@ async def test_keeps_deadlines_while_a_worker_runs_and_is_full(
         await aeventually(both_cancelled)
 
 
-async def test_expires_no_more_at_a_time_than_asked(
+async def test_expires_at_most_as_many_as_requested(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    await app.spawn_many(quick, [None] * 5, max_delay=HOUR)
+    await app.spawn_many(quick, [None] * 5, start_timeout=HOUR)
     clock.advance(HOUR)
-    expired = "select durable.expire_deadlines('default', 2)"
+    expired = "select durable.expire_tasks('default', 2)"
     assert [db.execute(expired).fetchone() for _ in range(4)] == [
         (2,),
         (2,),
@@ -228,7 +232,7 @@ async def test_expires_no_more_at_a_time_than_asked(
     ]
 
 
-async def test_cancels_what_is_not_finished_by_its_deadline(
+async def test_cancels_a_task_not_finished_by_its_deadline(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     waiting = await app.spawn("unknown", deadline=clock.now() + HOUR)
@@ -246,12 +250,12 @@ async def test_cancels_what_is_not_finished_by_its_deadline(
 @pytest.mark.parametrize(
     ("duration", "seconds", "reason"),
     [
-        (60, 60, "not finished within max_duration"),
+        (60, 60, "not finished within execution_timeout"),
         (7200, 3600, "not finished by its deadline"),
         (None, 3600, "not finished by its deadline"),
     ],
 )
-async def test_says_which_limit_was_the_earliest(
+async def test_names_the_earliest_limit(
     app: AsyncDurable,
     db: psycopg.Connection,
     duration: float,
@@ -259,7 +263,7 @@ async def test_says_which_limit_was_the_earliest(
     reason: str,
 ) -> None:
     clock = Clock(db)
-    limits: Any = {"max_delay": 30, "max_duration": duration}
+    limits: Any = {"start_timeout": 30, "execution_timeout": duration}
     handle = await app.spawn(sleeper, 36_000, deadline=clock.now() + HOUR, **limits)
     await drain(app)
     clock.advance(seconds - 1)
@@ -269,7 +273,7 @@ async def test_says_which_limit_was_the_earliest(
     assert await why(handle) == reason
 
 
-async def test_does_not_try_again_beyond_the_deadline(
+async def test_does_not_retry_beyond_the_deadline(
     app: AsyncDurable, clock: Clock
 ) -> None:
     deadline = clock.now() + timedelta(minutes=20)
@@ -279,7 +283,9 @@ async def test_does_not_try_again_beyond_the_deadline(
     assert await why(handle) == "no time left for attempt 2 before its deadline"
 
 
-async def test_gives_its_deadline_to_all_below(app: AsyncDurable, clock: Clock) -> None:
+async def test_descendants_inherit_the_deadline(
+    app: AsyncDurable, clock: Clock
+) -> None:
     deadline = clock.now() + HOUR
     handle = await app.spawn(ancestor, 3, deadline=deadline)
     while await drain(app):
@@ -308,24 +314,24 @@ select durable.spawn_many('default', jsonb_build_array(
 """
     db.execute(many, [root.task_id])
     found = db.execute(
-        "select complete_by, deadline_at from durable.tasks where name <> 'sleeper'"
-        " order by complete_by nulls first"
+        "select deadline, expires_at from durable.tasks where name <> 'sleeper'"
+        " order by deadline nulls first"
     ).fetchall()
     sooner = deadline - timedelta(minutes=30)
     assert found == [(one, one) for one in (None, sooner, deadline, deadline)]
 
 
-async def test_does_not_bind_children_to_a_duration(
+async def test_a_duration_does_not_limit_children(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
-    """Of a parent that completes its children go on, as ever."""
-    await app.spawn(parent, max_duration=HOUR)
+    """Children of a completed parent continue."""
+    await app.spawn(parent, execution_timeout=HOUR)
     await drain(app)
-    child = "select complete_by from durable.tasks where name = 'sleeper'"
+    child = "select deadline from durable.tasks where name = 'sleeper'"
     assert db.execute(child).fetchall() == [(None,)]
 
 
-async def test_never_starts_what_is_spawned_too_late(
+async def test_never_starts_a_task_spawned_after_its_deadline(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     handle = await app.spawn(quick, deadline=clock.now())
@@ -334,7 +340,7 @@ async def test_never_starts_what_is_spawned_too_late(
     assert await why(handle) == "not finished by its deadline"
 
 
-async def test_asks_for_a_new_deadline_to_try_again(
+async def test_a_retry_after_the_deadline_needs_a_new_one(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     handle = await app.spawn(parent, deadline=clock.now() + HOUR)
@@ -347,14 +353,14 @@ async def test_asks_for_a_new_deadline_to_try_again(
         await app.retry(handle, spawn_new=True)
     later = clock.now() + 20 * HOUR
     await app.retry(handle, deadline=later)
-    limits = "select complete_by, deadline_at from durable.tasks"
+    limits = "select deadline, expires_at from durable.tasks"
     assert db.execute(limits).fetchall() == [(later, later)] * 2
     while await drain(app):
         clock.advance(10 * HOUR)
     assert await handle.state() == "completed"
 
 
-async def test_forgets_the_deadline_of_what_is_tried_again_without(
+async def test_a_task_retried_without_a_deadline_has_none(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     handle = await app.spawn(sleeper, 7_200, deadline=clock.now() + HOUR)
@@ -371,7 +377,7 @@ async def test_forgets_the_deadline_of_what_is_tried_again_without(
 
 
 @pytest.mark.parametrize("wrong", [datetime(2030, 1, 1), 60, "2030-01-01T00:00:00Z"])
-async def test_takes_an_aware_datetime_for_a_deadline(
+async def test_accepts_an_aware_datetime_as_a_deadline(
     app: AsyncDurable, wrong: Any
 ) -> None:
     with pytest.raises(InvalidArgument, match="deadline must be a datetime with"):
@@ -386,7 +392,7 @@ async def test_takes_an_aware_datetime_for_a_deadline(
         *("2030-01-01T00:00:00+99:00", "2030-01-01T00:00:00 UTC", ""),
     ],
 )
-def test_takes_only_a_moment_that_says_its_time_zone(
+def test_refuses_a_moment_without_a_time_zone(
     db: psycopg.Connection, text: str
 ) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="deadline in opt"):
@@ -396,24 +402,22 @@ def test_takes_only_a_moment_that_says_its_time_zone(
         )
 
 
-def test_reads_a_moment_the_same_under_every_setting(db: psycopg.Connection) -> None:
+def test_reads_a_moment_the_same_under_all_settings(db: psycopg.Connection) -> None:
     db.execute("set timezone = 'Asia/Tokyo'; set datestyle = 'SQL, DMY'")
     for text in ("2030-02-03T04:05:06Z", "2030-02-03 05:05:06.000+01"):
         db.execute(
             SPAWN_BY,
             [text],
         )
-    rows = db.execute(
-        "select extract(epoch from complete_by)::bigint from durable.tasks"
-    )
+    rows = db.execute("select extract(epoch from deadline)::bigint from durable.tasks")
     moment = datetime(2030, 2, 3, 4, 5, 6, tzinfo=UTC)
     assert rows.fetchall() == [(moment.timestamp(),)] * 2
 
 
-async def test_revives_all_that_one_deadline_has_ended(
+async def test_a_retry_revives_all_tasks_that_one_deadline_ended(
     dsn: str, app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
-    """Also what was cancelled because the child's deadline was noticed first."""
+    """Also those cancelled because the child's deadline was noticed first."""
     root = await app.spawn("x", deadline=clock.now() + HOUR)
     below = root.task_id
     for deadline in (None, clock.now() + 2 * HOUR):
@@ -432,8 +436,64 @@ async def test_revives_all_that_one_deadline_has_ended(
         other.execute(hold, [root.task_id])
         other.execute(hold, [below])
         expire(db)
-    db.execute("select durable.apply_notes('default')")
+    db.execute("select durable.apply_deferred_work('default')")
     expire(db)
     await app.retry(root, deadline=None)
-    rows = db.execute("select state::text, complete_by from durable.tasks").fetchall()
+    rows = db.execute("select state::text, deadline from durable.tasks").fetchall()
     assert rows == [("pending", None)] * 3
+
+
+CROWD = """
+insert into durable.tasks (
+  queue, task_id, spawned_at, params, name, state, version, available_at, expires_at)
+select %(queue)s, durable._uuid7(durable._id_milliseconds(now()), n), now(), '{}', 'x',
+  'pending', %(version)s, now() - interval '1 hour',
+  case when n <= 20000 then now() - interval '1 minute' end
+from generate_series(1, 21000) as n
+"""
+CLAIM = """
+select task_id from durable.claim_tasks(%s, 'w', %s, 100, version => 'v')
+"""
+
+
+@pytest.mark.parametrize("names", [None, ["x"]], ids=["of any name", "of a name"])
+@pytest.mark.parametrize(
+    ("policy", "version"),
+    [
+        ({}, ""),
+        ({"history": "full"}, ""),
+        ({"versions": "pin"}, ""),
+        ({"versions": "pin"}, "v"),
+    ],
+    ids=str,
+)
+def test_claims_tasks_behind_a_crowd_past_its_deadline(
+    db: psycopg.Connection,
+    policy: dict[str, str],
+    version: str,
+    names: list[str] | None,
+) -> None:
+    create, due = "durable.create_queue(%s, %s)", "durable.get_next_due(%s, %s, 'v')"
+    db.execute(f"select {create}", ["q", json.dumps(policy)])
+    db.execute(CROWD, {"queue": "q", "version": version})
+    for _ in range(10):
+        assert db.execute(f"select {due}", ["q", names]).fetchone() == (0,)
+        assert len(db.execute(CLAIM, ["q", names]).fetchall()) == 100
+    assert db.execute(f"select {due}", ["q", names]).fetchone() == (None,)
+    assert db.execute(CLAIM, ["q", names]).fetchall() == []
+
+
+def test_a_task_is_not_due_if_its_deadline_comes_first(db: psycopg.Connection) -> None:
+    db.execute("select durable.spawn('default', 'x', '{}', '{\"start_timeout\": 60}')")
+    late = "update durable.tasks set available_at = now() + interval '1 hour'"
+    db.execute(late)
+    due = "select durable.get_next_due('default')"
+    assert db.execute(due).fetchone() == (None,)
+
+
+def test_cancels_a_thousand_late_tasks_at_a_time(db: psycopg.Connection) -> None:
+    db.execute(CROWD, {"queue": "default", "version": ""})
+    house = "select deadlines from durable.run_maintenance('default')"
+    for _ in range(20):
+        assert db.execute(house).fetchone() == (1000,)
+    assert db.execute(house).fetchone() == (0,)

@@ -1,4 +1,4 @@
-"""The demo proves what it claims, and says so when a claim does not hold."""
+"""The demo proves what it claims, and reports a claim that does not hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LARGE = ["asyncio", "email", "encodings", "json"]
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """A part of the standard library, with a file that does not parse."""
+    """Return a part of the standard library, with a file that does not parse."""
     stdlib, part = Path(sysconfig.get_path("stdlib")), tmp_path / "library"
     part.mkdir()
     for name in SMALL:
@@ -43,7 +43,7 @@ def library(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def play(processes: Processes, library: Path, tmp_path: Path) -> Play:
-    """Start the demo on that part; what it leaves would be in `left`."""
+    """Start the demo on that part; leftovers would be in `left`."""
     (tmp_path / "left").mkdir()
 
     def play(**env: str) -> Process:
@@ -83,7 +83,7 @@ def test_survives_a_kill_and_proves_it(
     assert not list((tmp_path / "left").iterdir())
 
 
-def test_brings_its_own_postgres(play: Play) -> None:
+def test_starts_its_own_postgres(play: Play) -> None:
     binaries = os.environ.get("DURABLE_TEST_PG_BIN", "")
     demo = play(DURABLE_DATABASE_URL="", DURABLE_PG_BIN=binaries)
     assert demo.wait(deadline=120) == 0, demo.output()
@@ -101,7 +101,7 @@ def test_cleans_up_when_it_is_told_to_stop(
     assert not list((tmp_path / "left").iterdir())
 
 
-def test_takes_its_worker_along_when_it_is_killed(play: Play) -> None:
+def test_ends_its_worker_when_it_is_killed(play: Play) -> None:
     demo = play()
     worker = worker_of(demo)
     os.kill(demo.pid, SIGKILL)
@@ -114,7 +114,7 @@ def test_says_that_there_is_nothing_to_count(processes: Processes) -> None:
     assert demo.output() == "durable demo: there are no modules in /nowhere\n"
 
 
-# -- the proof, on evidence that was made up -------------------------------------------
+# -- the proof, on made-up evidence ----------------------------------------------------
 
 KILLED, SUCCESSOR, STRANGER = 11, 22, 33
 PARENT, CHILD, OTHER = (UUID(int=number) for number in (1, 2, 3))
@@ -177,7 +177,7 @@ REPLAYED = "What was saved was replayed"
 STEPS = "Steps ran once, but for the kill"
 
 
-def test_believes_what_is_sound() -> None:
+def test_accepts_sound_evidence() -> None:
     assert all(claim.holds for claim in prove(SOUND))
     assert [SOUND.describe(step) for step in SOUND.twice] == ["parse b.py"]
 
@@ -214,7 +214,7 @@ def test_believes_what_is_sound() -> None:
         ),
     ],
 )
-def test_catches_a_lie(lie: dict[str, object], caught: set[str]) -> None:
+def test_rejects_wrong_evidence(lie: dict[str, object], caught: set[str]) -> None:
     claims = prove(dataclasses.replace(SOUND, **lie))  # type: ignore[arg-type]
     doubted = {claim.text for claim in claims if not claim.holds}
     assert doubted == caught

@@ -1,4 +1,4 @@
-"""The documents say what the code says, and their programs run."""
+"""The documents match the code, and their programs run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pytest
 import durable
 import durable.testing
 from durable import cli
-from durable._policy import QueuePolicy
-from durable.options import SpawnOptions, StepOptions
+from durable.options import QueuePolicy, SpawnOptions, StepOptions
 from durable.task import TASK_OPTIONS
 from tests.support.markdown import blocks, links
 from tests.support.processes import ROOT
@@ -57,7 +56,7 @@ def test_shows_a_program_that_runs(page: Path, dsn: str, tmp_path: Path) -> None
 
 
 def unsaid(names: Iterable[str], pages: Iterable[Path] = GUIDE) -> set[str]:
-    """Return which of the names no code on these pages has."""
+    """Return the names that no code on these pages contains."""
     code = [span for page in pages for span in CODE.findall(page.read_text())]
     said = set(re.findall(r"\w+", "\n".join(code)))
     return {name for name in names if not set(re.findall(r"\w+", name)) <= said}
@@ -100,8 +99,10 @@ def test_mentions_every_command() -> None:
     assert [command for command in commands if command not in said] == []
 
 
-def test_mentions_what_clients_and_operators_call(db: psycopg.Connection) -> None:
-    """What only workers call, and the parts of housekeeping, has the SQL API's page."""
+def test_mentions_the_functions_of_clients_and_operators(
+    db: psycopg.Connection,
+) -> None:
+    """Functions for workers and parts of maintenance are on the SQL API's page."""
     granted = db.execute(
         """
         select distinct proname::text
@@ -123,5 +124,5 @@ def test_lists_every_page_in_reading_order() -> None:
 
 
 @pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
-def test_is_read_at_one_sitting(page: Path) -> None:
+def test_each_page_is_short_enough_to_read_at_once(page: Path) -> None:
     assert len(page.read_text().splitlines()) < LONGEST_PAGE

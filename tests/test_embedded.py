@@ -1,4 +1,4 @@
-"""Durable brings a Postgres along for demos and tests, and leaves nothing behind."""
+"""durable starts a Postgres for demos and tests, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show(server: Postgres, setting: str) -> str:
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that everybody may enter, unlike `tmp_path`."""
+    """A directory that every user may enter, unlike `tmp_path`."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -53,8 +53,8 @@ def test_keeps_what_was_committed_before_a_crash() -> None:
             session.execute("table kept")
 
 
-def test_waits_for_what_a_kill_has_left_behind() -> None:
-    """A child that has not noticed yet holds on to the memory all of them shared."""
+def test_waits_for_children_left_by_a_kill() -> None:
+    """A child that has not noticed yet still uses the shared memory."""
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         session = psycopg.connect(server.conninfo())
         child = session.info.backend_pid
@@ -74,7 +74,7 @@ def test_waits_for_what_a_kill_has_left_behind() -> None:
         assert show(server, "server_version")
 
 
-def test_stays_away_until_it_is_restarted() -> None:
+def test_stays_down_until_it_is_restarted() -> None:
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         server.stop()
         assert not server.is_running()
@@ -85,7 +85,7 @@ def test_stays_away_until_it_is_restarted() -> None:
         assert show(server, "server_version")
 
 
-def test_deletes_what_was_temporary() -> None:
+def test_deletes_temporary_data() -> None:
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         assert server.home.exists()
         assert server.data_dir.exists()
@@ -93,7 +93,7 @@ def test_deletes_what_was_temporary() -> None:
     assert not server.data_dir.exists()
 
 
-def test_finds_its_data_again_whatever_the_path(open_directory: Path) -> None:
+def test_finds_its_data_again_under_any_path(open_directory: Path) -> None:
     data = open_directory / "it's a path" / "with ümlaut"
     for statement in ("create table kept ()", "table kept"):
         with (
@@ -104,7 +104,7 @@ def test_finds_its_data_again_whatever_the_path(open_directory: Path) -> None:
     assert data.exists()
 
 
-def test_is_safe_by_default_and_takes_settings() -> None:
+def test_is_durable_by_default_and_accepts_settings() -> None:
     settings = {"max_connections": "17"}
     with Postgres.start(binaries=BINARIES, settings=settings) as server:
         assert show(server, "fsync") == "on"
@@ -117,7 +117,7 @@ def test_listens_on_a_port_if_asked_to() -> None:
         assert show(server, "listen_addresses") == "127.0.0.1"
 
 
-def test_outlives_the_thread_that_started_it() -> None:
+def test_survives_the_thread_that_started_it() -> None:
     started: list[Postgres] = []
 
     def start() -> None:
@@ -142,7 +142,7 @@ def test_ends_with_its_process_even_after_kill_9(processes: Processes) -> None:
     shutil.rmtree(data, ignore_errors=True)
 
 
-def test_says_why_it_can_not_start() -> None:
+def test_says_why_it_cannot_start() -> None:
     with pytest.raises(LaunchFailed, match="pip install"):
         find_binaries("/nowhere")
     with pytest.raises(LaunchFailed, match="no_such_setting"):
@@ -150,13 +150,13 @@ def test_says_why_it_can_not_start() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as somebody else")
-def test_runs_as_nobody_special_when_root_starts_it() -> None:
+def test_runs_as_an_unprivileged_user_when_started_by_root() -> None:
     with Postgres.start(binaries=BINARIES, fast=True) as server:
         assert server.data_dir.stat().st_uid != 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has doors to close")
-def test_refuses_data_its_user_can_not_reach(open_directory: Path) -> None:
+def test_refuses_data_that_its_user_cannot_read(open_directory: Path) -> None:
     closed = open_directory / "closed"
     closed.mkdir(mode=0o700)
     with pytest.raises(LaunchFailed, match="closed"):

@@ -1,4 +1,4 @@
-"""Whatever goes wrong has one class, known by its code and never by its text."""
+"""Each error has one class, which is chosen by its code, never by its text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from durable.errors import (
     AlreadyFinished,
     Conflict,
     DurableError,
+    ErrorDetails,
     Forbidden,
     InvalidArgument,
     LeaseLost,
@@ -25,9 +26,9 @@ from durable.errors import (
     StepFailed,
     Suspended,
     TaskCancelled,
-    TaskError,
     TaskFailed,
     UnknownQueue,
+    WrongIsolation,
     from_database,
 )
 
@@ -37,16 +38,17 @@ CODES: dict[str, type[DurableError]] = {
     "WFCAN": TaskCancelled,
     "WFCON": Conflict,
     "WFFIN": AlreadyFinished,
+    "WFISO": WrongIsolation,
     "WFLST": LeaseLost,
     "WFNFD": NotFound,
     "WFQUE": UnknownQueue,
     "WFVER": SchemaVersion,
 }
-DECLINED = TaskError("ValueError", "card declined", "Traceback: charge_card")
+DECLINED = ErrorDetails("ValueError", "card declined", "Traceback: charge_card")
 
 
 class AsyncpgError(Exception):
-    """As asyncpg raises them: everything is an attribute."""
+    """An error as asyncpg raises it: everything is an attribute."""
 
     def __init__(self, sqlstate: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -54,7 +56,7 @@ class AsyncpgError(Exception):
 
 
 class PsycopgError(psycopg.Error):
-    """As psycopg raises them, without a server that said it."""
+    """An error as psycopg raises it, without a server."""
 
     def __init__(self, sqlstate: str, message: str, hint: str | None = None) -> None:
         super().__init__(f"{message}\nHINT:  {hint}\nCONTEXT:  a function")
@@ -67,7 +69,7 @@ class PsycopgError(psycopg.Error):
 
 
 class SqlalchemyError(Exception):
-    """As SQLAlchemy raises them: the driver's error is its `orig`."""
+    """An error as SQLAlchemy raises it: the driver's error is its `orig`."""
 
     def __init__(self, orig: Exception) -> None:
         super().__init__(str(orig))
@@ -90,18 +92,18 @@ def test_has_no_other_codes() -> None:
     assert set(DurableError.by_code) == set(CODES)
 
 
-def test_raises_nothing_outside_one_tree_but_what_says_so() -> None:
+def test_all_errors_derive_from_one_class_with_documented_exceptions() -> None:
     classes = {getattr(errors, name) for name in errors.__all__}
-    raised = {cls for cls in classes if isinstance(cls, type)} - {TaskError}
+    raised = {cls for cls in classes if isinstance(cls, type)} - {ErrorDetails}
     outside = {cls for cls in raised if not issubclass(cls, DurableError)}
     assert outside == {NonRetryable, Suspended}
 
 
-def test_lets_a_bad_argument_be_caught_as_a_value_error() -> None:
+def test_a_bad_argument_can_be_caught_as_a_value_error() -> None:
     assert issubclass(InvalidArgument, ValueError)
 
 
-def test_never_gives_task_code_a_suspension_as_an_exception() -> None:
+def test_a_suspension_is_no_exception_to_task_code() -> None:
     assert issubclass(Suspended, asyncio.CancelledError)
     assert not issubclass(Suspended, Exception)
     assert Suspended("waiting").reason == "waiting"
@@ -110,7 +112,7 @@ def test_never_gives_task_code_a_suspension_as_an_exception() -> None:
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("driver", [PsycopgError, AsyncpgError])
 @pytest.mark.parametrize("wrapped", [lambda error: error, SqlalchemyError, djangos])
-def test_translates_what_any_driver_raises(
+def test_translates_the_errors_of_every_driver(
     code: str, driver: Callable[..., Exception], wrapped: Callable[..., Exception]
 ) -> None:
     exc = wrapped(driver(code, "no such thing", "Create it first."))
@@ -158,18 +160,18 @@ def test_says_how_to_install_a_schema_that_is_missing(code: str, message: str) -
         ("40001", "could not serialize access to durable.tasks"),
     ],
 )
-def test_leaves_other_database_errors_alone(code: str, message: str) -> None:
+def test_does_not_change_other_database_errors(code: str, message: str) -> None:
     exc = AsyncpgError(code, message)
     assert from_database(exc) is exc
     assert exc.__cause__ is None
 
 
-def test_leaves_alone_what_no_database_raised() -> None:
+def test_does_not_change_errors_that_no_database_raised() -> None:
     exc = ConnectionError("reset by peer")
     assert from_database(exc) is exc
 
 
-def test_keeps_what_a_failed_task_raised() -> None:
+def test_keeps_the_error_of_a_failed_task() -> None:
     error = TaskFailed(DECLINED)
     assert error.error == DECLINED
     assert str(error) == "ValueError: card declined"
@@ -183,7 +185,7 @@ def test_names_the_reason_of_a_cancellation() -> None:
     assert str(TaskCancelled()) == "the task was cancelled"
 
 
-def test_takes_words_or_an_exception_for_what_is_not_retryable() -> None:
+def test_non_retryable_accepts_text_or_an_exception() -> None:
     cause = ValueError("card stolen")
     assert str(NonRetryable("card stolen")) == "card stolen"
     assert str(NonRetryable()) == ""
@@ -204,7 +206,7 @@ def test_takes_words_or_an_exception_for_what_is_not_retryable() -> None:
         Suspended("waiting"),
     ],
 )
-def test_lets_errors_cross_processes(error: BaseException) -> None:
+def test_errors_can_be_pickled(error: BaseException) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert type(copy) is type(error)
     assert str(copy) == str(error)

@@ -1,4 +1,4 @@
-"""A wait and an event meet: whoever comes second, no wake-up is lost.
+"""A wait and an event race: in either order, no wake-up is lost.
 
 Each test is one interleaving. Most pairs are played in both orders.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 
+import psycopg
 import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure
 
-from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Stage, event
+from tests.support.stage import OLD_SNAPSHOTS, QUEUE, Held, Stage, event, join
 
 
-def test_wakes_a_task_that_was_falling_asleep_when_the_event_came(stage: Stage) -> None:
+def test_wakes_a_task_that_was_suspending_when_the_event_came(stage: Stage) -> None:
     held = stage.held()
     worker, emitter = stage.session(), stage.session()
     assert worker.suspend(held, event()) == "suspended"
@@ -25,7 +26,7 @@ def test_wakes_a_task_that_was_falling_asleep_when_the_event_came(stage: Stage) 
     assert stage.db.state(held.task_id) == "pending"
 
 
-def test_wakes_the_second_task_that_was_falling_asleep_too(stage: Stage) -> None:
+def test_wakes_both_of_two_tasks_that_were_suspending(stage: Stage) -> None:
     first, second = stage.held(), stage.held()
     stage.db.suspend(first, event())
     worker, emitter = stage.session(), stage.session()
@@ -61,7 +62,7 @@ def test_suspends_when_the_emitter_rolls_back(stage: Stage) -> None:
     assert stage.db.state(held.task_id) == "pending"
 
 
-def test_lets_the_first_of_two_emitters_win(stage: Stage) -> None:
+def test_the_first_of_two_emitters_wins(stage: Stage) -> None:
     a, b = stage.session(), stage.session()
     assert a.emit() is True
     second = b.waiting(b.emit)
@@ -69,30 +70,30 @@ def test_lets_the_first_of_two_emitters_win(stage: Stage) -> None:
     assert second.result() is False
 
 
-def test_wakes_later_whom_an_emitter_finds_in_other_hands(stage: Stage) -> None:
+def test_defers_the_wake_up_of_a_locked_waiter(stage: Stage) -> None:
     held = stage.held()
     stage.db.suspend(held, event())
     other = stage.lock_task(held.task_id)
     assert stage.db.emit() is True
     other.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(held.task_id) == "pending"
 
 
-def test_keeps_a_note_whose_task_is_still_in_other_hands(stage: Stage) -> None:
+def test_keeps_deferred_work_for_a_task_that_is_still_locked(stage: Stage) -> None:
     held = stage.held()
     stage.db.suspend(held, event())
     other = stage.lock_task(held.task_id)
     stage.db.emit()
-    stage.db.rows("select durable.apply_notes(%s)", QUEUE)
-    assert stage.db.notes() == 1
+    stage.db.rows("select durable.apply_deferred_work(%s)", QUEUE)
+    assert stage.db.deferred_work() == 1
     other.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(held.task_id) == "pending"
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_wakes_whom_the_emitters_snapshot_does_not_show(
+def test_wakes_a_task_that_the_emitters_snapshot_does_not_show(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     stage.db.suspend(stage.held(), event())
@@ -101,12 +102,12 @@ def test_wakes_whom_the_emitters_snapshot_does_not_show(
     stage.db.suspend(held, event())
     assert emitter.emit() is True
     emitter.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(held.task_id) == "pending"
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_does_not_suspend_by_a_snapshot_from_before_the_event(
+def test_a_snapshot_from_before_the_event_does_not_suspend(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     held = stage.held()
@@ -117,7 +118,7 @@ def test_does_not_suspend_by_a_snapshot_from_before_the_event(
         worker.suspend(held, event())
 
 
-def test_wakes_ten_thousand_waiters_bit_by_bit(stage: Stage) -> None:
+def test_wakes_ten_thousand_waiters_in_batches(stage: Stage) -> None:
     stage.db.rows(
         "select durable.poll_waits(%s, %s)",
         QUEUE,
@@ -129,7 +130,7 @@ def test_wakes_ten_thousand_waiters_bit_by_bit(stage: Stage) -> None:
         "select count(*) from durable.tasks where name = 'many' and state = 'pending'"
     )
     assert 0 < stage.db.value(woken) <= 100
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.value(woken) == 10_000
 
 
@@ -151,7 +152,7 @@ returning 1
 # Pruning of events.
 
 
-def test_keeps_the_place_of_an_event_somebody_has_begun_to_await(stage: Stage) -> None:
+def test_keeps_the_row_of_an_event_with_a_new_waiter(stage: Stage) -> None:
     stage.db.poll(stage.held(), event())
     stage.db.rows("delete from durable.waits returning 1")
     worker, house = stage.session(), stage.session()
@@ -165,7 +166,7 @@ def test_keeps_the_place_of_an_event_somebody_has_begun_to_await(stage: Stage) -
     assert stage.db.state(held.task_id) == "pending"
 
 
-def test_makes_again_the_place_of_an_event_that_goes_while_it_waits(
+def test_recreates_the_row_of_an_event_that_is_deleted_while_it_waits(
     stage: Stage,
 ) -> None:
     stage.db.poll(stage.held(), event())
@@ -180,7 +181,7 @@ def test_makes_again_the_place_of_an_event_that_goes_while_it_waits(
     assert stage.db.rows("select emitted_at from durable.events") == [(None,)]
 
 
-def test_makes_again_the_place_of_an_event_that_is_just_pruned(stage: Stage) -> None:
+def test_recreates_the_row_of_an_event_that_was_just_pruned(stage: Stage) -> None:
     stage.db.poll(stage.held(), event())
     stage.db.rows("delete from durable.waits returning 1")
     house, worker = stage.session(), stage.session()
@@ -195,13 +196,96 @@ def test_makes_again_the_place_of_an_event_that_is_just_pruned(stage: Stage) -> 
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_keeps_the_place_of_an_event_whose_waiter_the_snapshot_does_not_show(
+def test_keeps_the_row_of_an_event_whose_waiter_the_snapshot_does_not_show(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     stage.db.poll(stage.held(), event())
     stage.db.rows("delete from durable.waits returning 1")
     house = stage.session(isolation)
     stage.db.suspend(stage.held(), event())
-    assert house.prune() == 0
-    house.commit()
+    with pytest.raises(psycopg.Error, match="cannot see") as refused:
+        house.prune()
+    assert refused.value.sqlstate == "WFISO"
+    house.rollback()
     assert stage.db.rows("select emitted_at from durable.events") == [(None,)]
+
+
+def a_wait_that_is_not_named(stage: Stage) -> Held:
+    """Return a task that has waited for a and b, and was woken by b."""
+    held = stage.held()
+    assert stage.db.suspend(held, event("a"), event("b")) == "suspended"
+    stage.db.emit("b")
+    (held,) = stage.db.claim()
+    assert [name for name, _ in stage.db.load(held)] == ["$event:b"]
+    return held
+
+
+def test_continues_with_a_resolved_wait_that_it_no_longer_names(
+    stage: Stage,
+) -> None:
+    held = a_wait_that_is_not_named(stage)
+    stage.db.emit("a")
+    assert stage.db.suspend(held, event("c")) == "suspended"
+    (held,) = stage.db.claim()
+    saved = {name for name, _ in stage.db.load(held)}
+    assert saved == {"$event:a", "$event:b"}
+    assert stage.db.suspend(held, event("c")) == "suspended"
+    assert stage.db.claim() == []
+
+
+def test_continues_with_a_wait_that_it_no_longer_names_and_that_is_just_resolved(
+    stage: Stage,
+) -> None:
+    held = a_wait_that_is_not_named(stage)
+    emitter, worker = stage.session(), stage.session()
+    emitter.emit("a")
+    outcome = worker.waiting(worker.suspend, held, event("c"))
+    emitter.commit()
+    assert outcome.result() == "suspended"
+    worker.commit()
+    assert stage.db.state(held.task_id) == "pending"
+
+
+def test_wakes_for_a_wait_that_it_no_longer_names(stage: Stage) -> None:
+    held = a_wait_that_is_not_named(stage)
+    worker, emitter = stage.session(), stage.session()
+    assert worker.suspend(held, event("c")) == "suspended"
+    emitted = emitter.waiting(emitter.emit, "a")
+    worker.commit()
+    assert emitted.result() is True
+    emitter.commit()
+    assert stage.db.state(held.task_id) == "pending"
+
+
+def test_ignores_a_wait_that_it_cancels(stage: Stage) -> None:
+    held = a_wait_that_is_not_named(stage)
+    stage.db.emit("a")
+    given_up = {"withdrawn": [{"name": "$event:a", "position": 1}]}
+    suspend = "select outcome from durable.suspend_tasks(%s, %s)"
+    said = json.dumps([held.json(waits=[event("c")], **given_up)])
+    assert stage.db.value(suspend, QUEUE, said) == "suspended"
+
+
+def test_reports_the_outcome_of_a_wait_that_is_not_named(stage: Stage) -> None:
+    """Messages and joins, too.
+
+    A polling task gets the outcome, a suspending one is woken.
+    """
+    held, other = stage.held(), stage.held("other")
+    told = {"name": "$recv", "topic": "t"}
+    assert stage.db.suspend(held, told, join(other.task_id), event()) == "suspended"
+    stage.db.emit()
+    (held,) = stage.db.claim("work")
+    stage.db.load(held)
+    stage.db.complete(other)
+    stage.db.rows("select durable.send_message(%s, %s, 't')", QUEUE, held.task_id)
+    suspending = stage.session()
+    assert suspending.suspend(held, event("c")) == "suspended"
+    assert suspending.state(held.task_id) == "pending"
+    suspending.rollback()
+    poll = "select name, outcome from durable.poll_waits(%s, %s)"
+    said = json.dumps([held.json(waits=[event("c")])])
+    assert sorted(stage.db.rows(poll, QUEUE, said)) == [
+        ("$join", "resolved"),
+        ("$recv", "resolved"),
+    ]

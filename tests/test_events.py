@@ -1,4 +1,4 @@
-"""durable tells an event to every task that waits for it, and none misses it."""
+"""Every task that waits for an event gets it, and none misses it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def left(db: psycopg.Connection, table: str) -> int:
     return int(row[0])
 
 
-async def test_delivers_an_event_that_comes_after_the_wait(app: AsyncDurable) -> None:
+async def test_delivers_an_event_emitted_after_the_wait_began(
+    app: AsyncDurable,
+) -> None:
     handle = await app.spawn(hear, Case(events=["packed"]))
     await drain(app)
     assert await handle.state() == "sleeping"
@@ -119,14 +121,14 @@ async def test_delivers_an_event_that_comes_after_the_wait(app: AsyncDurable) ->
     assert await handle.result(0) == [{"by": ["a", None, 1.5]}]
 
 
-async def test_delivers_an_event_that_came_before_the_wait(app: AsyncDurable) -> None:
+async def test_delivers_an_event_emitted_before_the_wait(app: AsyncDurable) -> None:
     await app.emit_event("packed", 7)
     handle = await app.spawn(hear, Case(events=["packed", "packed"]))
     assert await drain(app) == 1
     assert await handle.result(0) == [7, 7]
 
 
-async def test_delivers_what_was_said_first(app: AsyncDurable) -> None:
+async def test_delivers_the_first_payload(app: AsyncDurable) -> None:
     handle = await app.spawn(hear, Case(events=["packed"]))
     await drain(app)
     assert await app.emit_event("packed", "first") is True
@@ -146,7 +148,7 @@ async def test_delivers_an_event_without_a_payload(app: AsyncDurable) -> None:
     assert await handle.result(0) == [None, None]
 
 
-async def test_reads_a_payload_as_the_type_that_is_asked_for(app: AsyncDurable) -> None:
+async def test_reads_a_payload_as_the_requested_type(app: AsyncDurable) -> None:
     handle, good = await app.spawn(typed), Slip(carrier="Post")
     await app.emit_event("slip", good)
     await drain(app)
@@ -171,7 +173,9 @@ async def test_waits_for_one_event_after_the_other(app: AsyncDurable) -> None:
     assert await handle.result(0) == ["A", "B"]
 
 
-async def test_wakes_all_who_wait(app: AsyncDurable, db: psycopg.Connection) -> None:
+async def test_wakes_all_waiting_tasks(
+    app: AsyncDurable, db: psycopg.Connection
+) -> None:
     handles = await app.spawn_many(hear, [Case(events=["go"])] * 1_100)
     await drain(app)
     assert (await app.queue_stats()).sleeping == 1_100
@@ -179,10 +183,10 @@ async def test_wakes_all_who_wait(app: AsyncDurable, db: psycopg.Connection) -> 
     await drain(app)
     assert (await app.queue_stats()).completed == 1_100
     assert await handles[-1].result(0) == ["went"]
-    assert left(db, "waits") == left(db, "notes") == 0
+    assert left(db, "waits") == left(db, "deferred_work") == 0
 
 
-async def test_keeps_events_of_other_queues_apart(app: AsyncDurable) -> None:
+async def test_isolates_the_events_of_queues(app: AsyncDurable) -> None:
     await app.create_queue("second")
     handle = await app.spawn(hear, Case(events=["go"]))
     await drain(app)
@@ -207,9 +211,9 @@ async def test_gives_the_same_payload_to_the_next_attempt(
 
 
 async def failed(app: AsyncDurable, handle: AsyncTaskHandle[Any]) -> Any:
-    """Make a completed task one that may be tried again, with its checkpoints."""
+    """Make a completed task a failed one that may be retried, with its checkpoints."""
     async with await psycopg.AsyncConnection.connect(
-        app.application.conninfo, autocommit=True
+        app._application.conninfo, autocommit=True
     ) as connection:
         await connection.execute(
             "update durable.tasks set state = 'failed', result = null, error = '{}'"
@@ -219,7 +223,7 @@ async def failed(app: AsyncDurable, handle: AsyncTaskHandle[Any]) -> Any:
     return handle
 
 
-async def test_stops_waiting_after_the_timeout(app: AsyncDurable, clock: Clock) -> None:
+async def test_a_wait_times_out(app: AsyncDurable, clock: Clock) -> None:
     handle = await app.spawn(hear, Case(events=["packed"], timeout=60))
     await drain(app)
     clock.advance(59)
@@ -229,7 +233,7 @@ async def test_stops_waiting_after_the_timeout(app: AsyncDurable, clock: Clock) 
     assert await handle.result(0) == ["timed out"]
 
 
-async def test_takes_the_branch_of_a_timeout_at_every_replay(
+async def test_a_replay_takes_the_branch_of_a_timeout_again(
     app: AsyncDurable, clock: Clock
 ) -> None:
     """Two timeouts in a row, caught; and the first event comes after all."""
@@ -246,9 +250,7 @@ async def test_takes_the_branch_of_a_timeout_at_every_replay(
     assert await handle.result(0) == ["timed out", "timed out", "in time"]
 
 
-async def test_prefers_what_happened_to_the_deadline(
-    app: AsyncDurable, clock: Clock
-) -> None:
+async def test_an_event_wins_over_the_timeout(app: AsyncDurable, clock: Clock) -> None:
     handle = await app.spawn(hear, Case(events=["packed"], timeout=60))
     await drain(app)
     await app.emit_event("packed", 7)
@@ -257,7 +259,7 @@ async def test_prefers_what_happened_to_the_deadline(
     assert await handle.result(0) == [7]
 
 
-async def test_keeps_the_deadline_a_wait_got_first(
+async def test_keeps_the_first_deadline_of_a_wait(
     app: AsyncDurable, clock: Clock, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(hear, Case(events=["packed"], timeout=60))
@@ -273,14 +275,14 @@ async def test_keeps_the_deadline_a_wait_got_first(
     assert await handle.result(0) == ["timed out"]
 
 
-async def test_never_waits_at_all_if_told_so(app: AsyncDurable) -> None:
+async def test_a_zero_timeout_does_not_wait(app: AsyncDurable) -> None:
     await app.emit_event("there", 7)
     handle = await app.spawn(hear, Case(events=["there", "missing"], timeout=0))
     async with app.worker():
         assert await handle.result(timeout=10) == [7, "timed out"]
 
 
-async def test_fails_for_good_with_a_timeout_that_nobody_caught(
+async def test_an_uncaught_timeout_fails_the_task(
     app: AsyncDurable, clock: Clock
 ) -> None:
     handle = await app.spawn(give_up, "never")
@@ -293,7 +295,7 @@ async def test_fails_for_good_with_a_timeout_that_nobody_caught(
     assert (await app.get_result(handle)).attempt == 1
 
 
-async def test_carries_events_from_task_to_task(app: AsyncDurable) -> None:
+async def test_tasks_can_emit_to_other_tasks(app: AsyncDurable) -> None:
     listening = await app.spawn(hear, Case(events=["packed", "packed, again"]))
     telling = await app.spawn(tell, "packed")
     async with app.worker():
@@ -301,7 +303,7 @@ async def test_carries_events_from_task_to_task(app: AsyncDurable) -> None:
         assert await listening.result(timeout=10) == [{"carrier": "Post"}, [1]]
 
 
-async def test_emits_once_however_often_the_code_runs(
+async def test_emits_once_in_any_number_of_runs(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(tell_once, "told")
@@ -310,7 +312,7 @@ async def test_emits_once_however_often_the_code_runs(
     assert db.execute("select payload from durable.events").fetchall() == [(1,)]
 
 
-async def test_leaves_nothing_of_an_event_that_was_rolled_back(
+async def test_a_rolled_back_event_leaves_nothing(
     app: AsyncDurable, adb: psycopg.AsyncConnection
 ) -> None:
     handle = await app.spawn(hear, Case(events=["packed"]))
@@ -327,14 +329,14 @@ async def test_leaves_nothing_of_an_event_that_was_rolled_back(
 
 
 @pytest.mark.parametrize("round_", range(3))
-async def test_loses_no_wake_up_however_waits_and_events_meet(
+async def test_loses_no_wake_up_when_waits_and_events_race(
     app: AsyncDurable, db: psycopg.Connection, round_: int
 ) -> None:
     events = [f"event {number}" for number in range(200)]
     jitter = random.Random(round_)
 
     async def emit(event: str) -> None:
-        await asyncio.sleep(jitter.uniform(0, 0.3))  # a race needs a time to be run in
+        await asyncio.sleep(jitter.uniform(0, 0.3))  # a race needs time to be run in
         await app.emit_event(event, event)
 
     async with app.worker(concurrency=32):
@@ -344,10 +346,10 @@ async def test_loses_no_wake_up_however_waits_and_events_meet(
         )
         for handle, event in zip(handles, events, strict=True):
             assert await handle.result(timeout=30) == [event]
-    assert left(db, "waits") == left(db, "notes") == 0
+    assert left(db, "waits") == left(db, "deferred_work") == 0
 
 
-async def test_delivers_while_workers_come_and_go(app: AsyncDurable) -> None:
+async def test_delivers_while_workers_start_and_stop(app: AsyncDurable) -> None:
     handles = await app.spawn_many(hear, [Case(events=["a", "b"])] * 20)
     for event in ("a", "b"):
         async with app.worker():

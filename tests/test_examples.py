@@ -1,4 +1,4 @@
-"""The examples do what they say, each in a process of its own, killed in the middle."""
+"""The examples do what they say, each in its own process, killed in the middle."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ EXAMPLES = ROOT / "python-sdk" / "examples"
 PRINTED = {
     "agent.py": ["[paying back order 7]", "and have paid back 120.", "forked: kettle"],
     "approval.py": ["declined", "nobody has decided", "paid 120", "still waiting for"],
-    "charge_and_ship.py": [],  # is killed by itself, below
+    "charge_and_ship.py": [],  # kills itself, below
     "fan_out.py": ["[('the', 5), ('to', 3)]"],
-    "fetch_sleep_write.py": [],  # sleeps, and is killed meanwhile, below
+    "fetch_sleep_write.py": [],  # sleeps and is killed meanwhile, below
     "fork_join.py": ["authorised 120, from shelf 700, risk 7%"],
     "order_processing.py": ["charging 100 for order 7", "charge-7, sent with Post"],
     "recover_order.py": ["charging 120 for order 7", "shipped to 2 New Street"],
@@ -31,17 +31,17 @@ def start(processes: Processes, example: str, crash: str = "") -> Process:
 
 
 def shown(processes: Processes, example: str) -> str:
-    """Run an example to its good end, and return what it has printed."""
+    """Run an example to its successful end, and return its output."""
     process = start(processes, example)
     assert process.wait(deadline=60) == 0, process.output()
     return process.output()
 
 
 def killed(processes: Processes, example: str, db: psycopg.Connection, at: str) -> str:
-    """Run an example until it kills itself; return what it had printed by then."""
+    """Run an example until it kills itself; return its output."""
     process = start(processes, example, crash=at)
     assert process.wait(deadline=60) == KILLED, process.output()
-    db.execute(BURY)  # or it would take two seconds
+    db.execute(BURY)  # it would take two seconds otherwise
     return process.output()
 
 
@@ -50,13 +50,13 @@ def test_has_a_test_for_every_example() -> None:
 
 
 @pytest.mark.parametrize("example", [name for name in PRINTED if PRINTED[name]])
-def test_shows_what_it_says(processes: Processes, example: str) -> None:
+def test_prints_what_its_text_says(processes: Processes, example: str) -> None:
     output = shown(processes, example)
     for words in PRINTED[example]:
         assert words in output
 
 
-def test_goes_on_with_an_order_after_kill_9(
+def test_continues_an_order_after_kill_9(
     processes: Processes, db: psycopg.Connection
 ) -> None:
     first = start(processes, "order_processing.py")
@@ -130,7 +130,7 @@ def test_repeats_no_branch_that_was_done(
     ]
 
 
-def test_ships_with_another_worker_when_one_has_died(
+def test_another_worker_ships_the_order_when_one_has_died(
     processes: Processes, db: psycopg.Connection
 ) -> None:
     example = start(processes, "charge_and_ship.py")
@@ -160,7 +160,7 @@ def test_ships_with_another_worker_when_one_has_died(
     ]
 
 
-def test_asks_the_model_again_only_for_what_was_cut_off(
+def test_repeats_only_the_model_call_that_was_interrupted(
     processes: Processes, db: psycopg.Connection
 ) -> None:
     first = killed(processes, "agent.py", db, at="sorry")

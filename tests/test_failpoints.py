@@ -1,4 +1,4 @@
-"""A process dies where its environment says; without that, nothing is watched."""
+"""A process dies where its environment says; without that, nothing is instrumented."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ kinds = psycopg.AsyncConnection, psycopg.Connection
 before = [dict(vars(kind)) for kind in kinds]
 import durable
 assert [dict(vars(kind)) for kind in kinds] == before
-assert "durable._failpoints" not in sys.modules
+assert "durable.testing._failpoints" not in sys.modules
 print("untouched")
 """
 STATEMENT: Final = """
@@ -30,7 +30,7 @@ WATCHED: Final = [
 ]
 
 
-def test_leaves_psycopg_as_it_is_where_nobody_asks(processes: Processes) -> None:
+def test_leaves_psycopg_unchanged_by_default(processes: Processes) -> None:
     process = processes.python("-c", UNTOUCHED, env={"DURABLE_FAILPOINT": ""})
     assert process.wait() == 0, process.output()
 
@@ -44,7 +44,7 @@ def test_records_every_boundary(processes: Processes, tmp_path: Path) -> None:
     assert passed.read_text().splitlines() == WATCHED
 
 
-def test_dies_at_the_boundary_it_is_told(processes: Processes, tmp_path: Path) -> None:
+def test_dies_at_the_named_boundary(processes: Processes, tmp_path: Path) -> None:
     passed = tmp_path / "passed"
     orders = f"record={passed};kill=commit#1:sent"
     process = processes.python("-c", STATEMENT, env={"DURABLE_FAILPOINT": orders})
@@ -52,7 +52,7 @@ def test_dies_at_the_boundary_it_is_told(processes: Processes, tmp_path: Path) -
     assert passed.read_text().splitlines() == WATCHED[:-1]
 
 
-def test_refuses_an_order_it_does_not_know(processes: Processes) -> None:
+def test_refuses_an_invalid_value(processes: Processes) -> None:
     process = processes.python(
         "-c", STATEMENT, env={"DURABLE_FAILPOINT": "explode=here"}
     )

@@ -1,4 +1,4 @@
-"""durable tells who did what to a task, and, where it is asked to, of every claim."""
+"""The history says who did what to a task and, optionally, lists every claim."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from durable import (
     task,
 )
 from tests.support.clock import Clock
+from tests.support.forkserver import forkserver
 from tests.support.working import working
-from tests.support.zygote import zygote
 
 BE_KILLED = "tests.test_full_history:be_killed"
 ADA = {"user": "ada", "roles": ["ops"]}
@@ -61,7 +61,7 @@ async def patient(params: None, ctx: TaskContext) -> None:
 
 
 async def be_killed() -> None:
-    """Be a worker that dies of the task once it has rested."""
+    """Run a worker that the task kills after its sleep."""
     async with AsyncDurable(tasks=[dies]) as app, app.worker() as worker:
         await worker.drain()
 
@@ -70,7 +70,7 @@ def told(entries: list[HistoryEntry]) -> list[str]:
     return [f"{entry.kind} {entry.name or ''}".strip() for entry in entries]
 
 
-async def test_tells_of_every_claim_also_after_a_kill(
+async def test_lists_every_claim_also_after_a_kill(
     dsn: str,
     db: psycopg.Connection,
     clock: Clock,
@@ -79,7 +79,7 @@ async def test_tells_of_every_claim_also_after_a_kill(
 ) -> None:
     """The worker is killed while it holds the task; another one takes over."""
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
-    with zygote(tmp_path) as forks:
+    with forkserver(tmp_path) as forks:
         async with AsyncDurable(dsn, tasks=[ship]) as app:
             await app.create_queue(history="full")
             handle = await app.spawn(ship)
@@ -123,9 +123,7 @@ async def test_tells_of_every_claim_also_after_a_kill(
     assert [e.attempt for e in (first, second, lost, third)] == [1, 1, 1, 2]
 
 
-async def test_keeps_no_claims_unless_it_is_asked_to(
-    dsn: str, db: psycopg.Connection
-) -> None:
+async def test_keeps_no_claims_by_default(dsn: str, db: psycopg.Connection) -> None:
     async with working(dsn, patient) as (app, worker):
         handle = await app.spawn(patient)
         await worker.drain()
@@ -135,7 +133,7 @@ async def test_keeps_no_claims_unless_it_is_asked_to(
             "waiting $event:never",
         ]
         assert db.execute("select count(*) from durable.claim_log").fetchone() == (0,)
-        with pytest.raises(InvalidArgument, match='"full" or "brief"'):
+        with pytest.raises(InvalidArgument, match='"brief"'):
             await app.create_queue(history="long")  # type: ignore[arg-type]
         await app.create_queue(history="full")
         await app.create_queue(history="brief")
@@ -145,11 +143,11 @@ async def test_keeps_no_claims_unless_it_is_asked_to(
 
 
 async def who(handle: AsyncTaskHandle[Any], kind: str) -> Actor | None:
-    """Return who has done this to a task last."""
+    """Return who last changed this task."""
     return [entry.by for entry in await handle.history() if entry.kind == kind][-1]
 
 
-async def test_tells_who_cancelled_retried_and_forked(
+async def test_records_who_cancelled_retried_and_forked(
     dsn: str, db: psycopg.Connection
 ) -> None:
     role = db.info.user
@@ -180,7 +178,7 @@ async def test_tells_who_cancelled_retried_and_forked(
         assert await who(plain, "cancelled") == Actor(user=role)
 
 
-async def test_tells_which_task_cancelled_another(
+async def test_records_which_task_cancelled_another(
     dsn: str, db: psycopg.Connection
 ) -> None:
     @task
@@ -204,7 +202,7 @@ async def test_tells_which_task_cancelled_another(
         assert current(None) is None
 
 
-async def test_refuses_whom_it_cannot_tell_of(dsn: str) -> None:
+async def test_refuses_invalid_callers(dsn: str) -> None:
     async with AsyncDurable(dsn) as app:
         handle = await app.spawn("x")
         wrong: Any
@@ -218,7 +216,7 @@ async def test_refuses_whom_it_cannot_tell_of(dsn: str) -> None:
         assert await handle.state() == "pending"
 
 
-def test_takes_the_caller_from_a_session_of_ones_own(
+def test_takes_the_caller_from_the_applications_session(
     dsn: str, db: psycopg.Connection
 ) -> None:
     with Durable(dsn) as app:
@@ -230,7 +228,7 @@ def test_takes_the_caller_from_a_session_of_ones_own(
         assert last.by == Actor(user=db.info.user, identity=ADA)
 
 
-def test_leaves_nothing_said_in_a_connection(dsn: str) -> None:
+def test_leaves_no_caller_set_on_a_connection(dsn: str) -> None:
     with Durable(dsn) as app:
         first, second = app.spawn_many("x", [1, 2])
         app.cancel(first, identity=ADA)
@@ -240,7 +238,7 @@ def test_leaves_nothing_said_in_a_connection(dsn: str) -> None:
         assert by.identity is None
 
 
-def test_leaves_to_a_session_what_that_has_said(dsn: str) -> None:
+def test_keeps_the_caller_that_a_session_has_set(dsn: str) -> None:
     said = json.dumps({"identity": ADA}, separators=(",", ":"))
     with Durable(make_conninfo(dsn, options=f"-c durable.caller={said}")) as app:
         first, second = app.spawn_many("x", [1, 2])

@@ -1,4 +1,4 @@
-"""A handle cancels and retries as its application does, and knows its children."""
+"""A handle cancels and retries as its application does, and lists its children."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from durable import (
     NotFound,
     TaskCancelled,
     TaskContext,
-    _sql,
     task,
 )
-from durable._values import Unsavable
+from durable._core import sql
+from durable._core.values import Unsavable
 from tests.support.working import working
 
 
@@ -80,7 +80,7 @@ async def test_cancels_with_a_reason(app: AsyncDurable) -> None:
         await app.handle(uuid4()).cancel()
 
 
-async def test_retries_with_other_params(app: AsyncDurable) -> None:
+async def test_retries_with_new_params(app: AsyncDurable) -> None:
     handle = await broken(app)
     again = await handle.retry(params=3)
     assert (again, again.attempt, again.created) == (handle, 2, False)
@@ -89,7 +89,7 @@ async def test_retries_with_other_params(app: AsyncDurable) -> None:
         await handle.retry()
 
 
-async def test_retries_as_another_task_or_with_a_deadline(app: AsyncDurable) -> None:
+async def test_retries_as_a_new_task_or_with_a_deadline(app: AsyncDurable) -> None:
     handle = await broken(app)
     with pytest.raises(InvalidArgument, match="deadline"):
         await handle.retry(deadline=datetime.now(UTC) - timedelta(days=1))
@@ -101,10 +101,10 @@ async def test_retries_as_another_task_or_with_a_deadline(app: AsyncDurable) -> 
 
 
 @pytest.mark.parametrize("page", [2, 3, 4, 1000])
-async def test_knows_its_children_wherever_they_live(
+async def test_lists_its_children_in_all_queues(
     app: AsyncDurable, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
-    monkeypatch.setattr(_sql, "LISTED_AT_ONCE", page)
+    monkeypatch.setattr(sql, "LISTED_AT_ONCE", page)
     handle = await app.spawn(raise_children, 2)
     await handle.result(timeout=10)
     await app.spawn(divide, 3)
@@ -122,7 +122,7 @@ async def test_knows_its_children_wherever_they_live(
         await app.handle(uuid4()).children()
 
 
-def test_does_so_without_asyncio(dsn: str, db: psycopg.Connection) -> None:
+def test_works_in_synchronous_code(dsn: str, db: psycopg.Connection) -> None:
     with Durable(dsn, tasks=[linger]) as app:
         handle = app.spawn(linger)
         assert handle.children() == []
@@ -131,10 +131,10 @@ def test_does_so_without_asyncio(dsn: str, db: psycopg.Connection) -> None:
         assert (again.state(), again.attempt) == ("pending", 2)
 
 
-async def test_is_sent_what_has_a_type_as_that(
+async def test_sends_a_payload_as_the_given_type(
     app: AsyncDurable, adb: psycopg.AsyncConnection
 ) -> None:
-    """In each of the ways to send and to emit."""
+    """By each way to send and to emit."""
     handle = await app.spawn(listen)
     assert await app.send(handle, "said", "a", as_type=Loud)
     assert await handle.send("said", "b", as_type=Loud)
@@ -147,10 +147,10 @@ async def test_is_sent_what_has_a_type_as_that(
         await handle.send("said", "f", as_type=int)
 
 
-def test_says_which_queues_a_worker_leaves_out(
+def test_names_the_queues_that_a_worker_does_not_serve(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker of other queues is not one of the application's own."""
+    """A worker of other queues does not count for the application's own."""
     app = Durable(dsn, queue="shop")
     with caplog.at_level("INFO", "durable.worker"):
         app.worker(queues=["shop", "gpu"])
@@ -159,7 +159,8 @@ def test_says_which_queues_a_worker_leaves_out(
         app.worker(queues=["gpu", "gpu", "mail"])
     (said,) = caplog.messages
     assert said == (
-        "a worker of 'gpu', 'mail', and not of 'shop', the application's own queue"
+        "the worker claims from 'gpu', 'mail', but not from 'shop',"
+        " the application's own queue"
     )
-    with pytest.raises(InvalidArgument, match="of no queue"):
+    with pytest.raises(InvalidArgument, match="needs a queue"):
         app.worker(queues=[])

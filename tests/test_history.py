@@ -1,4 +1,4 @@
-"""durable tells what has happened to a task, and nothing that it does not know."""
+"""durable reports what has happened to a task, and nothing that it does not know."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def told(entries: list[HistoryEntry], start: datetime) -> list[tuple[Any, ...]]:
     ]
 
 
-async def test_tells_a_whole_life_in_order(
+async def test_reports_the_whole_life_of_a_task_in_order(
     dsn: str, db: psycopg.Connection, clock: Clock
 ) -> None:
-    """It fails, loses its lease, waits in vain, spawns a child, and completes."""
+    """It fails, loses its lease, times out, spawns a child, and completes."""
     start = clock.now()
     async with working(dsn, eventful, child) as (app, worker):
         handle = await app.spawn(eventful, idempotency_key="k")
@@ -125,7 +125,7 @@ async def test_tells_a_whole_life_in_order(
         assert spawned.detail == {"parent_task_id": str(handle.task_id)}
 
 
-async def test_tells_by_whom_a_task_was_ended(
+async def test_reports_who_ended_a_task(
     dsn: str, db: psycopg.Connection, clock: Clock
 ) -> None:
     @task(max_attempts=1)
@@ -142,7 +142,7 @@ async def test_tells_by_whom_a_task_was_ended(
 
     async with working(dsn, parent, child) as (app, worker):
         failed = await app.spawn(parent, "badly")
-        late = await app.spawn(parent, "late", max_duration=60)
+        late = await app.spawn(parent, "late", execution_timeout=60)
         stopped = await app.spawn(parent, "stopped")
         await worker.drain()
         (child_id,) = [
@@ -152,7 +152,7 @@ async def test_tells_by_whom_a_task_was_ended(
         ]
         await app.cancel(stopped, reason="enough")
         clock.advance(61)
-        db.execute("select durable.expire_deadlines('default')")
+        db.execute("select durable.expire_tasks('default')")
         assert await ends(failed) == {
             "kind": "failed",
             "by": None,
@@ -163,7 +163,7 @@ async def test_tells_by_whom_a_task_was_ended(
         above = Actor(queue="default", task_id=failed.task_id)
         assert (cascaded["kind"], cascaded["by"]) == ("cancelled", above)
         assert (await ends(late))["type"] == "$DeadlineExceeded"
-        assert (await ends(late))["by"] == Actor(limit="max_duration")
+        assert (await ends(late))["by"] == Actor(limit="execution_timeout")
         assert await ends(stopped) == {
             "kind": "cancelled",
             "by": Actor(user=db.info.user),
@@ -204,12 +204,13 @@ async def test_exports_what_a_replay_needs(dsn: str) -> None:
             "state": "done",
             "value": "one",
             "attempt": 1,
+            "order": 1,
         }
         assert two["state"] == "failed"
         assert two["value"]["message"] == "no such order"
 
 
-async def test_knows_no_task_that_there_is_not(dsn: str) -> None:
+async def test_raises_for_an_unknown_task(dsn: str) -> None:
     async with working(dsn, child) as (app, _):
         nobody = app.handle(uuid4())
         for call in (nobody.history, nobody.export_history):
@@ -217,7 +218,7 @@ async def test_knows_no_task_that_there_is_not(dsn: str) -> None:
                 await call()
 
 
-def test_tells_synchronous_code(dsn: str) -> None:
+def test_returns_histories_to_synchronous_code(dsn: str) -> None:
     @task(max_attempts=1)
     async def fails(params: None, ctx: TaskContext) -> None:
         raise ValueError("no\nway")

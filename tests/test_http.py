@@ -1,6 +1,6 @@
-"""A response that was recorded is the same for ever, and asked for once.
+"""A recorded response is the same at every replay, and requested once.
 
-The other side is a real server on this machine, which keeps what it was asked.
+The other side is a real server on this machine, which records its requests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by the path, and keeps method, path, headers and body."""
+    """Responds depending on the path; records method, path, headers and body."""
 
     asked: ClassVar[list[dict[str, Any]]] = []
     broken: ClassVar[int] = 0
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-        with contextlib.suppress(OSError):  # until nobody listens any more
+        with contextlib.suppress(OSError):  # until the client disconnects
             while what == "endless":
                 self.wfile.write(b"x")
                 time.sleep(0.01)
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A server that runs as long as the test."""
+    """The URL of a server that runs as long as the test."""
     Handler.asked.clear()
     Handler.broken = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -128,7 +128,7 @@ def errands_sync(url: str, ctx: SyncTaskContext) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", [errands, errands_sync])
-async def test_asks_once_and_gives_the_same_at_every_replay(
+async def test_requests_once_and_returns_the_same_at_every_replay(
     dsn: str, url: str, clock: Clock, kind: Any
 ) -> None:
     async with working(dsn, kind) as (app, worker):
@@ -145,7 +145,7 @@ async def test_asks_once_and_gives_the_same_at_every_replay(
 
 
 async def recorded(dsn: str, url: str, **asked: Any) -> list[RecordedResponse]:
-    """Return what a task is given for requests by path, on its first run."""
+    """Return what a task gets for requests by path, on its first run."""
 
     @task
     async def ask(_: None, ctx: TaskContext) -> list[RecordedResponse]:
@@ -160,7 +160,7 @@ async def recorded(dsn: str, url: str, **asked: Any) -> list[RecordedResponse]:
         return await handle.result(10)
 
 
-async def test_keeps_a_body_faithfully(dsn: str, url: str) -> None:
+async def test_keeps_the_body_unchanged(dsn: str, url: str) -> None:
     found = await recorded(dsn, url, binary={}, latin={}, zip={}, json={})
     binary, latin, zipped, plain = found
     assert (binary.content, binary.is_base64) == (BINARY, True)
@@ -169,7 +169,7 @@ async def test_keeps_a_body_faithfully(dsn: str, url: str) -> None:
     assert plain.json() == {"n": 0}
 
 
-async def test_does_not_store_the_params(
+async def test_does_not_store_the_query(
     dsn: str, db: psycopg.Connection, url: str
 ) -> None:
     (found,) = await recorded(dsn, url, json={"params": {"api_key": "secret"}})
@@ -183,14 +183,14 @@ async def test_does_not_store_the_params(
     assert found.url.endswith("/text?page=2")
 
 
-async def test_follows_redirects_when_it_is_told_to(dsn: str, url: str) -> None:
+async def test_follows_redirects_if_enabled(dsn: str, url: str) -> None:
     (found,) = await recorded(dsn, url, redirect={})
     assert (found.status_code, found.headers["location"]) == (302, "/json")
     (found,) = await recorded(dsn, url, redirect={"follow_redirects": True})
     assert (found.url, found.status_code) == (f"{url}/json", 200)
 
 
-async def test_stores_nothing_of_what_was_asked(
+async def test_stores_nothing_of_the_request(
     dsn: str, db: psycopg.Connection, url: str
 ) -> None:
     secret = "swordfish"  # noqa: S105 - what must not be stored
@@ -222,12 +222,12 @@ async def test_refuses_a_body_that_is_too_large(dsn: str, url: str) -> None:
         with pytest.raises(TaskFailed, match="5,000 bytes") as failed:
             await raised.result(10)
         assert failed.value.error.type == "ResponseTooLarge"
-    assert len(Handler.asked) == 2  # it is not tried again
+    assert len(Handler.asked) == 2  # it is not retried
     (found,) = await recorded(dsn, url, large={"max_bytes": 5_000})
     assert found.content == b"x" * 5_000
 
 
-async def test_is_tried_again_with_the_same_key(
+async def test_retries_with_the_same_idempotency_key(
     dsn: str, url: str, clock: Clock
 ) -> None:
     @task
@@ -276,8 +276,8 @@ async def test_raises_the_same_bad_status_at_every_replay(
     assert "idempotency-key" not in Handler.asked[1]
 
 
-async def test_gives_up_after_its_timeout(dsn: str, url: str) -> None:
-    """Also where something comes all the time, only never the end."""
+async def test_times_out(dsn: str, url: str) -> None:
+    """Also where data keeps arriving without an end."""
 
     @task(max_attempts=1)
     async def ask(_: None, ctx: TaskContext) -> None:
@@ -291,7 +291,7 @@ async def test_gives_up_after_its_timeout(dsn: str, url: str) -> None:
     assert failed.value.error.type == "ReadTimeout"
 
 
-async def test_takes_a_client_of_one_s_own(dsn: str, url: str) -> None:
+async def test_accepts_the_applications_own_client(dsn: str, url: str) -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, text=request.headers["x-mine"])
 
@@ -320,10 +320,10 @@ async def test_takes_a_client_of_one_s_own(dsn: str, url: str) -> None:
         ({"max_attempts": 0}, "max_attempts"),
     ],
 )
-async def test_refuses_an_option_before_anything_is_sent(
+async def test_refuses_an_invalid_option_before_anything_is_sent(
     dsn: str, url: str, options: dict[str, Any], meant: str
 ) -> None:
-    @task(no_retry=(InvalidArgument,))
+    @task(non_retryable=(InvalidArgument,))
     async def ask(_: None, ctx: TaskContext) -> None:
         await ctx.http.get("ask", url, **options)
 
@@ -349,7 +349,7 @@ async def payment(url: str, ctx: TaskContext) -> str:
 
 
 @pytest.mark.parametrize(("point", "times"), [("before", 2), ("after", 1)])
-async def test_asks_again_with_the_same_key_only_if_it_was_killed_before_the_save(
+async def test_repeats_a_request_with_the_same_key_only_if_killed_before_the_save(
     dsn: str, url: str, processes: Processes, point: str, times: int
 ) -> None:
     async with AsyncDurable(dsn, tasks=[payment]) as app:

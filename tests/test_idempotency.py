@@ -1,4 +1,4 @@
-"""durable makes one task of one idempotency key, whoever asks and how often."""
+"""One idempotency key makes one task, for any number of callers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def count(db: psycopg.Connection, table: str = "tasks") -> int:
 
 
 async def is_waiting(db: psycopg.Connection) -> bool:
-    """Whether a session in this database waits for a lock."""
+    """Whether a session of this database waits for a lock."""
     query = """
         select count(*) from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock'
@@ -79,7 +79,7 @@ async def test_returns_the_task_that_has_the_key(app: AsyncDurable) -> None:
     assert await app.spawn(work, 7, idempotency_key=None) != first
 
 
-async def test_runs_a_task_once_however_often_it_is_asked(app: AsyncDurable) -> None:
+async def test_runs_a_task_once_for_any_number_of_spawns(app: AsyncDurable) -> None:
     handles = [await app.spawn(work, 7, idempotency_key="once") for _ in range(3)]
     async with app.worker() as worker:
         assert await worker.drain() == 1
@@ -87,7 +87,7 @@ async def test_runs_a_task_once_however_often_it_is_asked(app: AsyncDurable) -> 
     assert [await handle.result(0) for handle in handles] == [14, 14, 14]
 
 
-async def test_keeps_the_key_when_the_task_is_over(app: AsyncDurable) -> None:
+async def test_keeps_the_key_when_the_task_has_finished(app: AsyncDurable) -> None:
     first = await app.spawn(work, 7, idempotency_key="once")
     async with app.worker() as worker:
         await worker.drain()
@@ -98,7 +98,7 @@ async def test_keeps_the_key_when_the_task_is_over(app: AsyncDurable) -> None:
     assert await again.result(0) == 14
 
 
-async def test_tells_the_attempt_the_task_is_at(
+async def test_returns_the_current_attempt_of_the_task(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     first = await app.spawn(work, 7, idempotency_key="once")
@@ -109,7 +109,7 @@ async def test_tells_the_attempt_the_task_is_at(
 
 
 @pytest.mark.parametrize(("named", "number"), [(other, 7), (work, 8)])
-async def test_refuses_a_key_of_another_task(
+async def test_refuses_a_key_that_belongs_to_another_task(
     app: AsyncDurable, db: psycopg.Connection, named: Any, number: int
 ) -> None:
     first = await app.spawn(work, 7, idempotency_key="once")
@@ -120,15 +120,15 @@ async def test_refuses_a_key_of_another_task(
     assert count(db) == 1
 
 
-async def test_sees_that_the_params_are_the_same(app: AsyncDurable) -> None:
-    async with AsyncDurable(app.application.conninfo) as client:
+async def test_compares_params(app: AsyncDurable) -> None:
+    async with AsyncDurable(app._application.conninfo) as client:
         params = {"b": [1, {"x": None}], "a": 1.0}
         first = await client.spawn("any", params, idempotency_key="once")
         reordered = dict(reversed(params.items()))
         assert await client.spawn("any", reordered, idempotency_key="once") == first
 
 
-async def test_takes_a_key_once_in_each_queue(app: AsyncDurable) -> None:
+async def test_keys_are_unique_per_queue(app: AsyncDurable) -> None:
     await app.create_queue("second")
     first = await app.spawn(work, 7, idempotency_key="once")
     second = await app.spawn(work, 7, idempotency_key="once", queue="second")
@@ -137,18 +137,18 @@ async def test_takes_a_key_once_in_each_queue(app: AsyncDurable) -> None:
 
 
 @pytest.mark.parametrize("key", ["x" * 255, "ü" * 127, "order 7; drop", "#2", "$x"])
-async def test_takes_any_text_as_a_key(app: AsyncDurable, key: str) -> None:
+async def test_accepts_any_text_as_a_key(app: AsyncDurable, key: str) -> None:
     first = await app.spawn(work, 7, idempotency_key=key)
     assert await app.spawn(work, 7, idempotency_key=key) == first
 
 
 @pytest.mark.parametrize("key", ["", "  ", "x" * 256, "ü" * 128, "a\0b", "a\nb", 7])
-async def test_refuses_what_is_no_key(app: AsyncDurable, key: Any) -> None:
+async def test_refuses_invalid_keys(app: AsyncDurable, key: Any) -> None:
     with pytest.raises(InvalidArgument, match="idempotency key"):
         await app.spawn(work, 7, idempotency_key=key)
 
 
-async def test_knows_one_key_twice_in_one_call(
+async def test_recognizes_one_key_twice_in_one_call(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     keyed = {"idempotency_key": "once"}
@@ -158,7 +158,7 @@ async def test_knows_one_key_twice_in_one_call(
     assert count(db) == 2
 
 
-def test_makes_one_task_for_all_who_ask_at_once(dsn: str) -> None:
+def test_concurrent_spawns_with_one_key_make_one_task(dsn: str) -> None:
     sessions, keys = 8, 25
     found: dict[str, list[Any]] = {f"key {number}": [] for number in range(keys)}
     start = threading.Barrier(sessions)
@@ -181,7 +181,7 @@ def test_makes_one_task_for_all_who_ask_at_once(dsn: str) -> None:
         assert [handle.created for handle in handles].count(True) == 1
 
 
-async def test_lets_batches_of_the_same_keys_meet(
+async def test_concurrent_batches_with_the_same_keys_do_not_deadlock(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     keys = [f"key {number}" for number in range(50)]
@@ -196,7 +196,7 @@ async def test_lets_batches_of_the_same_keys_meet(
     assert count(db) == 50
 
 
-async def test_waits_for_whoever_is_taking_the_key(
+async def test_waits_for_a_transaction_that_is_taking_the_key(
     app: AsyncDurable, db: psycopg.Connection, connect: Callable[[], psycopg.Connection]
 ) -> None:
     for end in ("rollback", "commit"):
@@ -214,7 +214,7 @@ async def test_waits_for_whoever_is_taking_the_key(
         assert (handle.task_id == row[0]) == (end == "commit")
 
 
-async def test_frees_the_key_when_the_task_is_cleaned_up(
+async def test_frees_the_key_when_the_task_is_deleted(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     await app.create_queue(keep_tasks=timedelta(days=1))
@@ -232,7 +232,7 @@ async def test_frees_the_key_when_the_task_is_cleaned_up(
     assert anew != first
 
 
-async def test_takes_a_key_from_a_task_too(app: AsyncDurable) -> None:
+async def test_works_for_spawns_by_a_task(app: AsyncDurable) -> None:
     parent = await app.spawn(ask_twice, 3)
     async with app.worker():
         assert await parent.result(timeout=10) == [True, False]

@@ -1,4 +1,4 @@
-"""Headers, and who asked for a task, go wherever its work goes."""
+"""Headers and the caller's identity pass from a task to all tasks it spawns."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ async def ran(app: AsyncDurable, own: Any, below: Any, **options: Any) -> list[A
     return await handle.result(20)
 
 
-async def test_go_from_generation_to_generation(app: AsyncDurable) -> None:
+async def test_pass_from_generation_to_generation(app: AsyncDurable) -> None:
     found = await ran(app, {}, {}, headers={"t": 1, "of": "top"}, identity=ADA)
     middle = {"t": 1, "of": "class", "class": True}
     assert found == [{"t": 1, "of": "top"}, ADA, middle, ADA, middle, ADA]
 
 
-async def test_give_way_to_a_child_s_own(app: AsyncDurable) -> None:
+async def test_a_childs_own_take_precedence(app: AsyncDurable) -> None:
     bob = {"user": "bob"}
     own = {"headers": {"t": 2}, "identity": bob}
     found = await ran(app, own, {"headers": {"x": 3}}, headers={"t": 1}, identity=ADA)
@@ -72,22 +72,20 @@ async def test_give_way_to_a_child_s_own(app: AsyncDurable) -> None:
     assert found == [{"t": 1}, ADA, middle, bob, {**middle, "x": 3}, bob]
 
 
-async def test_end_where_they_are_not_wanted(app: AsyncDurable) -> None:
+async def test_can_be_reset(app: AsyncDurable) -> None:
     own, below = {"headers": None}, {"identity": None}
     found = await ran(app, own, below, headers={"t": 1}, identity=ADA)
     assert found == [{"t": 1}, ADA, {}, ADA, {}, None]
 
 
-async def test_are_nothing_where_nobody_said_any(
-    app: AsyncDurable, db: psycopg.Connection
-) -> None:
+async def test_are_empty_by_default(app: AsyncDurable, db: psycopg.Connection) -> None:
     handle = await app.spawn(leaf)
     assert await handle.result(20) == [{}, None]
     query = "select headers from durable.tasks where task_id = %s"
     assert db.execute(query, [handle.task_id]).fetchone() == (None,)
 
 
-async def test_stay_with_what_is_tried_or_spawned_again(
+async def test_are_kept_by_retries_and_respawns(
     dsn: str, db: psycopg.Connection
 ) -> None:
     @task(max_attempts=1)
@@ -108,7 +106,7 @@ async def test_stay_with_what_is_tried_or_spawned_again(
 
 
 @pytest.mark.parametrize("identity", ["ada", ["ada"], {"at": object()}, {"x": "\0"}])
-def test_refuse_an_identity_that_is_none(dsn: str, identity: Any) -> None:
+def test_refuse_an_invalid_identity(dsn: str, identity: Any) -> None:
     with Durable(dsn) as app, pytest.raises(InvalidArgument, match="identity"):
         app.spawn("x", identity=identity)
 
@@ -133,7 +131,7 @@ def test_are_options_in_sql(
 
 
 @pytest.mark.parametrize("identity", ['"ada"', "[]", "1"])
-def test_refuse_in_sql_what_is_no_object(db: psycopg.Connection, identity: str) -> None:
+def test_must_be_json_objects_in_sql(db: psycopg.Connection, identity: str) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="identity"):
         db.execute(
             "select durable.spawn('default', 'x', '{}', %s)",

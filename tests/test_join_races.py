@@ -1,4 +1,4 @@
-"""A parent and a child meet that it waits for: no wake-up is lost.
+"""A parent races with a child it waits for: no wake-up is lost.
 
 Each test is one interleaving. Most pairs are played in both orders.
 """
@@ -12,7 +12,7 @@ from psycopg.errors import SerializationFailure
 from tests.support.stage import OLD_SNAPSHOTS, Stage, event, join
 
 
-def test_wakes_a_parent_that_was_falling_asleep_when_the_child_finished(
+def test_wakes_a_parent_that_was_suspending_when_the_child_finished(
     stage: Stage,
 ) -> None:
     parent, child = stage.family()
@@ -22,7 +22,7 @@ def test_wakes_a_parent_that_was_falling_asleep_when_the_child_finished(
     falling.commit()
     assert outcome.result() == "ok"
     worker.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
@@ -33,7 +33,7 @@ def test_wakes_a_parent_that_joined_while_the_child_was_finishing(stage: Stage) 
     assert falling.suspend(parent, join(child.task_id)) == "suspended"
     falling.commit()
     worker.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
@@ -48,28 +48,29 @@ def test_wakes_a_parent_that_joins_again_while_the_child_is_finishing(
     assert worker.complete(child) == "ok"
     assert stage.db.suspend(parent, join(child.task_id)) == "suspended"
     worker.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
-def test_wakes_who_falls_asleep_again_while_the_first_is_finishing(
+def test_wakes_a_parent_that_suspends_again_while_the_first_child_finishes(
     stage: Stage,
 ) -> None:
-    """Watched since an earlier sleep: awake, it was passed over by who finishes."""
+    """It has watched the child since an earlier sleep: awake, it was skipped."""
     parent, child = stage.family()
     first = {**join(child.task_id), "any_of": True}
     stage.db.suspend(parent, first, event())
     stage.db.emit()
     (parent,) = stage.db.claim("parent")
+    stage.db.load(parent)  # the event is a checkpoint, and wakes no task again
     worker = stage.session()
     assert worker.complete(child) == "ok"
     assert stage.db.suspend(parent, first) == "suspended"
     worker.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
-def test_wakes_a_parent_of_a_child_that_was_tried_again(stage: Stage) -> None:
+def test_wakes_the_parent_of_a_retried_child(stage: Stage) -> None:
     parent = stage.held("parent")
     first = stage.held("child", parent_task_id=parent.task_id)
     last = stage.held("child", parent_task_id=parent.task_id)
@@ -80,21 +81,21 @@ def test_wakes_a_parent_of_a_child_that_was_tried_again(stage: Stage) -> None:
     stage.db.complete(first)
     for again in stage.db.claim("parent"):
         stage.db.suspend(again, both)
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "sleeping"
     (last,) = stage.db.claim("child")
     stage.db.complete(last)
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
-def test_wakes_later_a_parent_that_is_in_other_hands(stage: Stage) -> None:
+def test_defers_the_wake_up_of_a_locked_parent(stage: Stage) -> None:
     parent, child = stage.family()
     stage.db.suspend(parent, join(child.task_id))
     other = stage.lock_task(parent.task_id)
     assert stage.db.complete(child) == "ok"
     other.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
@@ -108,11 +109,11 @@ def test_wakes_a_parent_once_all_its_children_have_finished(stage: Stage) -> Non
     for other in others:
         assert stage.db.state(parent.task_id) == "sleeping"
         other.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
-def test_watches_on_past_children_that_are_in_other_hands(stage: Stage) -> None:
+def test_watches_past_locked_children(stage: Stage) -> None:
     parent = stage.held("parent")
     children = [stage.held("child", parent_task_id=parent.task_id) for _ in range(3)]
     stage.db.suspend(parent, join(*(child.task_id for child in children)))
@@ -120,15 +121,15 @@ def test_watches_on_past_children_that_are_in_other_hands(stage: Stage) -> None:
     assert stage.db.complete(children[2]) == "ok"
     other.commit()
     assert stage.db.complete(children[0]) == "ok"
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "sleeping"
     assert stage.db.complete(children[1]) == "ok"
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_wakes_a_parent_whom_the_childs_snapshot_does_not_show(
+def test_wakes_a_parent_that_the_childs_snapshot_does_not_show(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     parent, child = stage.family()
@@ -136,12 +137,12 @@ def test_wakes_a_parent_whom_the_childs_snapshot_does_not_show(
     stage.db.suspend(parent, join(child.task_id))
     assert worker.complete(child) == "ok"
     worker.commit()
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(parent.task_id) == "pending"
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_does_not_join_by_a_snapshot_from_before_the_childs_end(
+def test_refuses_a_join_in_a_snapshot_from_before_the_childs_end(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     parent, child = stage.family()
@@ -152,7 +153,7 @@ def test_does_not_join_by_a_snapshot_from_before_the_childs_end(
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_does_not_rejoin_by_a_snapshot_from_before_the_childs_end(
+def test_refuses_a_repeated_join_in_a_snapshot_from_before_the_childs_end(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     parent, child = stage.family()

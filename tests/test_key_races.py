@@ -1,4 +1,4 @@
-"""Two meet over one idempotency key: it leads to one task.
+"""Two callers race for one idempotency key: it leads to one task.
 
 Each test is one interleaving. Most pairs are played in both orders.
 """
@@ -33,7 +33,7 @@ def test_gives_a_key_to_the_second_spawn_when_the_first_rolls_back(
 
 
 @pytest.mark.parametrize("isolation", OLD_SNAPSHOTS)
-def test_does_not_take_a_key_by_a_snapshot_from_before_its_task(
+def test_does_not_take_a_key_in_a_snapshot_from_before_its_task(
     stage: Stage, isolation: IsolationLevel
 ) -> None:
     session = stage.session(isolation)
@@ -42,7 +42,7 @@ def test_does_not_take_a_key_by_a_snapshot_from_before_its_task(
         session.spawn(idempotency_key="k")
 
 
-def test_keeps_a_task_whose_key_somebody_has_just_been_told(stage: Stage) -> None:
+def test_does_not_delete_a_task_whose_key_was_just_returned(stage: Stage) -> None:
     task_id = stage.db.spawn(idempotency_key="k")
     stage.db.cancel(task_id)
     forget_at_once(stage)
@@ -53,7 +53,7 @@ def test_keeps_a_task_whose_key_somebody_has_just_been_told(stage: Stage) -> Non
     assert stage.db.cleanup() == 1
 
 
-def test_gives_out_afresh_the_key_of_a_task_that_is_just_cleaned_up(
+def test_reuses_the_key_of_a_task_that_is_being_deleted(
     stage: Stage,
 ) -> None:
     task_id = stage.db.spawn(idempotency_key="k")

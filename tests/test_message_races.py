@@ -1,4 +1,4 @@
-"""A sender and a receiver meet: whoever comes second, no message is lost or doubled.
+"""A sender and a receiver race: no message is lost or doubled.
 
 Each test is one interleaving. Most pairs are played in both orders.
 """
@@ -37,7 +37,7 @@ def message(name: str = "", **more: Any) -> dict[str, Any]:
     return {"name": f"$recv:{name}t", "topic": "t", **more}
 
 
-def test_receives_what_a_sender_under_way_sends(stage: Stage) -> None:
+def test_receives_a_message_whose_sender_is_about_to_commit(stage: Stage) -> None:
     held = stage.held()
     client, worker = stage.session(), stage.session()
     assert send(client, held.task_id) is True
@@ -50,9 +50,7 @@ def test_receives_what_a_sender_under_way_sends(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("before", [1, 0])
-def test_wakes_a_receiver_that_is_just_falling_asleep(
-    stage: Stage, before: int
-) -> None:
+def test_wakes_a_receiver_that_is_suspending(stage: Stage, before: int) -> None:
     """Whether there was a message before, or there is no mailbox yet."""
     held = stage.held()
     if before:
@@ -68,7 +66,7 @@ def test_wakes_a_receiver_that_is_just_falling_asleep(
 
 
 def test_puts_back_a_message_while_another_is_being_sent(stage: Stage) -> None:
-    """Whatever it has looked at before that one is there."""
+    """Including what it has read before that message exists."""
     held, given_up = stage.held(), message("a")
     send(stage.db, held.task_id, "1")
     assert stage.db.poll(held, given_up) == "resolved"
@@ -99,7 +97,7 @@ def test_receives_in_the_order_in_which_senders_commit(stage: Stage) -> None:
     assert stage.db.rows(RECEIVED) == [(1,), (3,), (2,)]
 
 
-def test_sends_what_a_rollback_took_from_somebody_with_the_same_key(
+def test_sends_when_the_sender_with_the_same_key_rolled_back(
     stage: Stage,
 ) -> None:
     held = stage.held()
@@ -114,8 +112,8 @@ def test_sends_what_a_rollback_took_from_somebody_with_the_same_key(
     assert stage.db.value(SENT) == 1
 
 
-def test_holds_up_nobody_but_who_sends_or_waits_for_the_topic(stage: Stage) -> None:
-    """An application's transaction may be long: the task's worker goes on."""
+def test_blocks_only_senders_and_receivers_of_the_topic(stage: Stage) -> None:
+    """An application's transaction may be long: the task's worker continues."""
     held, idle = stage.held(), stage.db.spawn("idle")
     other, own = message(), {"name": "$other", "topic": "other", "seconds": 0}
     client = stage.session()
@@ -145,8 +143,10 @@ def test_receives_once_on_two_connections_of_one_claim(stage: Stage) -> None:
     assert stage.db.rows("select payload from durable.messages") == [(3,)]
 
 
-def test_receives_once_though_a_lost_connection_knew_less(stage: Stage) -> None:
-    """What waits before others takes their message; a late settling takes no more."""
+def test_a_lost_connection_with_older_data_receives_no_second_message(
+    stage: Stage,
+) -> None:
+    """A wait that began earlier takes the message; a late call takes no more."""
     held = stage.held()
     assert stage.db.poll(held, message("b/", position=2)) == "waiting"
     send(stage.db, held.task_id, "1")
@@ -180,7 +180,7 @@ def test_sends_once_on_two_connections_of_one_claim(
     assert stage.db.value(SENT) == 1
 
 
-def test_leaves_a_message_that_came_too_late_to_the_next_wait(stage: Stage) -> None:
+def test_keeps_a_message_that_came_too_late_for_the_next_wait(stage: Stage) -> None:
     held = stage.held()
     assert stage.db.poll(held, message("a", seconds=1e-6)) == "waiting"
     client = stage.session()
@@ -192,7 +192,7 @@ def test_leaves_a_message_that_came_too_late_to_the_next_wait(stage: Stage) -> N
 
 
 @pytest.mark.parametrize("level", OLD_SNAPSHOTS)
-def test_wakes_whom_an_old_snapshot_does_not_show(
+def test_wakes_a_receiver_that_an_old_snapshot_does_not_show(
     stage: Stage, level: IsolationLevel
 ) -> None:
     held = stage.held()
@@ -203,12 +203,12 @@ def test_wakes_whom_an_old_snapshot_does_not_show(
     assert send(client, held.task_id, "2") is True
     client.commit()
     assert stage.db.state(held.task_id) == "sleeping"
-    stage.db.apply_notes()
+    stage.db.apply_deferred_work()
     assert stage.db.state(held.task_id) == "pending"
 
 
 @pytest.mark.parametrize("level", OLD_SNAPSHOTS)
-def test_refuses_a_number_that_an_old_snapshot_would_give_twice(
+def test_refuses_a_sequence_number_that_an_old_snapshot_would_repeat(
     stage: Stage, level: IsolationLevel
 ) -> None:
     task_id = stage.db.spawn()
@@ -219,7 +219,9 @@ def test_refuses_a_number_that_an_old_snapshot_would_give_twice(
         send(client, task_id, "3")
 
 
-def test_keeps_a_task_from_being_deleted_under_a_sender(stage: Stage) -> None:
+def test_does_not_delete_a_task_while_a_message_is_being_sent_to_it(
+    stage: Stage,
+) -> None:
     stage.db.rows("select durable.create_queue(%s, '{\"keep_tasks\": 0}')", QUEUE)
     task_id = stage.db.spawn()
     client = stage.session()
@@ -232,7 +234,7 @@ def test_keeps_a_task_from_being_deleted_under_a_sender(stage: Stage) -> None:
     assert stage.db.rows("select from durable.mailboxes") == []
 
 
-def test_leaves_no_mailbox_of_a_task_that_is_just_being_deleted(stage: Stage) -> None:
+def test_leaves_no_mailbox_of_a_task_that_is_being_deleted(stage: Stage) -> None:
     stage.db.rows("select durable.create_queue(%s, '{\"keep_tasks\": 0}')", QUEUE)
     held = stage.held()
     assert stage.db.cancel(held.task_id) is True

@@ -36,7 +36,7 @@ class Slip(BaseModel):
 
 
 class Topics(BaseModel):
-    """What `read` receives, one after the other, and how long it waits for each."""
+    """What `read` receives, in sequence, and how long it waits for each."""
 
     topics: list[str]
     timeout: float | None = None
@@ -63,7 +63,7 @@ async def read(wanted: Topics, ctx: TaskContext) -> list[Any]:
 
 @task
 async def read_together(number: int, ctx: TaskContext) -> list[Any]:
-    """Receive in branches, which are parked at once."""
+    """Receive in branches that are suspended at the same time."""
     first = [ctx.recv("t"), ctx.recv("t", timeout=timedelta(days=1))]
     branches = [ctx.scope(f"branch {n}").recv("t") for n in range(number)]
     return await asyncio.gather(*first, *branches)
@@ -114,7 +114,7 @@ async def answer(word: str, ctx: TaskContext) -> str:
 
 @task
 async def ask(words: list[str], ctx: TaskContext) -> list[str]:
-    """Talk with children, in both directions."""
+    """Exchange messages with children, in both directions."""
     children = await ctx.spawn_many("child", answer, words)
     for child in children:
         await ctx.send(child, "question", "who? ")
@@ -125,7 +125,7 @@ async def ask(words: list[str], ctx: TaskContext) -> list[str]:
 
 @task
 async def ask_afar(word: str, ctx: TaskContext) -> str:
-    """Talk with a child that is not told where it was asked from."""
+    """Exchange messages with a child that is not told its parent's queue."""
     child = await ctx.spawn("child", answer, word, queue="far")
     await ctx.send(child, "question", "who? ")
     slip = await ctx.recv("answer", as_type=Slip)
@@ -165,7 +165,9 @@ def left(db: psycopg.Connection, *tables: str) -> int:
     return int(row[0])
 
 
-async def test_delivers_what_comes_before_and_after_the_wait(app: AsyncDurable) -> None:
+async def test_delivers_messages_sent_before_and_after_the_wait(
+    app: AsyncDurable,
+) -> None:
     handle = await app.spawn(read, Topics(topics=["t", "t"]))
     assert await app.send(handle, "t", {"by": ["a", None, 1.5]}) is True
     await drain(app)
@@ -187,7 +189,7 @@ async def test_keeps_topics_apart_and_each_in_order(
     assert db.execute("select topic from durable.messages").fetchall() == [("c",)]
 
 
-async def test_gives_each_of_many_waits_a_message_of_its_own(
+async def test_gives_each_of_many_waits_its_own_message(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(read_together, 2)
@@ -196,7 +198,7 @@ async def test_gives_each_of_many_waits_a_message_of_its_own(
         await app.send(handle, "t", number)
         await drain(app)
     assert await handle.result(0) == [0, 1, 2, 3]
-    assert left(db, "messages", "waits", "notes") == 0
+    assert left(db, "messages", "waits", "deferred_work") == 0
 
 
 async def test_sends_a_key_once_even_after_it_was_received(app: AsyncDurable) -> None:
@@ -211,7 +213,7 @@ async def test_sends_a_key_once_even_after_it_was_received(app: AsyncDurable) ->
     assert await handle.result(0) == [1, 4]
 
 
-async def test_keeps_what_was_received_and_what_was_not_for_the_next_attempt(
+async def test_keeps_received_and_pending_messages_for_the_next_attempt(
     app: AsyncDurable,
 ) -> None:
     handle = await app.spawn(read_and_fail)
@@ -221,7 +223,7 @@ async def test_keeps_what_was_received_and_what_was_not_for_the_next_attempt(
         assert await handle.result(timeout=10) == [1, 2, 2]
 
 
-async def test_delivers_to_a_task_that_is_tried_again_by_hand(
+async def test_delivers_to_a_manually_retried_task(
     app: AsyncDurable, clock: Clock
 ) -> None:
     handle = await app.spawn(give_up)
@@ -237,14 +239,16 @@ async def test_delivers_to_a_task_that_is_tried_again_by_hand(
 
 
 @pytest.mark.parametrize(("key", "sent"), [(None, [True, True]), ("k", [True, False])])
-async def test_sends_once_however_often_the_code_runs(
+async def test_sends_once_in_any_number_of_runs(
     app: AsyncDurable, db: psycopg.Connection, key: str | None, sent: list[bool]
 ) -> None:
-    reading = await app.spawn(read, Topics(topics=["t"] * sent.count(True)))
+    topics = [*["t"] * sent.count(True), "end"]  # it lives until both are sent
+    reading = await app.spawn(read, Topics(topics=topics))
     writing = await app.spawn(write, Letter(to=reading.task_id, key=key))
     async with app.worker():
         assert await writing.result(timeout=10) == sent
-        assert await reading.result(timeout=10) == [1, 2][: sent.count(True)]
+        await reading.send("end", 3)
+        assert await reading.result(timeout=10) == [*[1, 2][: sent.count(True)], 3]
     assert left(db, "messages") == 0
 
 
@@ -290,14 +294,14 @@ async def test_works_in_a_synchronous_task_and_client(
     assert await handle.result(0) == [7, "to myself"]
 
 
-async def test_reads_a_payload_as_the_type_that_is_asked_for(app: AsyncDurable) -> None:
+async def test_reads_a_payload_as_the_requested_type(app: AsyncDurable) -> None:
     handle = await app.spawn(typed)
     await app.send(handle, "slip", Slip(carrier="Post"))
     await drain(app)
     assert await handle.result(0) == "Post"
 
 
-async def test_takes_the_branch_of_a_timeout_at_every_replay(
+async def test_a_replay_takes_the_branch_of_a_timeout_again(
     app: AsyncDurable, clock: Clock
 ) -> None:
     handle = await app.spawn(read, Topics(topics=["t", "t", "t"], timeout=60))
@@ -306,21 +310,21 @@ async def test_takes_the_branch_of_a_timeout_at_every_replay(
     await drain(app)
     clock.advance(30)
     await handle.send("t", "the second's")
-    clock.advance(3_600)  # what happened wins over the deadline
+    clock.advance(3_600)  # a message wins over the timeout
     await drain(app)
     await handle.send("t", "the third's")
     await drain(app)
     assert await handle.result(0) == ["timed out", "the second's", "the third's"]
 
 
-async def test_never_waits_at_all_if_told_so(app: AsyncDurable) -> None:
+async def test_a_zero_timeout_does_not_wait(app: AsyncDurable) -> None:
     handle = await app.spawn(read, Topics(topics=["t", "t"], timeout=0))
     await handle.send("t", 7)
     async with app.worker():
         assert await handle.result(timeout=10) == [7, "timed out"]
 
 
-async def test_fails_for_good_with_a_timeout_that_nobody_caught(
+async def test_an_uncaught_timeout_fails_the_task(
     app: AsyncDurable, clock: Clock
 ) -> None:
     handle = await app.spawn(give_up)
@@ -339,7 +343,7 @@ async def test_sends_if_and_when_the_callers_transaction_commits(
     await drain(app)
     async with adb.transaction(force_rollback=True):
         assert await app.send_with(adb, handle, "t", "wrong", dedup_key="k") is True
-    assert left(db, "messages", "message_keys", "notes") == 0
+    assert left(db, "messages", "message_keys", "deferred_work") == 0
     async with adb.transaction():
         assert await app.send_with(adb, handle, "t", "right", dedup_key="k") is True
         assert await handle.state() == "sleeping"
@@ -349,10 +353,10 @@ async def test_sends_if_and_when_the_callers_transaction_commits(
         await app.send_with(adb, handle, "t")
 
 
-async def test_goes_on_beside_a_long_transaction_that_sends(
+async def test_continues_beside_a_long_transaction_that_sends(
     app: AsyncDurable, adb: psycopg.AsyncConnection
 ) -> None:
-    """The task waits for its end, and nobody else does."""
+    """The receiving task waits for its end, and no other does."""
     wanted = Topics(topics=["t"])
     handle = await app.spawn(read, wanted)
     async with app.worker():
@@ -382,7 +386,7 @@ async def _as_state(app: AsyncDurable) -> AsyncIterator[AsyncDurable]:
     yield app
 
 
-async def test_refuses_what_cannot_be_sent(
+async def test_refuses_invalid_messages(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(read, Topics(topics=["t"]))
@@ -400,17 +404,17 @@ async def test_refuses_what_cannot_be_sent(
     assert left(db, "mailboxes", "messages", "message_keys") == 0
 
 
-async def test_refuses_a_task_what_cannot_be_sent(app: AsyncDurable) -> None:
+async def test_refuses_invalid_messages_from_a_task(app: AsyncDurable) -> None:
     handle = await app.spawn(write, Letter(to=uuid4()), max_attempts=1)
     await drain(app)
     with pytest.raises(TaskFailed, match="no task"):
         await handle.result(0)
 
 
-async def test_goes_on_working_though_a_task_sends_to_no_queue(
+async def test_a_message_to_a_missing_queue_fails_only_the_task(
     app: AsyncDurable,
 ) -> None:
-    """The queue is the task's mistake, and not the worker's."""
+    """Not its worker."""
     lost = Letter(to=uuid4(), queue="nowhere")
     async with app.worker():
         handle = await app.spawn(write, lost, max_attempts=1)
@@ -440,10 +444,10 @@ async def test_deletes_messages_with_their_task(
 
 
 @pytest.mark.parametrize("round_", range(2))
-async def test_loses_no_message_however_waits_and_senders_meet(
+async def test_loses_no_message_when_waits_and_senders_race(
     app: AsyncDurable, db: psycopg.Connection, round_: int
 ) -> None:
-    """Each reader's messages come from two senders, whose own order it keeps."""
+    """Each reader's messages come from two senders, whose own order is kept."""
     readers, each, jitter = 20, 5, random.Random(round_)
     wanted = Topics(topics=["t"] * (2 * each))
     handles = await app.spawn_many(read, [wanted] * readers)
@@ -460,4 +464,4 @@ async def test_loses_no_message_however_waits_and_senders_meet(
             for sender in "ab":
                 own = [each for each in got if each.startswith(sender)]
                 assert own == [f"{sender}{number}" for number in range(each)]
-    assert left(db, "messages", "waits", "notes") == 0
+    assert left(db, "messages", "waits", "deferred_work") == 0

@@ -1,4 +1,4 @@
-"""A mistake is one error that says what to do, and nothing is done half."""
+"""A mistake raises one error that says what to do, and leaves nothing half done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from durable import (
     TaskContext,
     task,
 )
-from durable._values import PLAIN
+from durable._core.values import PLAIN
 from durable.registry import AnyTask
 from tests.support.clock import Clock
 from tests.support.working import outcome, through_the_night, working
@@ -149,19 +149,28 @@ async def cancels_it_in_time(name: str, ctx: Context) -> str:
 
 @task(max_attempts=2, retry=Retry.fixed(0))
 async def lets_two_race(name: str, ctx: Context) -> list[str]:
-    racing = [asyncio.ensure_future(ctx.step(name, str, name)) for name in "ab"]
+    b_is_saved = asyncio.Event()
+
+    async def work(name: str) -> str:
+        if name == "a":
+            await b_is_saved.wait()
+        return name
+
+    racing = [asyncio.ensure_future(ctx.step(name, work, name)) for name in "ab"]
     if ctx.attempt == 1:
+        await racing[1]
+        b_is_saved.set()
         await asyncio.wait(racing)
         raise ConnectionError
     await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
     return [await racer for racer in racing if racer.done()]
 
 
-# -- an await is missing ---------------------------------------------------------------
+# -- a missing await -------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_does_not_await_what_it_calls_has_failed(dsn: str) -> None:
+async def test_a_task_that_does_not_await_a_call_fails(dsn: str) -> None:
     async with working(dsn, forgets) as (app, worker):
         forgotten = [(name, await app.spawn(forgets, name)) for name in CALLS]
         await worker.drain()
@@ -179,7 +188,7 @@ async def test_a_task_that_does_not_await_what_it_calls_has_failed(dsn: str) -> 
     "cancelling",
     [cancels_it_in_time, cancels_it_and_ends, cancels_what_has_it_and_ends],
 )
-async def test_a_call_that_was_cancelled_before_it_began_is_not_forgotten(
+async def test_a_call_cancelled_before_it_began_is_not_reported(
     dsn: str, cancelling: AnyTask
 ) -> None:
     found = await outcome(dsn, cancelling, "charge")
@@ -188,7 +197,7 @@ async def test_a_call_that_was_cancelled_before_it_began_is_not_forgotten(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("leaving", [leaves_it_to_the_loop, leaves_it_to_what_has_it])
-async def test_a_call_that_an_asyncio_task_has_is_done(
+async def test_a_call_wrapped_in_an_asyncio_task_is_executed(
     dsn: str, leaving: AnyTask
 ) -> None:
     found = await outcome(dsn, leaving, "charge")
@@ -197,24 +206,28 @@ async def test_a_call_that_an_asyncio_task_has_is_done(
 
 
 @pytest.mark.asyncio
-async def test_a_replay_does_what_an_asyncio_task_has_not_done_yet(dsn: str) -> None:
+async def test_a_replay_executes_what_an_asyncio_task_has_not_done_yet(
+    dsn: str,
+) -> None:
     found = await outcome(dsn, leaves_it_to_the_loop_beside_a_step, "charge")
     assert (found.result, found.error) == ("done", None)
     assert charged == [1, 2]
 
 
 @pytest.mark.asyncio
-async def test_a_replay_begins_what_had_begun_when_it_was_cancelled(dsn: str) -> None:
+async def test_a_replay_begins_a_call_that_had_begun_when_it_was_cancelled(
+    dsn: str,
+) -> None:
     found = await outcome(dsn, cancels_what_has_begun, "charge")
     assert (found.result, found.error) == ("done", None)
 
 
 @pytest.mark.asyncio
-async def test_a_replay_lets_none_that_are_saved_overtake(dsn: str) -> None:
-    assert (await outcome(dsn, lets_two_race, "")).result == ["a", "b"]
+async def test_a_replay_keeps_the_order_in_which_calls_were_saved(dsn: str) -> None:
+    assert (await outcome(dsn, lets_two_race, "")).result == ["b"]
 
 
-# -- what a step is given --------------------------------------------------------------
+# -- arguments of a step ---------------------------------------------------------------
 
 
 @task(max_attempts=1)
@@ -232,7 +245,7 @@ async def gives_a_value(_: None, ctx: Context) -> Any:
 
 
 @pytest.mark.asyncio
-async def test_a_step_that_was_called_already_says_how_to_pass_it(dsn: str) -> None:
+async def test_a_step_given_a_called_function_says_how_to_pass_it(dsn: str) -> None:
     error = (await outcome(dsn, calls_it_itself)).error
     assert error is not None
     assert error.message == (
@@ -265,7 +278,7 @@ async def writes_by_a_lambda(_: None, ctx: Context) -> str:
 
 
 @pytest.mark.asyncio
-async def test_a_transaction_of_an_async_task_refuses_a_function_that_is_not(
+async def test_a_transaction_of_an_async_task_refuses_a_sync_function(
     dsn: str,
 ) -> None:
     error = (await outcome(dsn, writes_nothing)).error
@@ -275,7 +288,7 @@ async def test_a_transaction_of_an_async_task_refuses_a_function_that_is_not(
     assert (await outcome(dsn, writes_by_a_lambda)).result == "receipt"
 
 
-# -- what did not come, and what is waited for -----------------------------------------
+# -- timeouts, and arguments of waits --------------------------------------------------
 
 
 @task(max_attempts=1)
@@ -322,12 +335,12 @@ async def joins_no_task(how: str, ctx: Context) -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_is_no_handle_cannot_be_waited_for(dsn: str) -> None:
+async def test_waiting_for_something_that_is_no_handle_is_refused(dsn: str) -> None:
     for how, what in (("id", "UUID"), ("step", "coroutine")):
         error = (await outcome(dsn, joins_no_task, how)).error
         assert error is not None
         assert error.type == "TypeError"
-        assert error.message.endswith(f"or `app.handle(task_id)`; this is a {what}")
+        assert error.message.endswith(f"or `app.handle(task_id)`; got a {what}")
 
 
 # -- an application --------------------------------------------------------------------
@@ -341,7 +354,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("nowhere")
-async def test_an_application_without_a_database_can_be_made_and_not_used() -> None:
+async def test_an_application_without_a_database_can_be_created_but_not_used() -> None:
     app = AsyncDurable(tasks=[forgets])
     with pytest.raises(InvalidArgument, match="no database was given") as refusal:
         await app.spawn(forgets, "charge")
@@ -361,7 +374,7 @@ async def test_an_application_without_a_database_can_be_made_and_not_used() -> N
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_synchronous_application_neither() -> None:
+def test_so_can_a_synchronous_application() -> None:
     app = Durable(tasks=[forgets])
     with pytest.raises(InvalidArgument, match="no database was given"):
         app.spawn(forgets, "charge")
@@ -370,10 +383,10 @@ def test_a_synchronous_application_neither() -> None:
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_what_stands_in_the_wrong_place_is_named() -> None:
+def test_names_the_argument_that_is_in_the_wrong_place() -> None:
     with pytest.raises(TypeError, match="tasks= takes a list of tasks, not"):
         AsyncDurable(tasks=forgets)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="params first, then the context"):
 
-        @task  # type: ignore[arg-type]
+        @task
         async def turned_round(ctx: TaskContext[Any], amount: int) -> None: ...

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable._names import (
+from durable._core.arguments import (
     Names,
     check_event_name,
     check_key,
@@ -36,7 +36,7 @@ calls = st.lists(st.tuples(st.sampled_from(KINDS), names), max_size=40)
     ["orders", "packed:7", "a b", "ä", "名前", "item#x", "7", "a$", "#", "x#2y"],
 )
 @pytest.mark.parametrize("check", SHORT + LONG)
-def test_takes_any_printable_name(check: Check, name: Any) -> None:
+def test_accepts_any_printable_name(check: Check, name: Any) -> None:
     assert check(name) == name
 
 
@@ -44,7 +44,7 @@ def test_takes_any_printable_name(check: Check, name: Any) -> None:
     "name", ["", " ", "\t", "a\n", "a\0b", "\x1f", "a\x7f", "\ud800", 7, None, b"a"]
 )
 @pytest.mark.parametrize("check", SHORT + LONG)
-def test_refuses_what_is_no_name(check: Check, name: Any) -> None:
+def test_refuses_invalid_names(check: Check, name: Any) -> None:
     with pytest.raises(InvalidArgument):
         check(name)
 
@@ -61,7 +61,7 @@ def test_limits_names_in_bytes(check: Check, limit: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["$now", "$", "fetch#2", "#1", "a#b#007"])
-def test_keeps_its_own_keys_from_steps(name: str) -> None:
+def test_steps_cannot_use_durables_own_keys(name: str) -> None:
     with pytest.raises(InvalidArgument):
         check_step_name(name)
 
@@ -71,7 +71,7 @@ def test_numbers_repeats_within_one_branch() -> None:
     assert [taken.take("", "x", branch) for _ in range(3)] == ["x", "x#2", "x#3"]
 
 
-def test_counts_every_kind_on_its_own() -> None:
+def test_counts_each_kind_separately() -> None:
     taken = Names()
     assert [taken.take(kind, "x", None) for kind in KINDS] == [
         "x",
@@ -97,7 +97,7 @@ def test_refuses_one_name_in_two_branches(kind: str, name: str) -> None:
     assert taken.take(kind, "other", second).endswith("other")
 
 
-def test_tells_an_event_that_ends_in_a_number_from_a_repeat() -> None:
+def test_distinguishes_an_event_that_ends_in_a_number_from_a_repeat() -> None:
     taken = Names()
     keys = [taken.take("event", name, None) for name in ("issue", "issue#2", "issue")]
     assert keys == ["$event:issue", "$event:issue#2#1", "$event:issue#2"]
@@ -137,7 +137,7 @@ def test_gives_the_same_keys_however_branches_interleave(
 
 
 def usable(kind: str, name: str) -> bool:
-    """Whether a user could have given it: steps may not look like our own keys."""
+    """Whether a user could have given it: steps must not look like durable's keys."""
     if kind:
         return True
     try:

@@ -1,4 +1,4 @@
-"""An option means what it says, and a wrong one is refused before anything is sent."""
+"""Options are validated before anything is sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable._time import moment, seconds
+from durable._core.arguments import moment, seconds
 from durable.errors import InvalidArgument
 from durable.options import spawn_options_json
 from durable.retry import Retry
@@ -20,7 +20,7 @@ LONGEST = 10_000_000_000
 
 
 class Nowhere(tzinfo):
-    """A time zone that does not say how far from UTC it is."""
+    """A time zone without an offset from UTC."""
 
     def utcoffset(self, _: datetime | None) -> None:
         return None
@@ -29,19 +29,19 @@ class Nowhere(tzinfo):
 
 
 @given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(seconds=LONGEST)))
-def test_takes_a_duration_as_a_timedelta(duration: timedelta) -> None:
+def test_accepts_a_duration_as_a_timedelta(duration: timedelta) -> None:
     assert seconds(duration, "timeout") == duration.total_seconds()
 
 
 @given(st.one_of(st.integers(0, LONGEST), st.floats(0, LONGEST)))
-def test_takes_a_duration_in_seconds(duration: float) -> None:
+def test_accepts_a_duration_in_seconds(duration: float) -> None:
     number = seconds(duration, "timeout")
     assert number == duration
     assert isinstance(number, float)
     assert math.copysign(1, number) == 1
 
 
-def test_takes_none_for_no_duration() -> None:
+def test_accepts_none_as_no_duration() -> None:
     assert seconds(None, "timeout") is None
 
 
@@ -55,13 +55,13 @@ def test_takes_none_for_no_duration() -> None:
         st.sampled_from([True, False, "1", b"1", [], datetime(2030, 1, 1), 1j]),
     )
 )
-def test_refuses_what_is_no_duration(duration: Any) -> None:
+def test_refuses_invalid_durations(duration: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^timeout must be"):
         seconds(duration, "timeout")
 
 
 @given(st.datetimes(timezones=st.timezones()))
-def test_takes_a_moment_in_any_time_zone(when: datetime) -> None:
+def test_accepts_a_moment_in_any_time_zone(when: datetime) -> None:
     assert moment(when, "wake_at") is when
 
 
@@ -71,7 +71,7 @@ def test_refuses_a_moment_without_a_time_zone(when: Any) -> None:
         moment(when, "wake_at")
 
 
-def test_refuses_a_moment_whose_time_zone_says_nothing() -> None:
+def test_refuses_a_moment_whose_time_zone_has_no_offset() -> None:
     with pytest.raises(InvalidArgument):
         moment(datetime(2030, 1, 1, tzinfo=Nowhere()), "wake_at")
     moment(datetime(2030, 1, 1, tzinfo=UTC), "wake_at")
@@ -99,12 +99,14 @@ def test_refuses_a_moment_whose_time_zone_says_nothing() -> None:
         ),
     ],
 )
-def test_sends_of_a_retry_what_applies(retry: Retry, options: dict[str, Any]) -> None:
+def test_sends_only_the_retry_options_that_apply(
+    retry: Retry, options: dict[str, Any]
+) -> None:
     assert retry.as_options() == options
     assert spawn_options_json({}, {"retry": retry}) == {"retry": options}
 
 
-def test_keeps_a_retry_as_it_was_made() -> None:
+def test_a_retry_is_immutable() -> None:
     with pytest.raises(AttributeError):
         Retry.fixed(5).base_seconds = 0  # type: ignore[misc]
     assert Retry.fixed(60) == Retry.fixed(timedelta(minutes=1))
@@ -125,20 +127,20 @@ def test_keeps_a_retry_as_it_was_made() -> None:
         (Retry.exponential, (1, 2, -1)),
     ],
 )
-def test_refuses_a_retry_that_makes_no_sense(make: Any, arguments: Any) -> None:
+def test_refuses_invalid_retries(make: Any, arguments: Any) -> None:
     with pytest.raises(InvalidArgument):
         make(*arguments)
 
 
-def test_sends_every_option_as_sql_takes_it() -> None:
+def test_sends_every_option_in_the_form_that_sql_expects() -> None:
     options = spawn_options_json(
         {},
         {
             "max_attempts": 3,
             "headers": {"trace": ["a", 1, None]},
             "idempotency_key": "order:7",
-            "max_delay": timedelta(hours=1),
-            "max_duration": 90,
+            "start_timeout": timedelta(hours=1),
+            "execution_timeout": 90,
             "queue": "orders",
         },
     )
@@ -146,24 +148,40 @@ def test_sends_every_option_as_sql_takes_it() -> None:
         "max_attempts": 3,
         "headers": {"trace": ["a", 1, None]},
         "idempotency_key": "order:7",
-        "max_delay": 3600.0,
-        "max_duration": 90.0,
+        "start_timeout": 3600.0,
+        "execution_timeout": 90.0,
     }
 
 
-def test_lets_a_spawn_overrule_its_class() -> None:
+def test_a_spawn_overrides_its_class() -> None:
     of_class = spawn_options_json(
-        {}, {"max_attempts": 3, "max_delay": 60, "headers": {"a": 1, "b": 1}}
+        {}, {"max_attempts": 3, "start_timeout": 60, "headers": {"a": 1, "b": 1}}
     )
-    given_here = {"max_attempts": 7, "max_delay": None, "headers": {"b": 2}}
+    given_here = {"max_attempts": 7, "start_timeout": None, "headers": {"b": 2}}
     overruled = spawn_options_json(of_class, given_here)
-    assert overruled == {"max_attempts": 7, "headers": {"a": 1, "b": 2}}
-    assert of_class == {"max_attempts": 3, "max_delay": 60, "headers": {"a": 1, "b": 1}}
+    assert overruled == {
+        "max_attempts": 7,
+        "start_timeout": None,
+        "headers": {"a": 1, "b": 2},
+    }
+    assert of_class == {
+        "max_attempts": 3,
+        "start_timeout": 60,
+        "headers": {"a": 1, "b": 1},
+    }
 
 
-def test_takes_none_for_an_option_that_is_left_out() -> None:
-    nothing = {"retry": None, "idempotency_key": None, "max_delay": None, "queue": None}
+def test_none_means_omitted_for_options_that_nothing_else_provides() -> None:
+    nothing = {"idempotency_key": None, "queue": None}
     assert spawn_options_json({}, nothing) == {}
+
+
+@pytest.mark.parametrize(
+    "option", ["retry", "start_timeout", "execution_timeout", "identity"]
+)
+def test_sends_none_for_an_option_that_something_else_may_provide(option: str) -> None:
+    """Omitted, it would take what workers have announced, or the parent's identity."""
+    assert spawn_options_json({}, {option: None}) == {option: None}
 
 
 def test_sends_unlimited_attempts_as_null() -> None:
@@ -175,12 +193,12 @@ def test_sends_unlimited_attempts_as_null() -> None:
     ("written", "meant"),
     [("max_attemps", "max_attempts"), ("header", "headers"), ("retries", "retry")],
 )
-def test_names_the_option_that_was_probably_meant(written: str, meant: str) -> None:
+def test_suggests_the_option_that_was_probably_meant(written: str, meant: str) -> None:
     with pytest.raises(InvalidArgument, match=f"{written}.*did you mean {meant}"):
         spawn_options_json({}, {written: 1})
 
 
-def test_lists_the_options_when_none_is_near() -> None:
+def test_lists_the_options_when_none_is_similar() -> None:
     with pytest.raises(InvalidArgument, match="max_attempts, retry, headers"):
         spawn_options_json({}, {"zzz": 1})
 
@@ -208,12 +226,12 @@ def test_lists_the_options_when_none_is_near() -> None:
         {"headers": {"\ud800": "x"}},
         {"idempotency_key": ""},
         {"idempotency_key": "x" * 256},
-        {"max_delay": -1},
-        {"max_duration": math.inf},
+        {"start_timeout": -1},
+        {"execution_timeout": math.inf},
         {"queue": ""},
         {"queue": "x" * 101},
     ],
 )
-def test_refuses_a_value_that_an_option_cannot_have(options: dict[str, Any]) -> None:
+def test_refuses_invalid_values_of_options(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         spawn_options_json({}, options)

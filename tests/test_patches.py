@@ -1,4 +1,4 @@
-"""A patch sends new tasks the new way, and those under way the old one, every time."""
+"""A patch sends new tasks the new way and old ones the old way, at every replay."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def strict(name: str, code: Any) -> Any:
 
 
 @pytest.mark.parametrize("code", [ASYNC, SYNC], ids=["async", "sync"])
-async def test_goes_the_way_it_went(
+async def test_repeats_its_decision(
     dsn: str, db: psycopg.Connection, code: tuple[Any, ...]
 ) -> None:
     old, new, newest, bare = code
@@ -113,13 +113,13 @@ async def test_goes_the_way_it_went(
     assert error is not None
     assert "'$patch:authorize'" in error.message
     rows = db.execute(NAMES, [found["old task"].task_id]).fetchall()
-    assert rows == [("charge",), (f"$event:{GO}",)]  # a no costs nothing
+    assert rows == [("charge",), (f"$event:{GO}",)]  # a negative answer costs nothing
     rows = db.execute(NAMES, [found["new task"].task_id]).fetchall()
     assert rows[0] == ("$patch:authorize",)
 
 
-async def test_says_the_same_whatever_has_been_recorded_since(dsn: str) -> None:
-    """The old way goes on for several claims, and says no in each."""
+async def test_answers_the_same_whatever_was_recorded_since(dsn: str) -> None:
+    """The old code runs for several claims, and answers no in each."""
     said: list[bool] = []
 
     async def start(params: None, ctx: Context) -> None:
@@ -168,7 +168,7 @@ async def test_decides_for_each_use_of_its_name(
     assert names[3::2] == ["$patch:in/p#3", "$patch:in/p#4"]
 
 
-def test_is_checked_without_a_database() -> None:
+def test_can_be_checked_without_a_database() -> None:
     def history(*names: str) -> dict[str, Any]:
         rows = [
             {"name": name, "position": number, "after": number - 1, "value": value}

@@ -1,4 +1,4 @@
-"""durable works behind PgBouncer in transaction mode, which keeps no session."""
+"""durable works behind PgBouncer in transaction mode, which keeps no session state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from durable import AsyncDurable, Durable, InvalidArgument, TaskContext, task
-from durable._async import watching
+from durable._client._async import waiters
 from tests.support.pgbouncer import PGBOUNCER, pgbouncer
 from tests.support.wait import aeventually
 
@@ -33,7 +33,7 @@ async def debit(conn: psycopg.AsyncConnection[Any], amount: int) -> int:
 
 @task
 async def everything(number: int, ctx: TaskContext) -> int:
-    """Wait in every way, write in every way."""
+    """Make every kind of wait and every kind of write."""
     await ctx.set_value("number", number)
     await ctx.write_stream("numbers", number)
     await ctx.sleep_for("nap", 0.01)
@@ -57,14 +57,14 @@ async def next_of(values: AsyncIterator[str]) -> str:
 
 @pytest.fixture
 def pooled(dsn: str, db: psycopg.Connection) -> Iterator[str]:
-    """The address of the database behind a few sessions that all share."""
+    """The address of the database behind a few shared sessions."""
     db.execute("create table debits (amount integer)")
     with pgbouncer(dsn, size=SESSIONS) as address:
         yield address
 
 
-async def test_does_all_that_tasks_do(pooled: str, db: psycopg.Connection) -> None:
-    """With more in flight than there are sessions, and with nobody told of anything."""
+async def test_runs_tasks_of_every_kind(pooled: str, db: psycopg.Connection) -> None:
+    """With more calls in flight than sessions, and without notifications."""
     db.execute("drop schema durable cascade")
     tasks = (everything, square)
     async with AsyncDurable(pooled, tasks=tasks, prepare=False, listen=False) as app:
@@ -82,11 +82,12 @@ async def test_does_all_that_tasks_do(pooled: str, db: psycopg.Connection) -> No
     assert db.execute(ADVISORY).fetchone() == (0,)
 
 
-async def test_is_told_past_the_pooler(
+async def test_is_notified_over_a_direct_connection(
     pooled: str, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of work, of what a task publishes, and of its end; nobody polls in an hour."""
-    monkeypatch.setattr(watching, "_HEARING_SECONDS", 3600)
+    """Of work, of published entries, and of the end; nobody polls within an hour."""
+    monkeypatch.setattr(waiters, "_LISTENING", 3600)
+    followed = ("published", "default")
     async with (
         AsyncDurable(pooled, tasks=[parrot], prepare=False, listen_url=dsn) as app,
         app.worker(poll=3600),
@@ -99,14 +100,16 @@ async def test_is_told_past_the_pooler(
         for word in ("a", "b"):
             coming = asyncio.create_task(next_of(values))
             if word == "a":
-                await aeventually(lambda: asyncio.sleep(0, app.news.hears("default")))
+                await aeventually(
+                    lambda: asyncio.sleep(0, followed in app._backend._registered)
+                )
             await handle.send("word", word)
             assert await asyncio.wait_for(coming, 10) == word
         await handle.send("word", "end")
         assert await handle.result(timeout=10) == "done"
 
 
-def test_does_so_without_asyncio(pooled: str, dsn: str) -> None:
+def test_works_in_synchronous_code(pooled: str, dsn: str) -> None:
     with (
         Durable(pooled, tasks=[square], prepare=False, listen_url=dsn) as app,
         app.worker(poll=3600),
@@ -126,6 +129,6 @@ async def test_says_what_to_do_about_prepared_statements(pooled: str) -> None:
     assert "prepare=False" in "".join(refused.value.__notes__)
 
 
-def test_refuses_what_is_no_address(dsn: str) -> None:
+def test_refuses_invalid_direct_addresses(dsn: str) -> None:
     with pytest.raises(InvalidArgument, match="address"):
         Durable(dsn, listen_url="shop")

@@ -1,6 +1,7 @@
-"""Nobody reaches what was not granted: every function and relation, as every role.
+"""Each role may use only what it was granted, checked for every function and relation.
 
-What there is to try is read from the catalog; who may is the reviewed matrix below.
+The catalog lists what there is to try; the matrix below, which is reviewed, says who
+may use it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from durable import AsyncDurable, Durable, Forbidden
 from durable.errors import DurableError
 from tests.support.calls import Call, every_call, outcome
+from tests.support.claims import count_claims
 from tests.support.roles import BECOMING, Roles
 from tests.support.schema import bodies, described
 from tests.support.survival import Share, Survived
@@ -27,15 +30,16 @@ REFUSED = "attempts to reach what was not granted, all refused"
 TRAPS = "calls past a caller's own functions, operators and settings, none led astray"
 
 ABOUT_NO_QUEUE = {"errors", "list_queues", "version"}
-FREE = ABOUT_NO_QUEUE | {"leave_door"}  # who has lost a right must still let go
+# A role whose right was revoked must still be able to unregister its listener.
+FREE = ABOUT_NO_QUEUE | {"unregister_listener"}
 CLIENT = FREE | {
-    *("spawn", "spawn_many", "emit_event", "cancel_task", "take_door"),
-    "send_message",
-    *("get_task_result", "get_task_results", "get_endings"),
+    *("spawn", "spawn_many", "emit_event", "cancel_task", "register_listener"),
+    *("send_message", "list_definitions"),
+    *("get_task_result", "get_task_results", "poll_results"),
     *("get_value", "get_stream", "get_log_lines"),
 }
 HOUSEKEEPING = {
-    *("keep_house", "expire_leases", "expire_deadlines", "apply_notes"),
+    *("run_maintenance", "expire_leases", "expire_tasks", "apply_deferred_work"),
     *("cleanup", "prune_events"),
 }
 WORKER = (
@@ -43,11 +47,12 @@ WORKER = (
     | HOUSEKEEPING
     | {
         *("claim_tasks", "get_next_due", "list_waiting_names", "extend_leases"),
-        *("release_tasks", "release_unknown", "load_checkpoints", "hold_task"),
+        *("release_tasks", "release_unknown", "load_checkpoints", "lock_task"),
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
         *("spawn_children", "spawn_children_in", "emit_from_task", "announce_version"),
+        "announce_definitions",
         *("send_from_task", "recv_message", "publish", "load_published"),
     }
 )
@@ -60,8 +65,8 @@ OPERATING = {
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
 
-# (role, queue): what it may call. "listed" is for the mailer alone; the stranger has
-# been granted everything but what changes that.
+# (role, queue): what it may call. "listed" applies to the mailer only; the stranger has
+# been granted everything except the functions that change that.
 MAY: dict[tuple[str, str], set[str]] = {
     ("nobody", "open"): set(),
     ("client", "open"): CLIENT,
@@ -85,7 +90,7 @@ select md5(string_agg(line, '' order by line)) from (
   union all select events::text from durable.events
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
-  union all select notes::text from durable.notes
+  union all select deferred_work::text from durable.deferred_work
   union all select mailboxes::text from durable.mailboxes
   union all select messages::text from durable.messages
   union all select message_keys::text from durable.message_keys
@@ -101,7 +106,7 @@ select md5(string_agg(line, '' order by line)) from (
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Everybody in the play, and a held task in either queue."""
+    """All roles, and a held task in each queue."""
 
     roles: Roles
     names: dict[str, str]
@@ -110,8 +115,9 @@ class Cast:
 
 @pytest.fixture
 def cast(dsn: str, db: psycopg.Connection) -> Iterator[Cast]:
-    """Roles of every kind, an open queue, and one that is the mailer's."""
+    """Create all roles, a queue open to all, and a queue restricted to the mailer."""
     roles = Roles(db, dsn)
+    count_claims(db)
     names = {
         "nobody": roles.make("nobody"),
         "client": roles.make("client", "durable_client"),
@@ -139,7 +145,7 @@ def cast(dsn: str, db: psycopg.Connection) -> Iterator[Cast]:
 
 
 def fingerprint(db: psycopg.Connection) -> object:
-    """Return what changes with any row, any function, any grant."""
+    """Return a value that changes with any row, function or grant."""
     acls = "select array_agg(proacl::text order by oid) from pg_proc"
     return (
         db.execute(EVERYTHING).fetchone(),
@@ -152,7 +158,7 @@ def fingerprint(db: psycopg.Connection) -> object:
 # -- functions -------------------------------------------------------------------------
 
 
-def test_lets_every_role_call_what_it_was_granted_and_nothing_else(
+def test_every_role_may_call_exactly_what_it_was_granted(
     db: psycopg.Connection, cast: Cast, survived: Survived
 ) -> None:
     before = fingerprint(db)
@@ -170,7 +176,7 @@ def test_lets_every_role_call_what_it_was_granted_and_nothing_else(
     assert fingerprint(db) == before
 
 
-def test_grants_what_was_reviewed(db: psycopg.Connection, cast: Cast) -> None:
+def test_grants_match_the_reviewed_matrix(db: psycopg.Connection, cast: Cast) -> None:
     granted = """
         select distinct proname from pg_proc
         where pronamespace = 'durable'::regnamespace
@@ -181,13 +187,15 @@ def test_grants_what_was_reviewed(db: psycopg.Connection, cast: Cast) -> None:
         assert functions == MAY[role, "open"], role
 
 
-def test_has_reviewed_every_public_function(db: psycopg.Connection, cast: Cast) -> None:
+def test_the_matrix_covers_every_public_function(
+    db: psycopg.Connection, cast: Cast
+) -> None:
     calls = every_call(db, "open", cast.tasks["open"])
     public = {call.function for call in calls if not call.function.startswith("_")}
     assert public == WORKER | OPERATOR
 
 
-def test_tells_a_role_nothing_of_a_queue_that_is_not_its_own(
+def test_shows_a_role_nothing_of_queues_it_may_not_use(
     db: psycopg.Connection, cast: Cast, survived: Survived
 ) -> None:
     with cast.roles.session(cast.names["client"]) as session:
@@ -284,7 +292,8 @@ ON_THE_SCHEMA = (
 def refusal(session: psycopg.Connection, statement: str) -> str | None:
     """Execute a statement; return the SQLSTATE it was refused with.
 
-    A grant by who may not is a warning where the role has the right itself.
+    A GRANT by a role without grant option is only a warning if the role has the
+    privilege itself.
     """
     try:
         with session.transaction():
@@ -294,7 +303,7 @@ def refusal(session: psycopg.Connection, statement: str) -> str | None:
     return "01007" if statement.startswith("grant ") else None
 
 
-def test_keeps_relations_types_and_the_schema_from_everybody_but_their_owner(
+def test_only_the_owner_may_use_private_relations_types_and_the_schema(
     db: psycopg.Connection, cast: Cast, survived: Survived
 ) -> None:
     before = fingerprint(db)
@@ -318,7 +327,7 @@ def test_keeps_relations_types_and_the_schema_from_everybody_but_their_owner(
 def on_relations(
     db: psycopg.Connection, name: str, readable: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield what may not be done to a relation, with the kind of that."""
+    """Yield the statements that are forbidden on a relation, with its kind."""
     for relation, kind, column in db.execute(RELATIONS).fetchall():
         for text in ON_A_RELATION:
             if text not in READING or relation not in readable:
@@ -326,7 +335,7 @@ def on_relations(
 
 
 def may_refuse(kind: str) -> set[str]:
-    """Return the SQLSTATEs of refusals: a view is no table, whoever asks."""
+    """Return the SQLSTATEs of a refusal; a table command on a view has another one."""
     return {"42501", "01007"} | (
         {"55000", "42809", "0A000"} if kind == "v" else {"42809"}
     )
@@ -349,7 +358,7 @@ def others(db: psycopg.Connection, name: str) -> Iterator[str]:
     yield from (text.format(name, db.info.user) for text in ON_THE_SCHEMA)
 
 
-# -- what a caller brings along --------------------------------------------------------
+# -- objects and settings of the caller ------------------------------------------------
 
 SHADOWS = """
 select format('create function %%s.%%I(%%s) returns %%s language plpgsql as %%L',
@@ -393,7 +402,7 @@ where relnamespace in ('durable'::regnamespace, 'pg_catalog'::regnamespace)
 
 
 def lay_traps(db: psycopg.Connection, session: psycopg.Connection, schema: str) -> int:
-    """Make functions and operators that spring when they are called; count them."""
+    """Create functions and operators that count their calls."""
     laid = 0
     shadows = db.execute(SHADOWS, {"schema": schema}).fetchall()
     for (statement,) in shadows:
@@ -411,7 +420,7 @@ def lay_traps(db: psycopg.Connection, session: psycopg.Connection, schema: str) 
 def _may_be_made(session: psycopg.Connection, statement: str) -> bool:
     try:
         session.execute(statement)
-    except psycopg.Error:  # of a kind that nobody can make
+    except psycopg.Error:  # of a type that nobody can create
         return False
     return True
 
@@ -419,7 +428,7 @@ def _may_be_made(session: psycopg.Connection, statement: str) -> bool:
 def reached(
     session: psycopg.Connection, calls: list[Call], may: set[str]
 ) -> dict[str, str]:
-    """Return what becomes of every call that may be made."""
+    """Return the outcome of every call that a client may make."""
     found = {}
     for call in calls:
         if call.function in may:
@@ -428,7 +437,7 @@ def reached(
     return found
 
 
-def test_is_not_led_astray_by_what_a_caller_puts_before_the_catalog(
+def test_functions_are_safe_from_objects_earlier_in_the_search_path(
     db: psycopg.Connection, cast: Cast, share: Share, random: Random, survived: Survived
 ) -> None:
     calls = every_call(db, "open", cast.tasks["open"])
@@ -439,11 +448,18 @@ def test_is_not_led_astray_by_what_a_caller_puts_before_the_catalog(
         with cast.roles.session(cast.names[role]) as session:
             assert lay_traps(db, session, cast.names[role]) > 100
             sprung = refusal(session, "select 'a'::text = 'a'::text")
-            assert sprung == "TRAP0"  # a trap does spring
+            assert sprung == "TRAP0"  # check that a trap works
             assert reached(session, calls, may) == expected
             survived(TRAPS, len(expected))
 
 
+ISOLATION = "default_transaction_isolation"
+NEED_READ_COMMITTED = {
+    "apply_deferred_work",
+    "drop_queue",
+    "run_maintenance",
+    "prune_events",
+}
 SETTINGS = {
     "array_nulls": "off",
     "backslash_quote": "on",
@@ -451,7 +467,7 @@ SETTINGS = {
     "check_function_bodies": "off",
     "constraint_exclusion": "on",
     "datestyle": "German",
-    "default_transaction_isolation": "serializable",
+    ISOLATION: "serializable",
     "enable_indexscan": "off",
     "extra_float_digits": "-15",
     "from_collapse_limit": "1",
@@ -476,7 +492,7 @@ SETTINGS = {
 }
 
 
-def test_means_the_same_whatever_a_caller_has_set(
+def test_results_do_not_depend_on_the_callers_settings(
     db: psycopg.Connection, cast: Cast, share: Share, random: Random, survived: Survived
 ) -> None:
     before, calls = fingerprint(db), every_call(db, "open", cast.tasks["open"])
@@ -489,16 +505,19 @@ def test_means_the_same_whatever_a_caller_has_set(
             with cast.roles.session(cast.names[role]) as session:
                 session.execute("set escape_string_warning = off")
                 session.execute("select set_config(%s, %s, false)", [setting, value])
-                assert reached(session, calls, may) == expected, (setting, value)
+                needed = NEED_READ_COMMITTED & expected.keys()
+                refused = dict.fromkeys(needed, "WFISO") if setting == ISOLATION else {}
+                found = reached(session, calls, may)
+                assert found == expected | refused, (setting, value)
                 survived(TRAPS, len(expected))
     assert fingerprint(db) == before
 
 
-# -- while it changes ------------------------------------------------------------------
+# -- grants that change ----------------------------------------------------------------
 
 
 def as_role(dsn: str, role: str) -> str:
-    """Return an address under which everything is done as that role."""
+    """Return an address whose sessions run as that role."""
     return f"{dsn}{'&' if '?' in dsn else '?'}options=-crole%3D{role}"
 
 
@@ -524,10 +543,10 @@ create index on bait ({role}.innocent(number))
 """
 
 
-def test_gives_a_tables_owner_none_of_the_rights_of_whoever_analyzes_it(
+def test_functions_of_indexes_run_without_the_privileges_of_the_session(
     db: psycopg.Connection, cast: Cast, survived: Survived
 ) -> None:
-    """Functions of an index run in the session of the one, as the other."""
+    """ANALYZE of a table runs its index functions as the table's owner."""
     role = cast.names["client"]
     with cast.roles.session(role) as session:
         session.execute(f"set search_path = {role}")
@@ -540,7 +559,9 @@ def test_gives_a_tables_owner_none_of_the_rights_of_whoever_analyzes_it(
     survived(REFUSED, 100)
 
 
-def test_counts_from_the_next_call_on(dsn: str, cast: Cast, survived: Survived) -> None:
+def test_grants_take_effect_from_the_next_call(
+    dsn: str, cast: Cast, survived: Survived
+) -> None:
     mailer, client = (as_role(dsn, cast.names[role]) for role in ("mailer", "client"))
     with (
         Durable(dsn, queue="listed") as owner,
@@ -561,7 +582,108 @@ def test_counts_from_the_next_call_on(dsn: str, cast: Cast, survived: Survived) 
             survived(REFUSED, 2)
 
 
-async def test_ends_a_worker_whose_queue_is_no_longer_for_it(
+# What roles other than the owner may do with private objects, apart from PUBLIC's USAGE
+# on types.
+OPENED = """
+select object, grantee::regrole::text, privilege_type
+from (
+  select relname::text as object, relacl as acl, relowner as owner
+  from pg_class where relnamespace = 'durable'::regnamespace and relkind <> 'v'
+  union all
+  select attname, attacl, relowner
+  from pg_attribute join pg_class on attrelid = pg_class.oid
+  where relnamespace = 'durable'::regnamespace
+  union all
+  select proname, proacl, proowner
+  from pg_proc where pronamespace = 'durable'::regnamespace and proname ~ '^_'
+  union all
+  select 'type ' || typname, typacl, typowner
+  from pg_type where typnamespace = 'durable'::regnamespace
+) as objects
+cross join aclexplode(acl)
+where grantee <> owner and not (grantee = 0 and object like 'type %')
+"""
+GRANTED = """
+select array_agg((proname, grantee)::text order by proname, grantee::text)
+from pg_proc cross join aclexplode(proacl)
+where pronamespace = 'durable'::regnamespace and grantee <> proowner
+"""
+MAY_CREATE = "select has_schema_privilege(%s, 'durable', 'create, usage')"
+KINDS = ("tables", "sequences", "functions", "types", "schemas")
+
+
+@pytest.mark.parametrize("way", ["install", "upgrade"])
+def test_revokes_what_default_privileges_granted(
+    dsn: str, db: psycopg.Connection, cast: Cast, way: str
+) -> None:
+    """An operator's own grants on public functions stay."""
+    app = cast.names["nobody"]
+    reviewed = db.execute(GRANTED).fetchone()
+    for kind in KINDS:
+        for grantee in (app, "public"):
+            db.execute(f"alter default privileges grant all on {kind} to {grantee}")
+    if way == "upgrade":
+        db.execute(f"grant all on all tables in schema durable to {app}, public")
+        db.execute(f"grant select (params), update (state) on durable.tasks to {app}")
+        db.execute(f"grant all on all functions in schema durable to {app}, public")
+        db.execute(f"grant all on schema durable to {app}, public")
+        db.execute(f"grant usage on type durable.task_state to {app}")
+        db.execute("create function durable._new() returns int language sql return 1")
+    else:
+        db.execute("drop schema durable cascade")
+    with Durable(dsn) as client:
+        client.migrate()
+    assert db.execute(OPENED).fetchall() == []
+    assert db.execute(MAY_CREATE, [app]).fetchone() == (False,)
+    if way == "upgrade":
+        assert db.execute(GRANTED).fetchone() == reviewed
+    else:
+        with (
+            cast.roles.session(app) as session,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            session.execute("select durable.spawn('default', 'x')")
+
+
+def test_keeps_the_grants_of_an_operator(
+    dsn: str, db: psycopg.Connection, cast: Cast
+) -> None:
+    """USAGE on the schema and on single functions, where no roles can be created."""
+    app = cast.names["nobody"]
+    db.execute(f"grant usage on schema durable to {app}")
+    db.execute(f"grant execute on function durable.spawn to {app}")
+    db.execute(f"grant select on durable.task_list to {app}")
+    with Durable(dsn) as client:
+        client.migrate()
+    with cast.roles.session(app) as session:
+        session.execute("select durable.spawn('open', 'x')")
+        session.execute("select from durable.task_list")
+
+
+def test_advisory_locks_of_other_roles_block_neither_recovery_nor_upgrade(
+    dsn: str, db: psycopg.Connection, cast: Cast
+) -> None:
+    """Any role may take any advisory lock; durable waits for none."""
+    names = ["house", "migrate", "work", "results", "news"]
+    with cast.roles.session(cast.names["nobody"]) as session:
+        for name in names:
+            key = f"durable.{name}"
+            session.execute("select pg_advisory_lock(hashtext(%s))", [key])
+            for queue in ("open", "default"):
+                locked = "select pg_advisory_lock(hashtext(%s), hashtext(%s))"
+                session.execute(locked, [key, queue])
+        task_id = cast.tasks["open"]
+        past = "update durable.tasks set lease_expires_at = now() where task_id = %s"
+        db.execute(past, [task_id])
+        assert db.execute(
+            "select (durable.run_maintenance('open')).leases"
+        ).fetchone() == (1,)
+        with Durable(make_conninfo(dsn, options="-c statement_timeout=20s")) as app:
+            app.migrate()
+            assert app.spawn("x").created
+
+
+async def test_ends_a_worker_whose_role_lost_access_to_the_queue(
     dsn: str, db: psycopg.Connection, cast: Cast
 ) -> None:
     async def work() -> None:

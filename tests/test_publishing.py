@@ -1,4 +1,4 @@
-"""durable lets a running task publish values and streams, each entry once."""
+"""A running task publishes values and streams, each entry exactly once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from durable import (
     TaskFailed,
     task,
 )
-from durable._worker.link import Link
-from durable._worker.publishing import Publishing
-from durable._worker.saving import Saving, Write
+from durable._db.reconnecting import ReconnectingConnection
+from durable._task.checkpoints import CheckpointFlusher, Write
+from durable._task.publisher import Publisher
 from tests.support.wait import aeventually
 from tests.support.working import working
 
@@ -44,7 +44,7 @@ class Slip(BaseModel):
 
 
 class Oops(Exception):
-    """What fails an attempt."""
+    """An error that fails an attempt."""
 
 
 def once(ctx: TaskContext, counter: list[int]) -> None:
@@ -79,7 +79,7 @@ async def test_writes_each_entry_of_the_tasks_own_code_once(dsn: str) -> None:
 
 
 async def test_counts_the_entries_of_each_branch(dsn: str) -> None:
-    """Whichever branch comes first in a replay, its own entries are passed over."""
+    """In any order of the branches, a replay skips the entries of each one."""
     tries: list[int] = []
 
     @task(max_attempts=2, retry=Retry.fixed(0))
@@ -101,7 +101,7 @@ async def test_counts_the_entries_of_each_branch(dsn: str) -> None:
     assert [entry for entry in found if entry[0] == "a"] == ["a0", "a1", "a2"]
 
 
-async def test_refuses_one_stream_of_two_branches(dsn: str) -> None:
+async def test_refuses_one_stream_written_by_two_branches(dsn: str) -> None:
     @task(max_attempts=1)
     async def herald(params: None, ctx: TaskContext) -> None:
         async def branch() -> None:
@@ -118,7 +118,7 @@ async def test_refuses_one_stream_of_two_branches(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("threaded", [False, True])
-async def test_marks_where_a_step_has_begun_again(dsn: str, *, threaded: bool) -> None:
+async def test_marks_where_a_step_has_restarted(dsn: str, *, threaded: bool) -> None:
     tries: list[int] = []
 
     @task(max_attempts=2, retry=Retry.fixed(0))
@@ -149,8 +149,8 @@ async def test_marks_where_a_step_has_begun_again(dsn: str, *, threaded: bool) -
     assert shown(entries) == ["title", "to", "be", "end"]
 
 
-async def test_marks_a_step_that_is_tried_again(dsn: str) -> None:
-    """In one and the same claim."""
+async def test_marks_a_retried_step(dsn: str) -> None:
+    """Within the same claim."""
     tries: list[int] = []
 
     @task
@@ -168,7 +168,7 @@ async def test_marks_a_step_that_is_tried_again(dsn: str) -> None:
 
 
 def shown(entries: list[StreamEntry[Any]]) -> list[Any]:
-    """Return what a reader shows who drops what is void."""
+    """Return what a reader shows who drops voided entries."""
     kept: list[StreamEntry[Any]] = []
     for entry in entries:
         if entry.restarted:
@@ -177,7 +177,7 @@ def shown(entries: list[StreamEntry[Any]]) -> list[Any]:
     return [entry.value for entry in kept]
 
 
-async def test_sets_values_of_which_the_last_counts(dsn: str) -> None:
+async def test_the_last_value_set_counts(dsn: str) -> None:
     tries: list[int] = []
 
     @task(max_attempts=2, retry=Retry.fixed(0))
@@ -201,7 +201,7 @@ async def test_sets_values_of_which_the_last_counts(dsn: str) -> None:
         assert await handle.value("slip", as_type=Slip) == Slip(carrier="Post")
 
 
-async def test_does_not_set_a_value_back_at_a_replay(
+async def test_a_replay_does_not_reset_a_value(
     dsn: str, db: psycopg.Connection
 ) -> None:
     history = "select value from durable.task_values where key = 'progress'"
@@ -216,7 +216,7 @@ async def test_does_not_set_a_value_back_at_a_replay(
         await ctx.step("work", halfway)
         await ctx.sleep_for("nap", 0.01)
         seen.extend(db.execute(history).fetchall())
-        await ctx.step("save", lambda: None)  # would take with it what was set back
+        await ctx.step("save", lambda: None)  # would overwrite it with the reset value
         seen.extend(db.execute(history).fetchall())
 
     async with working(dsn, napping) as (app, _):
@@ -234,7 +234,7 @@ async def test_publishes_from_a_sync_task(dsn: str) -> None:
         ctx.write_stream("news", "before")
         ctx.step("speak", speak)
         ctx.sleep_for("nap", 0.01)
-        for number in range(3000):  # more than may wait at once
+        for number in range(3000):  # more than may be queued at once
             ctx.write_stream("news", number)
         ctx.set_value("progress", 1)
         ctx.close_stream("news")
@@ -248,7 +248,7 @@ async def test_publishes_from_a_sync_task(dsn: str) -> None:
         assert await handle.result(5) == 7
 
 
-async def test_refuses_what_cannot_be_published(dsn: str) -> None:
+async def test_refuses_invalid_entries(dsn: str) -> None:
     refused: list[Exception] = []
 
     @task
@@ -296,13 +296,12 @@ def collected(refused: list[Exception]) -> Any:
 # -- the fence -------------------------------------------------------------------------
 
 
-async def test_adds_nothing_when_a_call_is_repeated(
-    dsn: str, db: psycopg.Connection
-) -> None:
-    """Its answer may have been lost with the connection; also once the task is over."""
+async def test_a_repeated_call_adds_nothing(dsn: str, db: psycopg.Connection) -> None:
+    """Its answer may have been lost with the connection; also after the task's end."""
     task_id = spawned(db)
-    said = published(task_id, 1)
-    done = json.dumps([{"task_id": str(task_id), "claim": 1, "result": 7}])
+    claim = claim_of(db, task_id)
+    said = published(task_id, claim)
+    done = json.dumps([{"task_id": str(task_id), "claim": claim, "result": 7}])
     publish = "select task_id, outcome from durable.publish('default', %s, null, %s)"
     for completion in (None, None, done, done):
         assert db.execute(publish, [said, completion]).fetchall() == []
@@ -319,13 +318,14 @@ async def test_adds_nothing_when_a_call_is_repeated(
         ("select durable.release_unknown('default', 'w', array[]::uuid[]), %s", "lost"),
     ],
 )
-async def test_publishes_nothing_for_a_claim_that_is_over(
+async def test_publishes_nothing_under_an_ended_claim(
     dsn: str, db: psycopg.Connection, takes: str, outcome: str
 ) -> None:
     task_id = spawned(db)
+    said = published(task_id, claim_of(db, task_id))
     db.execute(takes, [task_id])
     publish = "select task_id, outcome from durable.publish('default', %s)"
-    refused = db.execute(publish, [published(task_id, 1)]).fetchall()
+    refused = db.execute(publish, [said]).fetchall()
     assert refused == [(task_id, outcome)]
     assert db.execute(ENTRIES).fetchall() == []
     tables = "select (select count(*) from durable.task_values)"
@@ -333,17 +333,17 @@ async def test_publishes_nothing_for_a_claim_that_is_over(
     assert db.execute(tables).fetchone() == (0,)
 
 
-async def test_refuses_one_of_a_batch_and_not_its_neighbours(
+async def test_refuses_one_entry_of_a_batch_and_not_the_others(
     dsn: str, db: psycopg.Connection
 ) -> None:
     mine, gone = spawned(db), spawned(db)
+    said = [published(task_id, claim_of(db, task_id)) for task_id in (gone, mine)]
     db.execute("select durable.cancel_task('default', %s)", [gone])
-    link = Link(dsn, "flush")
-    saving = Saving(link)
+    link = ReconnectingConnection(dsn, "flush")
+    saving = CheckpointFlusher(link)
     writes = [
-        saving.submit(Write("default", task_id, "", published=element))
-        for task_id in (gone, mine)
-        for element in [published(task_id, 1)[1:-1]]
+        saving.submit(Write("default", task_id, "", published=element[1:-1]))
+        for task_id, element in zip((gone, mine), said, strict=True)
     ]
     assert await asyncio.gather(*writes) == ["cancelled", "ok"]
     await saving.close()
@@ -354,8 +354,15 @@ def spawned(db: psycopg.Connection) -> Any:
     ((task_id,),) = db.execute(
         "select task_id from durable.spawn('default', 'x')"
     ).fetchall()
-    assert db.execute(CLAIM).fetchall() == [(1,)]
+    assert db.execute(CLAIM).rowcount == 1
     return task_id
+
+
+def claim_of(db: psycopg.Connection, task_id: Any) -> int:
+    """Return the number of a task's claim, which has not ended."""
+    query = "select claim from durable.tasks where task_id = %s"
+    ((claim,),) = db.execute(query, [task_id]).fetchall()
+    return int(claim)
 
 
 def published(task_id: Any, claim: int) -> str:
@@ -373,20 +380,20 @@ def published(task_id: Any, claim: int) -> str:
     )
 
 
-# -- what may come between -------------------------------------------------------------
+# -- concurrency -----------------------------------------------------------------------
 
 
-async def test_keeps_what_two_threads_publish_first(
+async def test_keeps_entries_that_two_threads_publish_at_the_same_time(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run has one place where it hands in, whoever is the first to ask for it."""
+    """A run has one publisher, whichever thread asks for it first."""
 
-    class Slow(Publishing):
+    class Slow(Publisher):
         def __init__(self, run: Any) -> None:
             time.sleep(0.05)
             super().__init__(run)
 
-    monkeypatch.setattr("durable._worker.run.Publishing", Slow)
+    monkeypatch.setattr("durable._task.run.Publisher", Slow)
 
     @task(max_attempts=1)
     async def herald(params: None, ctx: TaskContext) -> None:
@@ -400,15 +407,15 @@ async def test_keeps_what_two_threads_publish_first(
         assert sorted(await written(app, herald)) == ["be", "to"]
 
 
-async def test_fails_a_task_whose_news_are_refused(dsn: str) -> None:
-    """Its failure is saved, without what cannot be."""
+async def test_fails_a_task_whose_entries_are_refused(dsn: str) -> None:
+    """Its failure is saved without the refused entries."""
 
     @task(max_attempts=1)
     async def herald(params: None, ctx: TaskContext) -> None:
         deep = ctx.scope("s" * 250).scope("s" * 250)
 
         async def is_refused() -> bool:
-            return bool(ctx._run._run.publishing()._error)
+            return bool(ctx._run.publisher()._error)
 
         async def speak() -> None:
             deep.set_value("key" * 50, 1)
@@ -422,10 +429,10 @@ async def test_fails_a_task_whose_news_are_refused(dsn: str) -> None:
             await handle.result(5)
 
 
-async def test_saves_what_was_published_though_its_call_is_cancelled(
+async def test_saves_published_entries_though_their_call_is_cancelled(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """Also if somebody else held the task's row, so that it is to be said again."""
+    """Also if another session has locked the task's row, so that it is retried."""
 
     async def nothing() -> None:
         pass
@@ -445,16 +452,16 @@ async def test_saves_what_was_published_though_its_call_is_cancelled(
         assert await written(app, herald) == ["a", "b"]
 
 
-async def test_ends_its_sender_with_the_run(
+async def test_ends_its_publisher_with_the_run(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also if a transaction that held the row has completed the task meanwhile."""
+    """Also if a transaction that locked the row has completed the task meanwhile."""
 
     @task(max_attempts=1)
     async def herald(params: None, ctx: TaskContext) -> str:
         async def settle(conn: Any) -> str:
             ctx.logger.info("within")
-            ctx._run._run.publishing()._hurry()
+            ctx._run.publisher()._send_soon()
             return "done"
 
         return await ctx.transaction(
@@ -468,11 +475,11 @@ async def test_ends_its_sender_with_the_run(
 
 
 async def none_sends() -> bool:
-    """Whether no asyncio task is left that sends what a run has published."""
+    """Whether no asyncio task is left that publishes."""
     return not any("Publishing._send" in repr(one) for one in asyncio.all_tasks())
 
 
-# -- what it costs ---------------------------------------------------------------------
+# -- cost ------------------------------------------------------------------------------
 
 
 async def test_saves_many_small_entries_in_few_commits(
@@ -489,17 +496,19 @@ async def test_saves_many_small_entries_in_few_commits(
     assert commits < 50
 
 
-async def test_sends_nothing_else_for_tasks_that_publish_nothing(
+async def test_sends_nothing_extra_for_tasks_that_publish_nothing(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
-    fetch = Link.fetch
+    fetch = ReconnectingConnection.fetch
 
-    async def listened(self: Link, statement: Any, **options: Any) -> Any:
+    async def listened(
+        self: ReconnectingConnection, statement: Any, **options: Any
+    ) -> Any:
         sent.append(statement.text)
         return await fetch(self, statement, **options)
 
-    monkeypatch.setattr(Link, "fetch", listened)
+    monkeypatch.setattr(ReconnectingConnection, "fetch", listened)
 
     @task
     async def quiet(params: None, ctx: TaskContext) -> None:

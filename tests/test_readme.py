@@ -1,4 +1,4 @@
-"""What the README shows is what happens, and what it points to is there."""
+"""The README's examples work, and its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def environment(shop: Path, dsn: str) -> dict[str, str]:
 
 @pytest.fixture
 def psql(dsn: str) -> Run:
-    """Pass SQL to psql, as it stands in the README."""
+    """Pass SQL to psql, as the README shows it."""
     beside = find_binaries(os.environ.get("DURABLE_TEST_PG_BIN")) / "psql"
     program = str(beside) if beside.exists() else "psql"
 
@@ -78,7 +78,7 @@ def test_survives_kill_9(
     assert "charging" not in another.output()
 
 
-def test_does_the_same_from_psql(
+def test_works_from_psql(
     processes: Processes, shop: Path, psql: Run, db: psycopg.Connection
 ) -> None:
     assert "checkout | pending" in psql(LOOK)
@@ -90,7 +90,7 @@ def test_does_the_same_from_psql(
     assert "$sleep:cool-off" in seen
 
 
-def test_does_the_same_in_a_transaction(
+def test_works_in_a_transaction(
     environment: dict[str, str], psql: Run, db: psycopg.Connection
 ) -> None:
     psql(ORDER)
@@ -106,12 +106,12 @@ def test_does_the_same_in_a_transaction(
     assert ordered == [(7, 100), (8, 100)]
 
 
-def test_shows_the_same_start_in_the_package() -> None:
+def test_the_package_page_shows_the_same_start() -> None:
     assert blocks(ROOT / "python-sdk" / "README.md", "python")[0] == SHOP
 
 
 def test_shows_the_loop_of_the_example() -> None:
-    """Which runs in tests/test_examples.py."""
+    """That example runs in tests/test_examples.py."""
     examples = ROOT / "python-sdk" / "examples"
     assert AGENT in (examples / "agent.py").read_text()
     listed = {Path(link).name for link in links(README) if "examples/" in link}
@@ -119,7 +119,7 @@ def test_shows_the_loop_of_the_example() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_points_only_to_what_is_there(page: Path) -> None:
+def test_all_links_lead_somewhere(page: Path) -> None:
     missing = []
     for link in links(page):
         name, _, anchor = link.partition("#")
@@ -129,7 +129,7 @@ def test_points_only_to_what_is_there(page: Path) -> None:
     assert missing == []
 
 
-def test_names_only_commands_that_make_has() -> None:
+def test_names_only_existing_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for page in PAGES:
         for block in blocks(page, "sh"):

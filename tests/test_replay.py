@@ -1,4 +1,4 @@
-"""A renamed, reordered or removed call under a task in flight is noticed and named."""
+"""A renamed, reordered or removed call in a running task is detected and named."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from durable import (
     NonDeterminism,
     Retry,
     SyncTaskContext,
-    Task,
     TaskContext,
     task,
 )
-from durable._worker import replay
+from durable._task import replay
 from tests.support.changing import (
     CHARGE,
     GO,
@@ -45,7 +44,7 @@ def nobody_was_warned() -> None:
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Any:
-    """What was warned of: the task, what was expected, what was found, and where."""
+    """Return the warnings: task, expected call, actual call, and place."""
     caplog.set_level(logging.WARNING, logger="durable.task")
 
     def found() -> list[Difference]:
@@ -64,7 +63,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 def program(*names: str) -> Any:
-    """Return code that takes these steps, and waits at `go`."""
+    """Return code that runs these steps, and waits at `go`."""
 
     async def run(params: None, ctx: Context) -> str:
         for name in names:
@@ -110,7 +109,7 @@ OLD = ["a", "b", "c", GO]
 
 
 @COLOURS
-async def test_warns_of_what_has_changed(dsn: str, warnings: Any, colour: Any) -> None:
+async def test_warns_of_changed_code(dsn: str, warnings: Any, colour: Any) -> None:
     old = {change: colour(*OLD) for change in CHANGES}
     new = {change: colour(*names) for change, (names, _) in CHANGES.items()}
     found = await deployed(dsn, old, new)
@@ -132,10 +131,10 @@ async def test_says_what_to_do(dsn: str, caplog: pytest.LogCaptureFixture) -> No
     assert vars(record)["task_id"]
 
 
-async def test_is_strict_with_tasks_that_publish(
+async def test_checks_tasks_that_publish_strictly(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """What they publish is on its way by itself, and has no checkpoint."""
+    """Published entries are sent independently, and have no checkpoint."""
 
     def publishing(name: str) -> Any:
         async def run(params: None, ctx: Context) -> None:
@@ -152,13 +151,13 @@ async def test_is_strict_with_tasks_that_publish(
     assert charges(db) == ["b"]
 
 
-async def test_warns_once_of_a_difference(dsn: str, warnings: Any) -> None:
+async def test_warns_once_per_difference(dsn: str, warnings: Any) -> None:
     for _ in range(3):
         await changed(dsn, program("a", GO), program("x", GO))
     assert [warned[1:] for warned in warnings()] == [("a", "x", 1)]
 
 
-async def test_says_nothing_if_it_is_off(dsn: str, warnings: Any) -> None:
+async def test_does_not_warn_if_disabled(dsn: str, warnings: Any) -> None:
     code = task(name="t", replay_check="off")(program("x", GO))
     found = await changed(dsn, program("a", "b", GO), code)
     assert found.state == "completed"
@@ -173,7 +172,7 @@ def strict(code: Any, name: str = "t") -> Any:
 
 
 @COLOURS
-async def test_refuses_what_has_changed_if_it_is_strict(dsn: str, colour: Any) -> None:
+async def test_refuses_changed_code_if_strict(dsn: str, colour: Any) -> None:
     old = {change: colour(*OLD) for change in CHANGES}
     new = {
         change: strict(colour(*names), name=change)
@@ -190,7 +189,7 @@ async def test_refuses_what_has_changed_if_it_is_strict(dsn: str, colour: Any) -
 
 
 @pytest.mark.parametrize("colour", ["async", "sync"])
-async def test_does_not_do_a_renamed_step_again(
+async def test_does_not_repeat_a_renamed_step(
     dsn: str, db: psycopg.Connection, colour: str
 ) -> None:
     db.execute(CHARGE)
@@ -212,8 +211,8 @@ async def test_does_not_do_a_renamed_step_again(
     assert charges(db) == ["charged"]
 
 
-async def test_goes_on_after_a_rollback(dsn: str) -> None:
-    """The attempt fails as any other, and the next one meets the old code again."""
+async def test_continues_after_a_rollback_of_the_code(dsn: str) -> None:
+    """The attempt fails like any other, and the next one runs the old code again."""
     old = program("a", "b", GO)
     soon = Retry.fixed(0.2)
     found = await changed(dsn, old, strict(program("a", "x", GO)), retry=soon)
@@ -222,7 +221,7 @@ async def test_goes_on_after_a_rollback(dsn: str) -> None:
         assert await app.handle(found.task_id).result(timeout=20) == "done"
 
 
-async def test_goes_not_on_for_code_that_swallows_it(
+async def test_does_not_continue_for_code_that_swallows_the_error(
     dsn: str, db: psycopg.Connection
 ) -> None:
     db.execute(CHARGE)
@@ -243,11 +242,11 @@ async def test_goes_not_on_for_code_that_swallows_it(
     assert charges(db) == []
 
 
-# -- what has no order -----------------------------------------------------------------
+# -- calls without an order ------------------------------------------------------------
 
 
 def beside(*branches: list[str], start: str = "gather") -> Any:
-    """Return code with branches side by side, and a step behind them."""
+    """Return code with concurrent branches, and a step after them."""
 
     async def branch(names: list[str], ctx: Context) -> None:
         for name in names:
@@ -270,7 +269,7 @@ def beside(*branches: list[str], start: str = "gather") -> Any:
 
 
 @pytest.mark.parametrize("start", ["gather", "create_task"])
-async def test_has_no_order_between_branches(
+async def test_requires_no_order_between_branches(
     dsn: str, warnings: Any, start: str
 ) -> None:
     old = beside(["a", "b"], ["c", "d", "e"], start=start)
@@ -288,15 +287,15 @@ async def test_has_no_order_between_branches(
         ((["a", "b"], ["c", "d"]), ("e", "end")),
     ],
 )
-async def test_names_what_is_missing_behind_branches(
+async def test_names_a_call_missing_after_branches(
     dsn: str, warnings: Any, branches: Any, expected: tuple[str, str]
 ) -> None:
     await changed(dsn, beside(["a", "b"], ["c", "d", "e"]), beside(*branches))
     assert [(missed, found) for _, missed, found, _ in warnings()] == [expected]
 
 
-async def test_lets_a_branch_go_on_that_was_cancelled(dsn: str, warnings: Any) -> None:
-    """Which of two that race comes how far is not the same each time."""
+async def test_a_cancelled_branch_may_progress_further(dsn: str, warnings: Any) -> None:
+    """Which of two racing branches gets how far differs from run to run."""
 
     async def race(params: None, ctx: Context) -> str:
         async def slow() -> None:
@@ -322,12 +321,12 @@ async def test_lets_a_branch_go_on_that_was_cancelled(dsn: str, warnings: Any) -
     assert warnings() == []
 
 
-# -- what unchanged code may do --------------------------------------------------------
+# -- unchanged code that varies --------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_lets_later_attempts_go_another_way(dsn: str, kind: str) -> None:
-    """That asks which attempt it is; so its order is not certain in those."""
+async def test_later_attempts_may_take_another_path(dsn: str, kind: str) -> None:
+    """Code may test the attempt number, so the order is not certain in those."""
     first = iter([True])
 
     async def run(params: None, ctx: Context) -> str:
@@ -364,7 +363,7 @@ async def test_lets_later_attempts_go_another_way(dsn: str, kind: str) -> None:
 
 
 async def test_knows_all_kinds_of_calls(dsn: str, db: psycopg.Connection) -> None:
-    """Each has a place of its own, internal checkpoints and failures have none."""
+    """Each has its own place; internal checkpoints and failures have none."""
 
     @task
     async def child(number: int, ctx: Context) -> int:
@@ -411,7 +410,7 @@ async def test_knows_all_kinds_of_calls(dsn: str, db: psycopg.Connection) -> Non
     calls = [one for one in saved if not one["name"].startswith(("$try", "$retry"))]
     calls.sort(key=lambda one: one["position"])
     assert [one["position"] for one in calls] == list(range(1, 15))
-    # three children were spawned at once, all others are one behind the other
+    # three children were spawned at once, all others in sequence
     after = [0, 1, 2, *[3] * 3, *range(6, 14)]
     assert [one["after"] for one in calls] == after
 
@@ -419,15 +418,6 @@ async def test_knows_all_kinds_of_calls(dsn: str, db: psycopg.Connection) -> Non
 # -- options ---------------------------------------------------------------------------
 
 
-def test_refuses_another_check() -> None:
+def test_refuses_an_unknown_check() -> None:
     with pytest.raises(InvalidArgument, match="replay_check is 'lax'"):
         task(replay_check="lax")(program())  # type: ignore[call-overload]
-
-
-def test_refuses_a_misspelt_check() -> None:
-    with pytest.raises(InvalidArgument, match="did you mean replay_check"):
-
-        class Careful(Task[None, None]):
-            replay_chek = "strict"
-
-            async def run(self, params: None, ctx: Context) -> None: ...

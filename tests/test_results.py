@@ -1,8 +1,8 @@
-"""durable has one loop wait for all the results a client asks for.
+"""All result waits of a client share one poll loop.
 
-However many handles are waited for, the database is asked about all of them at once,
-and only when there is something to see; no wait needs a thread, a task or a pooled
-connection of its own.
+The database is asked about all awaited handles in one query, and only after a
+notification or when a poll is due; a wait needs no thread, task or pooled connection of
+its own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from durable import (
     TaskHandle,
     task,
 )
-from durable import _crowds as crowds
+from durable._client._async import waiters
 from tests.support.processes import Processes
 from tests.support.wait import aeventually, eventually
 
-# Every call is counted; it answers once nobody holds the lock 7, as it saw things then.
+# Every call is counted; it answers once nobody holds lock 7, with the state seen then.
 COUNT = """
 create sequence asked;
 alter function durable.get_task_results rename to counted;
@@ -45,9 +45,12 @@ end;
 $$
 """
 ASKED = "select last_value from asked where is_called"
-HEARING = "select pid from pg_stat_activity where application_name = 'durable results'"
+HEARING = "select pid from pg_stat_activity where application_name = 'durable client'"
 HEARING += " and datname = current_database()"
-DOOR = "select durable.take_door(%s, 'results'), durable.leave_door(%s, 'results')"
+LISTENER = """
+select durable.register_listener(%s, 'results'),
+  durable.unregister_listener(%s, 'results')
+"""
 END = """
 select durable.complete_tasks('default', json_agg(json_build_object(
   'task_id', task_id, 'claim', claim, 'result', json '7')))
@@ -61,13 +64,11 @@ app = Durable()
 handle = app.spawn("wanted")
 waiting = threading.Thread(target=lambda: print("parent has", handle.result(20)))
 waiting.start()
-while not app.results._resting:
+while app._backend._waker is None:
     pass
 if os.fork() == 0:
-    try:
-        handle.result(5)
-    except RuntimeError as error:
-        print("refused:", error, flush=True)
+    print("child waits", flush=True)
+    print("child has", handle.result(20), flush=True)
     os._exit(0)
 os.wait()
 waiting.join()
@@ -83,8 +84,8 @@ async def app(dsn: str) -> AsyncIterator[AsyncDurable]:
 
 @pytest.fixture
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who hears of results looks for them at no other time."""
-    monkeypatch.setattr(crowds, "_HEARING", 3600)
+    """A client that gets notifications must not poll for results."""
+    monkeypatch.setattr(waiters, "_LISTENING", 3600)
 
 
 def asked(db: psycopg.Connection) -> int:
@@ -93,14 +94,18 @@ def asked(db: psycopg.Connection) -> int:
 
 
 def sessions(db: psycopg.Connection) -> list[int]:
-    """Those on which clients hear of results."""
+    """Return the sessions on which clients listen for results."""
     return [pid for (pid,) in db.execute(HEARING)]
 
 
 def is_awaited(db: psycopg.Connection, queue: str = "default") -> bool:
-    """Whether somebody is told when a task of the queue finishes."""
-    row = db.execute(DOOR, [queue, queue]).fetchone()
+    """Whether a client is registered for the results of the queue."""
+    row = db.execute(LISTENER, [queue, queue]).fetchone()
     return row is not None and not row[0]
+
+
+async def until_not_awaited(db: psycopg.Connection) -> None:
+    await aeventually(lambda: asyncio.sleep(0, not is_awaited(db)))
 
 
 async def until_awaited(db: psycopg.Connection, queue: str = "default") -> None:
@@ -111,7 +116,7 @@ def waiting(handle: AsyncTaskHandle[Any], timeout: float = 20) -> asyncio.Task[A
     return asyncio.create_task(handle.result(timeout))
 
 
-async def test_asks_for_all_handles_at_once(
+async def test_asks_for_all_handles_in_one_query(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     db.execute(COUNT)
@@ -124,7 +129,7 @@ async def test_asks_for_all_handles_at_once(
     assert asked(db) < 30
 
 
-def test_asks_for_the_handles_of_all_threads_at_once(
+def test_asks_for_the_handles_of_all_threads_in_one_query(
     dsn: str, db: psycopg.Connection
 ) -> None:
     db.execute(COUNT)
@@ -150,7 +155,7 @@ def test_asks_for_the_handles_of_all_threads_at_once(
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_is_told_when_a_task_finishes(
+async def test_is_notified_when_a_task_finishes(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     for _ in range(3):
@@ -158,14 +163,14 @@ async def test_is_told_when_a_task_finishes(
         await until_awaited(db)
         db.execute(END, [1])
         assert await result == 7
-        assert not is_awaited(db)
+        await until_not_awaited(db)
     assert len(sessions(db)) == 1
     await app.close()
     await aeventually(lambda: asyncio.sleep(0, not sessions(db)))
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_hears_of_all_its_queues_on_one_connection(
+async def test_listens_for_all_its_queues_on_one_connection(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     await app.create_queue("second")
@@ -177,13 +182,13 @@ async def test_hears_of_all_its_queues_on_one_connection(
     assert len(sessions(db)) == 1
     db.execute(END, [1])
     assert await results[1] == 7
-    await aeventually(lambda: asyncio.sleep(0, not is_awaited(db)))
+    await until_not_awaited(db)
     await app.cancel(second)
     with pytest.raises(TaskCancelled):
         await results[0]
 
 
-async def test_polls_where_it_is_not_to_listen(
+async def test_polls_when_listening_is_disabled(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async with AsyncDurable(dsn, listen=False) as app:
@@ -196,11 +201,11 @@ async def test_polls_where_it_is_not_to_listen(
         assert await result == 7
 
 
-async def test_polls_when_it_is_not_told_and_listens_anew(
+async def test_polls_while_its_listener_fails_and_listens_again(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     db.execute(
-        "create or replace function durable._knock(queue text, door text)"
+        "create or replace function durable._notify_listeners(queue text, channel text)"
         " returns void language sql as ''"
     )
     db.execute(COUNT)
@@ -213,7 +218,7 @@ async def test_polls_when_it_is_not_told_and_listens_anew(
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_hears_again_after_its_connection_was_cut(
+async def test_listens_again_after_its_connection_was_cut(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     result = waiting(await app.spawn("wanted"))
@@ -226,10 +231,10 @@ async def test_hears_again_after_its_connection_was_cut(
     assert await result == 7
 
 
-async def test_goes_on_without_whoever_led(
+async def test_continues_without_the_waiter_that_led_the_polling(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
-    """One gives up, one is cancelled, in the middle of whatever it does."""
+    """One gives up, one is cancelled, each in the middle of a query or a pause."""
     handles = await app.spawn_many("wanted", range(10))
     hasty = waiting(handles[0], timeout=0.05)
     others = [waiting(handle) for handle in handles]
@@ -242,10 +247,10 @@ async def test_goes_on_without_whoever_led(
     await until_awaited(db)
     db.execute(END, [10])
     assert await others[-1] == 7
-    assert not is_awaited(db)
+    await until_not_awaited(db)
 
 
-async def test_takes_no_answer_that_is_older_than_the_question(
+async def test_ignores_an_answer_older_than_the_question(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     db.execute(COUNT)
@@ -264,7 +269,7 @@ async def test_takes_no_answer_that_is_older_than_the_question(
     assert await after == 7
 
 
-async def test_needs_one_connection_of_the_pool_at_most(
+async def test_uses_at_most_one_connection_of_the_pool(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async with (
@@ -280,7 +285,7 @@ async def test_needs_one_connection_of_the_pool_at_most(
         assert await asyncio.gather(*results) == [7] * 100
 
 
-async def test_says_so_to_all_when_their_tasks_are_gone(
+async def test_tells_all_waiters_when_their_tasks_are_deleted(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     await app.create_queue("second")
@@ -294,7 +299,7 @@ async def test_says_so_to_all_when_their_tasks_are_gone(
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_ends_all_waits_when_it_is_closed_and_waits_again_when_it_is_open(
+async def test_close_ends_all_waits_and_reopening_allows_new_ones(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handles = await app.spawn_many("wanted", range(3))
@@ -313,7 +318,7 @@ async def test_ends_all_waits_when_it_is_closed_and_waits_again_when_it_is_open(
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_answers_at_once_whoever_comes_while_others_wait(
+async def test_answers_a_new_waiter_at_once_while_others_wait(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handles = await app.spawn_many("wanted", range(2))
@@ -330,7 +335,7 @@ async def test_answers_at_once_whoever_comes_while_others_wait(
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_hears_also_while_others_keep_coming(
+async def test_answers_waiters_while_new_ones_keep_coming(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     first, other = await app.spawn_many("wanted", range(2))
@@ -348,7 +353,7 @@ async def test_hears_also_while_others_keep_coming(
     await asyncio.gather(*others)
 
 
-async def test_waits_for_one_task_as_often_as_it_is_asked(app: AsyncDurable) -> None:
+async def test_waits_for_one_task_several_times_at_once(app: AsyncDurable) -> None:
     @task
     async def wanted(params: None, ctx: TaskContext[Any]) -> int:
         return 7
@@ -360,10 +365,10 @@ async def test_waits_for_one_task_as_often_as_it_is_asked(app: AsyncDurable) -> 
         assert await asyncio.gather(*results) == [7] * 20
 
 
-async def test_looks_once_before_its_time_is_over(
+async def test_asks_once_more_before_the_timeout(
     app: AsyncDurable, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowds, "LAST_LOOK_SECONDS", 3600)
+    monkeypatch.setattr(waiters, "_LAST_POLL_SECONDS", 3600)
     db.execute(COUNT)
     handles = await app.spawn_many("wanted", range(100))
     db.execute(END, [50])
@@ -375,10 +380,12 @@ async def test_looks_once_before_its_time_is_over(
     assert asked(db) < 10
 
 
-def test_waits_no_longer_in_a_fork(
+def test_waits_in_a_fork_of_a_waiting_process(
     db: psycopg.Connection, processes: Processes
 ) -> None:
+    """The polling thread does not exist in the child."""
     forked = processes.python("-c", FORK)
-    forked.wait_for("survive a fork")
+    forked.wait_for("child waits")
     db.execute(END, [1])
+    forked.wait_for("child has 7")
     forked.wait_for("parent has 7")

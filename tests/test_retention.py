@@ -1,4 +1,4 @@
-"""durable keeps what is over as long as its queue says, and not longer."""
+"""durable keeps finished tasks as long as their queue says, and not longer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.wait import aeventually
 
 DAY = timedelta(days=1)
 TABLES = [
-    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"],
+    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "deferred_work"],
     *["task_values", "stream_entries", "log_lines"],
 ]
 
@@ -66,9 +66,11 @@ async def drain(app: AsyncDurable) -> int:
 
 
 def clean(
-    db: psycopg.Connection, function: str = "cleanup", quantity: int = 999
+    db: psycopg.Connection, function: str = "cleanup", batch_size: int = 999
 ) -> int:
-    row = db.execute(f"select durable.{function}('default', %s)", [quantity]).fetchone()
+    row = db.execute(
+        f"select durable.{function}('default', %s)", [batch_size]
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -88,7 +90,7 @@ async def gone(handle: AsyncTaskHandle[Any]) -> bool:
     return False
 
 
-async def test_keeps_finished_tasks_for_thirty_days_unless_told(
+async def test_keeps_finished_tasks_for_thirty_days_by_default(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     handle = await app.spawn(quick, 7)
@@ -116,7 +118,7 @@ async def test_deletes_all_that_belongs_to_a_task(
     assert left(db) == 0
 
 
-async def test_keeps_what_is_not_over_however_old(
+async def test_keeps_unfinished_tasks_of_any_age(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     await app.create_queue(keep_tasks=0, keep_events=0)
@@ -127,7 +129,7 @@ async def test_keeps_what_is_not_over_however_old(
     assert clean(db) == clean(db, "prune_events") == 0
     await app.emit_event("go", "went")
     clock.advance(DAY)
-    assert clean(db, "prune_events") == 0  # somebody has yet to hear of it
+    assert clean(db, "prune_events") == 0  # a client has not read its result yet
     await drain(app)
     assert (await sleeping.result(0), await pending.result(0)) == ("went", 7)
 
@@ -162,7 +164,7 @@ async def test_keeps_a_finished_child_as_long_as_its_parent(
     assert clean(db) + clean(db) == 2
 
 
-async def test_keeps_everything_for_ever_if_told_so(
+async def test_keeps_everything_for_ever_if_configured(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     await app.create_queue(keep_tasks=None, keep_events=None)
@@ -188,22 +190,20 @@ async def test_changes_only_what_a_policy_names(
 @pytest.mark.parametrize(
     "policy", [{"keep_tasks": -1}, {"keep_events": "1 day"}, {"keep_task": 1}]
 )
-async def test_refuses_a_policy_that_makes_no_sense(
-    app: AsyncDurable, policy: Any
-) -> None:
+async def test_refuses_invalid_policies(app: AsyncDurable, policy: Any) -> None:
     with pytest.raises(InvalidArgument):
         await app.create_queue("new", **policy)
     assert await app.list_queues() == ["default"]
 
 
-async def test_deletes_no_more_at_a_time_than_asked(
+async def test_deletes_at_most_as_many_as_requested(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     await app.create_queue(keep_tasks=DAY)
     await app.spawn_many(quick, range(25))
     await drain(app)
     clock.advance(2 * DAY)
-    assert [clean(db, quantity=10) for _ in range(3)] == [10, 10, 5]
+    assert [clean(db, batch_size=10) for _ in range(3)] == [10, 10, 5]
     assert left(db) == 0
 
 
@@ -217,14 +217,12 @@ async def test_prunes_events_that_nobody_waits_for(
     await app.cancel(given_up)
     clock.advance(2 * DAY)
     await app.emit_event("new", 2)
-    assert clean(db, "prune_events") == 2  # "old", and the place of "never"
+    assert clean(db, "prune_events") == 2  # "old", and the unemitted row of "never"
     assert db.execute("select name from durable.events").fetchall() == [("new",)]
     assert await app.emit_event("old", 3) is True
 
 
-async def test_cleans_up_by_itself_where_a_worker_runs(
-    app: AsyncDurable, clock: Clock
-) -> None:
+async def test_workers_clean_up_by_themselves(app: AsyncDurable, clock: Clock) -> None:
     await app.create_queue(keep_tasks=DAY)
     handle = await app.spawn(quick, 7)
     await drain(app)
@@ -233,7 +231,7 @@ async def test_cleans_up_by_itself_where_a_worker_runs(
         await aeventually(lambda: gone(handle))
 
 
-async def test_revives_nothing_that_was_deleted(
+async def test_revives_no_deleted_task(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     await app.create_queue(keep_tasks=DAY)
@@ -246,10 +244,10 @@ async def test_revives_nothing_that_was_deleted(
             await call
 
 
-async def test_keeps_up_with_what_becomes_old(
+async def test_keeps_up_with_a_high_rate_of_expiring_tasks(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
-    """A thousand a second, as often as the house is kept, would take a minute."""
+    """A thousand a second; at the rate of maintenance it would take a minute."""
     await app.migrate()
     db.execute(
         "insert into durable.tasks"
@@ -265,3 +263,19 @@ async def test_keeps_up_with_what_becomes_old(
 
     async with app.worker():
         await aeventually(none_is_left, deadline=55, what="no old task left")
+
+
+async def test_does_not_update_the_queues_row_that_every_call_reads(
+    app: AsyncDurable, db: psycopg.Connection, clock: Clock
+) -> None:
+    await app.create_queue(keep_tasks=DAY, keep_events=DAY)
+    await app.spawn_many(quick, range(10))
+    for number in range(10):
+        await app.emit_event(f"event {number}")
+    await drain(app)
+    clock.advance(2 * DAY)
+    query = "select xmin::text, xmax::text, ctid::text from durable.queues"
+    before = db.execute(query).fetchall()
+    assert [clean(db, batch_size=4) for _ in range(3)] == [4, 4, 2]
+    assert [clean(db, "prune_events", 4) for _ in range(3)] == [4, 4, 2]
+    assert db.execute(query).fetchall() == before

@@ -1,4 +1,4 @@
-"""durable tries a failed task again: as often, as late and with as much as it says."""
+"""A failed task is retried as often, as late and with the options that it asks for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CALLS: list[str] = []
 
 
 class Plan(BaseModel):
-    """How often `flaky` fails before it does not."""
+    """How often `flaky` fails before it succeeds."""
 
     failures: int = 100
 
@@ -55,11 +55,11 @@ def flaky_in_a_thread(plan: Plan, ctx: SyncTaskContext) -> int:
 
 
 class StolenCard(Exception):
-    """No use in asking again."""
+    """An error that is not retryable."""
 
 
 class Picky(Task[str, None]):
-    no_retry = (StolenCard, LookupError)
+    non_retryable = (StolenCard, LookupError)
 
     async def run(self, how: str, ctx: TaskContext) -> None:
         if how == "named":
@@ -140,7 +140,7 @@ async def drain(app: AsyncDurable) -> int:
 
 
 def due_in(db: psycopg.Connection, handle: AsyncTaskHandle[Any]) -> float:
-    """Seconds until the next attempt."""
+    """Return the seconds until the next attempt."""
     query = """
         select extract(epoch from available_at - durable._now())
         from durable.tasks where task_id = %s
@@ -153,7 +153,7 @@ def due_in(db: psycopg.Connection, handle: AsyncTaskHandle[Any]) -> float:
 async def delays(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock, **options: Any
 ) -> list[float]:
-    """Fail until it is final, and return how long each next attempt was put off."""
+    """Fail until the end, and return the delay of each next attempt."""
     handle = await app.spawn(flaky, Plan(), **options)
     found: list[float] = []
     while True:
@@ -165,14 +165,14 @@ async def delays(
 
 
 @pytest.mark.parametrize("which", [flaky, flaky_in_a_thread])
-async def test_tries_again_until_it_works(app: AsyncDurable, which: Any) -> None:
+async def test_retries_until_it_succeeds(app: AsyncDurable, which: Any) -> None:
     handle = await app.spawn(which, Plan(failures=3), retry=Retry.fixed(0))
     await drain(app)
     assert await handle.result(0) == 4
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
-async def test_starts_a_task_no_more_often_than_told(
+async def test_starts_a_task_at_most_max_attempts_times(
     app: AsyncDurable, most: int
 ) -> None:
     handle = await app.spawn(flaky, Plan(), max_attempts=most, retry=Retry.fixed(0))
@@ -183,28 +183,28 @@ async def test_starts_a_task_no_more_often_than_told(
     assert await drain(app) == 0
 
 
-async def test_tries_without_end_if_told_so(app: AsyncDurable) -> None:
+async def test_retries_without_limit_if_configured(app: AsyncDurable) -> None:
     plan, fixed = Plan(failures=40), Retry.fixed(0)
     handle = await app.spawn(flaky, plan, max_attempts=None, retry=fixed)
     await drain(app)
     assert await handle.result(0) == 41
 
 
-async def test_never_retries_what_says_none(app: AsyncDurable) -> None:
+async def test_retry_none_disables_retries(app: AsyncDurable) -> None:
     handle = await app.spawn(flaky, Plan(), max_attempts=9, retry=Retry.none())
     await drain(app)
     assert await handle.state() == "failed"
     assert CALLS == ["attempt 1"]
 
 
-async def test_waits_the_same_time_before_each_attempt(
+async def test_a_fixed_delay_stays_the_same(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     minute = Retry.fixed(timedelta(minutes=1))
     assert await delays(app, db, clock, max_attempts=4, retry=minute) == [60] * 3
 
 
-async def test_waits_longer_before_each_attempt_up_to_a_limit(
+async def test_an_exponential_delay_grows_up_to_a_limit(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     growing = Retry.exponential(2, 3, max=timedelta(seconds=50), jitter=False)
@@ -212,7 +212,7 @@ async def test_waits_longer_before_each_attempt_up_to_a_limit(
     assert found == [2, 6, 18, 50, 50]
 
 
-async def test_spreads_attempts_at_random(
+async def test_jitter_spreads_attempts(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     growing = Retry.exponential(100, 1)
@@ -221,7 +221,7 @@ async def test_spreads_attempts_at_random(
     assert len(set(found)) > 1
 
 
-async def test_waits_a_little_if_nobody_said_how_long(
+async def test_has_short_delays_by_default(
     app: AsyncDurable, db: psycopg.Connection, clock: Clock
 ) -> None:
     found = await delays(app, db, clock)
@@ -269,7 +269,7 @@ async def test_does_nothing_before_the_next_attempt_is_due(
         ("step", "StolenCard: it is red"),
     ],
 )
-async def test_never_retries_an_error_that_is_final(
+async def test_never_retries_a_non_retryable_error(
     app: AsyncDurable, how: str, error: str
 ) -> None:
     handle = await app.spawn(Picky, how)
@@ -285,7 +285,7 @@ async def test_retries_other_errors_of_the_same_task(app: AsyncDurable) -> None:
     assert (await app.get_result(handle)).attempt == 2
 
 
-async def test_keeps_what_each_attempt_came_to(
+async def test_records_the_outcome_of_each_attempt(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(flaky, Plan(failures=2), retry=Retry.fixed(0))
@@ -304,25 +304,25 @@ async def test_keeps_what_each_attempt_came_to(
     assert len({row[4] for row in rows}) == 3
 
 
-async def test_repeats_no_step_that_was_saved(app: AsyncDurable) -> None:
+async def test_repeats_no_saved_step(app: AsyncDurable) -> None:
     handle = await app.spawn(steps, 2)
     await drain(app)
     assert await handle.result(0) == [1, 2, 3]
     assert CALLS == ["one", "two", "three"]
 
 
-async def test_takes_a_failure_the_task_has_caught_as_final(app: AsyncDurable) -> None:
+async def test_a_caught_failure_is_final(app: AsyncDurable) -> None:
     handle = await app.spawn(caught)
     async with app.worker():
         with pytest.raises(TaskFailed, match="LookupError"):
             await handle.result(timeout=10)
-    # caught once, and again by its second step, which no checkpoint has
+    # caught once, and again by its second step, which has no checkpoint
     assert CALLS.count("refuse") == 1 + 5
     assert (await app.get_result(handle)).attempt == 5
 
 
 @pytest.mark.parametrize("which", [not_saved, no_result])
-async def test_never_retries_a_value_that_cannot_be_saved(
+async def test_does_not_retry_a_value_that_cannot_be_saved(
     app: AsyncDurable, which: Any
 ) -> None:
     handle = await app.spawn(which)
@@ -331,7 +331,7 @@ async def test_never_retries_a_value_that_cannot_be_saved(
     assert CALLS == ["begun"]
 
 
-async def test_never_retries_params_the_task_cannot_take(
+async def test_does_not_retry_invalid_params(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     db.execute("select durable.spawn('default', 'flaky', '{\"failures\": \"many\"}')")
@@ -344,7 +344,7 @@ async def test_never_retries_params_the_task_cannot_take(
 # -- retry_task ----------------------------------------------------------------------
 
 
-async def test_goes_on_from_its_checkpoints_when_it_is_retried_by_hand(
+async def test_a_manual_retry_continues_from_the_checkpoints(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     handle = await app.spawn(steps, 3)
@@ -360,7 +360,9 @@ async def test_goes_on_from_its_checkpoints_when_it_is_retried_by_hand(
     assert [outcome for (outcome,) in rows] == ["failed"] * 3 + ["completed"]
 
 
-async def test_starts_anew_when_it_is_spawned_again(app: AsyncDurable) -> None:
+async def test_a_retry_as_a_new_task_starts_from_the_beginning(
+    app: AsyncDurable,
+) -> None:
     handle = await app.spawn(steps, 1, max_attempts=1, headers={"a": 1})
     await drain(app)
     anew = await app.retry(handle, spawn_new=True, max_attempts=2)
@@ -370,7 +372,9 @@ async def test_starts_anew_when_it_is_spawned_again(app: AsyncDurable) -> None:
     assert await handle.state() == "failed"
 
 
-async def test_gives_one_more_attempt_or_as_many_as_told(app: AsyncDurable) -> None:
+async def test_gives_one_more_attempt_or_as_many_as_requested(
+    app: AsyncDurable,
+) -> None:
     handle = await app.spawn(flaky, Plan(), max_attempts=2, retry=Retry.fixed(0))
     await drain(app)
     await app.retry(handle)
@@ -384,7 +388,7 @@ async def test_gives_one_more_attempt_or_as_many_as_told(app: AsyncDurable) -> N
     assert (await app.get_result(handle)).attempt == 6
 
 
-async def test_retries_a_cancelled_task_by_hand(app: AsyncDurable) -> None:
+async def test_retries_a_cancelled_task_manually(app: AsyncDurable) -> None:
     handle = await app.spawn(steps, 0)
     await app.cancel(handle)
     await app.retry(handle)
@@ -394,7 +398,7 @@ async def test_retries_a_cancelled_task_by_hand(app: AsyncDurable) -> None:
     assert await handle.result(0) == [1, 2, 3]
 
 
-async def test_tries_again_with_other_params(dsn: str) -> None:
+async def test_retries_with_other_params(dsn: str) -> None:
     @task(max_attempts=1)
     async def strict(plan: Plan, ctx: TaskContext) -> int:
         seen = await ctx.step("seen", lambda: plan.failures, as_type=int)
@@ -415,7 +419,7 @@ async def test_tries_again_with_other_params(dsn: str) -> None:
         )
         assert again.attempt == 2
         await worker.drain()
-        assert await handle.result(timeout=10) == 7  # the step is what it was
+        assert await handle.result(timeout=10) == 7  # the step keeps its value
         key: SpawnOptions = {"idempotency_key": "k"}
         assert not (await app.spawn("strict", {"failures": 0}, **key)).created
         with pytest.raises(Conflict):
@@ -424,7 +428,7 @@ async def test_tries_again_with_other_params(dsn: str) -> None:
             await app.retry(uuid4(), params={"failures": 0})
 
 
-async def test_starts_now_what_sleeps_until_its_next_attempt(
+async def test_starts_a_task_now_that_waits_for_its_next_attempt(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async with working(dsn, flaky) as (app, worker):

@@ -1,9 +1,10 @@
-"""durable spawns in the application's own transaction, whichever library runs it."""
+"""durable spawns in the application's own transaction, with any database library."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
@@ -30,10 +31,12 @@ from durable import (
     SchemaVersion,
     UnknownQueue,
 )
+from durable.embedded import Postgres
+from tests.support.databases import install
 
 PARAMS = {"order": 7, "note": "100 %s, $1, :p0 and ß"}
 
-# A connection to pass on, and what commits and rolls back.
+# A connection to pass, and how to commit and roll back.
 Opened: TypeAlias = Iterator[tuple[Any, Any]]
 AsyncOpened: TypeAlias = AsyncIterator[tuple[Any, Any]]
 Open: TypeAlias = Callable[[str], AbstractContextManager[tuple[Any, Any]]]
@@ -71,7 +74,7 @@ def sqlalchemy_session(dsn: str, *, scoped: bool = False, **options: Any) -> Ope
 
 @contextlib.contextmanager
 def django_connection(dsn: str, *, autocommit: bool = False) -> Opened:
-    """Give `django.db.connection`, as if the settings named this test's database."""
+    """Return `django.db.connection`, as if the settings named this test's database."""
     if not django.conf.settings.configured:
         django.conf.settings.configure()
         django.setup()
@@ -202,13 +205,13 @@ ASYNC_ALONE: dict[str, AsyncOpen] = {
 
 @pytest.fixture
 def app(dsn: str) -> Durable:
-    """A client that nobody opened."""
+    """A client that was not opened."""
     return Durable(dsn, queue="default")
 
 
 @pytest.fixture
 def async_app(dsn: str) -> AsyncDurable:
-    """An async client that nobody opened."""
+    """An async client that was not opened."""
     return AsyncDurable(dsn, queue="default")
 
 
@@ -217,7 +220,7 @@ def tasks(db: psycopg.Connection) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("library", SYNC)
-def test_commits_with_it(
+def test_commits_with_the_transaction(
     app: Durable, dsn: str, db: psycopg.Connection, library: str
 ) -> None:
     with SYNC[library](dsn) as (conn, transaction):
@@ -229,7 +232,7 @@ def test_commits_with_it(
 
 
 @pytest.mark.parametrize("library", ASYNC)
-async def test_commits_with_it_async(
+async def test_commits_with_the_transaction_async(
     async_app: AsyncDurable, dsn: str, db: psycopg.Connection, library: str
 ) -> None:
     async with ASYNC[library](dsn) as (conn, transaction):
@@ -267,7 +270,7 @@ async def test_leaves_nothing_after_a_rollback_async(
 
 
 @pytest.mark.parametrize("library", SYNC_ALONE)
-def test_refuses_a_connection_that_commits_by_itself(
+def test_refuses_an_autocommit_connection(
     app: Durable, dsn: str, db: psycopg.Connection, library: str
 ) -> None:
     opened, refused = SYNC_ALONE[library](dsn), pytest.raises(InvalidArgument)
@@ -278,7 +281,7 @@ def test_refuses_a_connection_that_commits_by_itself(
 
 
 @pytest.mark.parametrize("library", ASYNC_ALONE)
-async def test_refuses_a_connection_that_commits_by_itself_async(
+async def test_refuses_an_autocommit_connection_async(
     async_app: AsyncDurable, dsn: str, db: psycopg.Connection, library: str
 ) -> None:
     async with ASYNC_ALONE[library](dsn) as (conn, _):
@@ -326,7 +329,7 @@ def test_joins_djangos_atomic(app: Durable, dsn: str, db: psycopg.Connection) ->
 
 
 @pytest.mark.parametrize("library", SYNC)
-def test_refuses_in_its_own_words(app: Durable, dsn: str, library: str) -> None:
+def test_raises_durables_own_errors(app: Durable, dsn: str, library: str) -> None:
     with SYNC[library](dsn) as (conn, _):
         with pytest.raises(UnknownQueue, match="nowhere") as refused:
             app.spawn_with(conn, "pack", queue="nowhere")
@@ -334,7 +337,7 @@ def test_refuses_in_its_own_words(app: Durable, dsn: str, library: str) -> None:
 
 
 @pytest.mark.parametrize("library", ASYNC)
-async def test_refuses_in_its_own_words_async(
+async def test_raises_durables_own_errors_async(
     async_app: AsyncDurable, dsn: str, library: str
 ) -> None:
     async with ASYNC[library](dsn) as (conn, _):
@@ -344,7 +347,7 @@ async def test_refuses_in_its_own_words_async(
 
 
 @pytest.mark.parametrize("library", SYNC)
-def test_says_what_an_empty_database_lacks(
+def test_says_how_to_install_into_an_empty_database(
     app: Durable, dsn: str, db: psycopg.Connection, library: str
 ) -> None:
     db.execute("drop schema durable cascade")
@@ -354,7 +357,7 @@ def test_says_what_an_empty_database_lacks(
 
 
 @pytest.mark.parametrize("library", ASYNC)
-async def test_says_what_an_empty_database_lacks_async(
+async def test_says_how_to_install_into_an_empty_database_async(
     async_app: AsyncDurable, dsn: str, db: psycopg.Connection, library: str
 ) -> None:
     db.execute("drop schema durable cascade")
@@ -364,7 +367,7 @@ async def test_says_what_an_empty_database_lacks_async(
 
 
 @pytest.mark.parametrize("library", SYNC)
-async def test_names_the_client_for_a_sync_connection(
+async def test_names_the_client_that_takes_a_sync_connection(
     async_app: AsyncDurable, dsn: str, library: str
 ) -> None:
     refused = pytest.raises(TypeError, match="but Durable can")
@@ -373,7 +376,7 @@ async def test_names_the_client_for_a_sync_connection(
 
 
 @pytest.mark.parametrize("library", ASYNC)
-async def test_names_the_client_for_an_async_connection(
+async def test_names_the_client_that_takes_an_async_connection(
     app: Durable, dsn: str, library: str
 ) -> None:
     async with ASYNC[library](dsn) as (conn, _):
@@ -381,7 +384,7 @@ async def test_names_the_client_for_an_async_connection(
             app.spawn_with(conn, "pack")
 
 
-async def test_lists_the_connections_it_can_use(
+async def test_lists_the_connections_it_accepts(
     app: Durable, async_app: AsyncDurable, dsn: str
 ) -> None:
     with pytest.raises(TypeError, match=r"use builtins\.str .* django Connection"):
@@ -416,7 +419,7 @@ async def test_has_no_result_after_a_rollback_async(
             await handle.result(timeout=10)
 
 
-def test_flushes_nothing(app: Durable, dsn: str) -> None:
+def test_does_not_flush_the_applications_session(app: Durable, dsn: str) -> None:
     class Base(sa_orm.DeclarativeBase):
         pass
 
@@ -429,3 +432,32 @@ def test_flushes_nothing(app: Durable, dsn: str) -> None:
         app.spawn_with(session, "pack")
         assert list(session.new) == [order]
         assert session.in_transaction()
+
+
+# -- two-phase commit ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue", ["default", "listed"])
+def test_spawns_in_a_prepared_transaction(queue: str) -> None:
+    """Also while a worker idles, in a session that listens, for a queue with roles."""
+    binaries = os.environ.get("DURABLE_TEST_PG_BIN")
+    settings = {"max_prepared_transactions": "2"}
+    with (
+        Postgres.start(binaries=binaries, fast=True, settings=settings) as server,
+        psycopg.connect(server.conninfo(), autocommit=True) as idle,
+        psycopg.connect(server.conninfo(), autocommit=True) as conn,
+    ):
+        install(idle)
+        roles = '{"roles": ["postgres"]}'
+        idle.execute("select durable.create_queue('listed', %s)", [roles])
+        for channel in ("work", "results", "published"):
+            idle.execute("select durable.register_listener(%s, %s)", [queue, channel])
+        conn.execute("listen durable_results")
+        conn.execute("set durable.notify = off")
+        conn.execute("begin")
+        conn.execute("select durable.spawn(%s, 'pack')", [queue])
+        conn.execute("prepare transaction 'order 7'")
+        claim = "select name from durable.claim_tasks(%s, 'w')"
+        assert idle.execute(claim, [queue]).fetchall() == []
+        conn.execute("commit prepared 'order 7'")
+        assert idle.execute(claim, [queue]).fetchall() == [("pack",)]

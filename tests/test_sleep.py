@@ -1,4 +1,4 @@
-"""durable sleeps as long as it was told, through crashes and months."""
+"""A task sleeps as long as it was told, through crashes and for months."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_sleeps_for_months(app: AsyncDurable, clock: Clock) -> None:
 async def test_sleeps_until_a_moment_in_any_time_zone(
     app: AsyncDurable, clock: Clock
 ) -> None:
-    clock.set(datetime(2030, 3, 30, 12, tzinfo=UTC))  # a clock change comes that night
+    clock.set(datetime(2030, 3, 30, 12, tzinfo=UTC))  # a clock change occurs that night
     tokyo = timezone(timedelta(hours=9))
     handle = await app.spawn(until, datetime(2030, 4, 1, 9, tzinfo=tokyo))
     await drain(app)
@@ -118,13 +118,13 @@ async def test_sleeps_until_a_moment_in_any_time_zone(
     assert await handle.result(0) == "awake"
 
 
-async def test_does_not_sleep_until_a_moment_that_is_past(app: AsyncDurable) -> None:
+async def test_does_not_sleep_until_a_past_moment(app: AsyncDurable) -> None:
     handle = await app.spawn(until, datetime(2000, 1, 1, tzinfo=UTC))
     assert await drain(app) == 1
     assert await handle.result(0) == "awake"
 
 
-async def test_holds_no_worker_while_it_sleeps(
+async def test_occupies_no_worker_while_it_sleeps(
     app: AsyncDurable, db: psycopg.Connection
 ) -> None:
     sleepers = await app.spawn_many(in_a_thread, [1] * 50)
@@ -137,7 +137,7 @@ async def test_holds_no_worker_while_it_sleeps(
     assert row == (0,)
 
 
-async def test_wakes_a_synchronous_task_too(app: AsyncDurable, clock: Clock) -> None:
+async def test_wakes_a_synchronous_task(app: AsyncDurable, clock: Clock) -> None:
     handle = await app.spawn(in_a_thread, 400)
     await drain(app)
     clock.advance(timedelta(days=400))
@@ -156,7 +156,7 @@ async def test_does_not_sleep_again_in_the_next_attempt(
     assert CALLS == ["attempt 1", "attempt 1", "attempt 2"]
 
 
-async def test_sleeps_at_once_in_branches(app: AsyncDurable, clock: Clock) -> None:
+async def test_sleeps_concurrently_in_branches(app: AsyncDurable, clock: Clock) -> None:
     lengths = Lengths(seconds=[300, 100, 200])
     handle = await app.spawn(at_once, lengths)
     for _ in range(3):
@@ -167,20 +167,20 @@ async def test_sleeps_at_once_in_branches(app: AsyncDurable, clock: Clock) -> No
     assert list(dict.fromkeys(CALLS)) == ["100.0", "200.0", "300.0"]
 
 
-async def test_sleeps_for_no_time_at_all(app: AsyncDurable) -> None:
+async def test_sleeps_for_zero_seconds(app: AsyncDurable) -> None:
     handle = await app.spawn(at_once, Lengths(seconds=[0]))
     async with app.worker():
         assert await handle.result(timeout=10) == ["0.0"]
 
 
-async def test_wakes_by_itself_soon_after_it_is_due(app: AsyncDurable) -> None:
+async def test_wakes_soon_after_it_is_due(app: AsyncDurable) -> None:
     handle = await app.spawn(at_once, Lengths(seconds=[0.05]))
     async with app.worker(poll=60):
         assert await handle.result(timeout=10) == ["0.05"]
 
 
 @pytest.mark.parametrize("how", ["negative", "nan", "none", "naive"])
-async def test_refuses_a_time_that_is_none(app: AsyncDurable, how: str) -> None:
+async def test_refuses_invalid_durations(app: AsyncDurable, how: str) -> None:
     handle = await app.spawn(bad, how)
     await drain(app)
     with pytest.raises(TaskFailed, match="InvalidArgument"):

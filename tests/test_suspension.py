@@ -1,4 +1,4 @@
-"""durable leaves a worker while it waits, and no code notices but by the time."""
+"""A task leaves its worker while it waits, and its code notices only the time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Context: TypeAlias = TaskContext[Any]
 SyncContext: TypeAlias = SyncTaskContext[Any]
 
 
-# -- several things at once ------------------------------------------------------------
+# -- several waits at once -------------------------------------------------------------
 
 
 async def test_runs_a_step_beside_a_sleep_once(dsn: str, clock: Clock) -> None:
     effects = []
 
     async def work() -> None:
-        await asyncio.sleep(0.05)  # longer than a run takes to settle
+        await asyncio.sleep(0.05)  # longer than a run takes to resolve waits
         effects.append("worked")
 
     @task
@@ -47,7 +47,7 @@ async def test_runs_a_step_beside_a_sleep_once(dsn: str, clock: Clock) -> None:
     assert effects == ["worked"]
 
 
-async def test_sleeps_twice_at_once_no_longer_than_the_longer(
+async def test_two_concurrent_sleeps_take_as_long_as_the_longer(
     dsn: str, clock: Clock
 ) -> None:
     @task
@@ -61,7 +61,7 @@ async def test_sleeps_twice_at_once_no_longer_than_the_longer(
     assert clock.now() - started == timedelta(days=2)
 
 
-async def test_sleeps_twice_in_a_row_for_both_times(dsn: str, clock: Clock) -> None:
+async def test_two_sequential_sleeps_take_the_sum(dsn: str, clock: Clock) -> None:
     @task
     async def one_by_one(params: None, ctx: Context) -> None:
         await ctx.sleep_for("night", DAY)
@@ -72,7 +72,7 @@ async def test_sleeps_twice_in_a_row_for_both_times(dsn: str, clock: Clock) -> N
     assert clock.now() - started == timedelta(days=3)
 
 
-async def test_goes_on_with_a_chain_of_steps_beside_a_long_sleep(
+async def test_a_chain_of_steps_continues_beside_a_long_sleep(
     dsn: str, clock: Clock
 ) -> None:
     effects: list[int] = []
@@ -84,7 +84,7 @@ async def test_goes_on_with_a_chain_of_steps_beside_a_long_sleep(
         for number in range(5):
             await ctx.step("link", work)
             effects.append(number)
-            for _ in range(10):  # what lies between two steps takes a few turns
+            for _ in range(10):  # between two steps a few iterations of the loop pass
                 await asyncio.sleep(0)
 
     @task
@@ -99,10 +99,10 @@ async def test_goes_on_with_a_chain_of_steps_beside_a_long_sleep(
 
 
 @pytest.mark.parametrize("sleeps_first", [False, True])
-async def test_ends_a_sleep_in_place_while_another_branch_is_busy(
+async def test_ends_a_sleep_without_suspending_while_another_branch_is_busy(
     dsn: str, db: psycopg.Connection, *, sleeps_first: bool
 ) -> None:
-    """The step ends only after the sleep: no run could leave for that one."""
+    """The step ends only after the sleep: the run cannot suspend before that."""
 
     @task
     async def both(params: None, ctx: Context) -> None:
@@ -122,7 +122,7 @@ async def test_ends_a_sleep_in_place_while_another_branch_is_busy(
     assert claims(db) == 1
 
 
-async def test_hears_of_an_event_in_place_while_another_branch_is_busy(
+async def test_receives_an_event_without_suspending_while_another_branch_is_busy(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async def registered() -> bool:
@@ -147,7 +147,7 @@ async def test_hears_of_an_event_in_place_while_another_branch_is_busy(
     assert claims(db) == 1
 
 
-async def test_wakes_for_the_first_of_two_waits_and_goes_on_waiting_for_the_other(
+async def test_wakes_for_the_first_of_two_waits_and_keeps_the_other(
     dsn: str, clock: Clock
 ) -> None:
     order = []
@@ -181,7 +181,7 @@ async def test_wakes_for_the_first_of_two_waits_and_goes_on_waiting_for_the_othe
 
 
 async def test_keeps_the_first_deadline_of_a_wait(dsn: str, clock: Clock) -> None:
-    """However often the task wakes for something else meanwhile."""
+    """However often the task wakes for another reason meanwhile."""
 
     @task
     async def both(params: None, ctx: Context) -> str:
@@ -205,7 +205,7 @@ async def test_keeps_the_first_deadline_of_a_wait(dsn: str, clock: Clock) -> Non
     assert clock.now() - started == timedelta(days=1)
 
 
-async def test_loses_no_task_whose_wait_is_given_up_as_it_is_about_to_leave(
+async def test_loses_no_task_whose_wait_is_cancelled_as_it_suspends(
     dsn: str,
 ) -> None:
     @task
@@ -215,7 +215,7 @@ async def test_loses_no_task_whose_wait_is_given_up_as_it_is_about_to_leave(
                 async with asyncio.timeout(0.005):
                     await ctx.sleep_for("night", DAY)
             except TimeoutError:
-                await asyncio.sleep(0.05)  # what settles meanwhile has nothing to do
+                await asyncio.sleep(0.05)  # waits resolved meanwhile are unrelated
             return "given up"
 
         return (await asyncio.gather(give_up()))[0]
@@ -273,7 +273,7 @@ async def test_suspends_a_gather_that_returns_exceptions(
 # -- code that catches too much --------------------------------------------------------
 
 
-async def test_is_not_caught_as_an_exception_when_it_leaves(
+async def test_a_suspension_is_not_caught_by_except_exception(
     dsn: str, clock: Clock
 ) -> None:
     caught = []
@@ -299,7 +299,7 @@ async def test_is_not_caught_as_an_exception_when_it_leaves(
     assert caught == []
 
 
-async def test_pays_no_heed_to_what_code_returns_that_swallows_its_suspension(
+async def test_ignores_the_return_value_of_code_that_swallows_its_suspension(
     dsn: str, clock: Clock
 ) -> None:
     caught: list[BaseException] = []
@@ -328,13 +328,13 @@ async def test_pays_no_heed_to_what_code_returns_that_swallows_its_suspension(
     assert str(caught[0]) == "waiting"
 
 
-async def test_leaves_code_behind_that_does_not_end(
+async def test_abandons_code_that_does_not_end(
     dsn: str,
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("durable._worker.run._PATIENCE", 0.1)
+    monkeypatch.setattr("durable._task.run._EXIT_TIMEOUT", 0.1)
     stop = asyncio.Event()
     refused: list[BaseException] = []
 
@@ -401,7 +401,7 @@ async def test_runs_a_step_in_a_finally_once_at_the_end(
 # -- how a run ends --------------------------------------------------------------------
 
 
-async def test_waits_for_the_steps_that_still_run_when_the_code_returns(
+async def test_waits_for_running_steps_when_the_code_returns(
     dsn: str, db: psycopg.Connection
 ) -> None:
     effects, background = [], set()
@@ -423,7 +423,7 @@ async def test_waits_for_the_steps_that_still_run_when_the_code_returns(
 async def test_completes_beside_a_branch_that_still_waits(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """It waits for the step, but not for the night."""
+    """It waits for the step, but not for the long sleep."""
     background: set[asyncio.Future[None]] = set()
 
     async def work() -> None:
@@ -441,7 +441,7 @@ async def test_completes_beside_a_branch_that_still_waits(
     assert sum(branch.cancelled() for branch in background) == 1
 
 
-async def test_cancels_the_steps_that_still_run_before_it_fails_the_attempt(
+async def test_cancels_running_steps_before_it_fails_the_attempt(
     dsn: str,
 ) -> None:
     story: list[str] = []
@@ -468,7 +468,7 @@ async def test_cancels_the_steps_that_still_run_before_it_fails_the_attempt(
     assert story == ["attempt 1", *once, "attempt 2", *once]
 
 
-async def test_lets_no_thread_of_an_attempt_run_beside_the_next(dsn: str) -> None:
+async def test_no_thread_of_an_attempt_runs_beside_the_next_attempt(dsn: str) -> None:
     story: list[str] = []
     second = threading.Event()
 
@@ -526,7 +526,7 @@ async def test_refuses_a_stray_step_after_the_code_has_failed(dsn: str) -> None:
 
 @pytest.mark.parametrize("colour", ["async", "sync", "step", "sync step", "branch"])
 @pytest.mark.parametrize("error", [SystemExit(3), StopIteration("end")])
-async def test_outlives_code_that_wants_to_end_the_process(
+async def test_survives_code_that_tries_to_exit_the_process(
     dsn: str, colour: str, error: BaseException
 ) -> None:
     def stop() -> None:
@@ -594,7 +594,9 @@ async def test_fails_an_attempt_whose_code_cancels_itself(dsn: str) -> None:
         assert ended.error.type == "CancelledError"
 
 
-async def test_fails_a_task_at_once_for_one_leaf_of_a_group(dsn: str) -> None:
+async def test_one_non_retryable_error_in_a_group_fails_the_task_at_once(
+    dsn: str,
+) -> None:
     @task(max_attempts=5)
     async def grouped(params: None, ctx: Context) -> None:
         raise ExceptionGroup("two", [ValueError(), NonRetryable("the card is stolen")])
@@ -606,7 +608,7 @@ async def test_fails_a_task_at_once_for_one_leaf_of_a_group(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("caught", [True, False])
-async def test_uses_one_attempt_for_a_timeout_that_nobody_catches(
+async def test_an_uncaught_timeout_uses_one_attempt(
     dsn: str, clock: Clock, *, caught: bool
 ) -> None:
     runs = []
@@ -628,7 +630,7 @@ async def test_uses_one_attempt_for_a_timeout_that_nobody_catches(
     assert set(runs) == {1}
 
 
-async def test_ends_code_whose_task_was_cancelled(dsn: str) -> None:
+async def test_ends_the_code_of_a_cancelled_task(dsn: str) -> None:
     reasons: list[str] = []
     started = asyncio.Event()
 
@@ -653,7 +655,7 @@ async def test_ends_code_whose_task_was_cancelled(dsn: str) -> None:
     assert reasons == ["cancelled"]
 
 
-async def test_spawns_the_children_that_a_crash_left_out(
+async def test_spawns_the_children_that_a_crash_prevented(
     dsn: str, db: psycopg.Connection, clock: Clock
 ) -> None:
     """Large families take several statements; a crash may come between two."""
@@ -684,8 +686,8 @@ async def test_spawns_the_children_that_a_crash_left_out(
 
 
 def claims(db: psycopg.Connection) -> int:
-    """How often the one task of this test was claimed; its claim is odd while held."""
-    row = one(db, "select (claim + 1) / 2 from durable.tasks")
+    """Return how often the one task of this test was claimed."""
+    row = one(db, "select coalesce(times_claimed, 1) from durable.tasks")
     assert row is not None
     return int(row[0])
 

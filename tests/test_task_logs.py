@@ -1,4 +1,4 @@
-"""durable keeps what a task logs, once, and shows it to whoever asks."""
+"""durable stores what a task logs, once, and shows it to clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from durable import (
     TaskContext,
     task,
 )
-from durable._worker import publishing
+from durable._task import publisher
 from tests.support.working import working
 
 elsewhere = logging.getLogger("tests.elsewhere")
@@ -32,7 +32,7 @@ def texts(lines: list[LogLine]) -> list[str]:
     return [line.message for line in lines]
 
 
-async def test_keeps_lines_with_their_place(dsn: str) -> None:
+async def test_stores_lines_with_their_place(dsn: str) -> None:
     @task
     async def chatty(params: None, ctx: TaskContext) -> None:
         def in_a_thread() -> None:
@@ -86,7 +86,7 @@ async def test_does_not_repeat_lines_at_a_replay(
         handle = await app.spawn(chatty)
         lines = await lines_of(handle, follow=True)
     expected = ["begins", "in one", "after one", "has slept", "after two of 0"]
-    # what stands behind the last thing that is saved is run, and said, again
+    # code after the last saved call runs, and logs, again
     assert texts(lines) == [*expected, "after two of 0", "ends"]
     assert [line.attempt for line in lines[-3:]] == [1, 2, 2]
     printed = [
@@ -96,7 +96,7 @@ async def test_does_not_repeat_lines_at_a_replay(
     assert caplog.records[0].__dict__["task_id"] == str(handle.task_id)
 
 
-async def test_keeps_what_any_logger_says_if_it_is_told_to(
+async def test_stores_lines_of_any_logger_if_configured(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -132,7 +132,7 @@ async def test_keeps_what_any_logger_says_if_it_is_told_to(
     )
 
 
-async def test_keeps_of_other_loggers_nothing_unless_told(dsn: str) -> None:
+async def test_stores_no_lines_of_other_loggers_by_default(dsn: str) -> None:
     @task
     async def chatty(params: None, ctx: TaskContext) -> None:
         elsewhere.error("hello")
@@ -143,10 +143,10 @@ async def test_keeps_of_other_loggers_nothing_unless_told(dsn: str) -> None:
         assert await lines_of(handle, follow=True) == []
 
 
-async def test_says_that_there_are_more_lines_than_it_keeps(
+async def test_reports_that_lines_were_dropped_beyond_the_limit(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "LINES_AT_MOST", 20)
+    monkeypatch.setattr(publisher, "LINES_AT_MOST", 20)
 
     @task
     async def chatty(params: None, ctx: TaskContext) -> None:
@@ -162,9 +162,7 @@ async def test_says_that_there_are_more_lines_than_it_keeps(
     assert "lines are dropped" in lines[-1]
 
 
-async def test_shows_lines_of_a_step_that_is_still_running(
-    dsn: str, db: psycopg.Connection
-) -> None:
+async def test_shows_lines_of_a_running_step(dsn: str, db: psycopg.Connection) -> None:
     go = asyncio.Event()
 
     @task
@@ -185,7 +183,7 @@ async def test_shows_lines_of_a_step_that_is_still_running(
         assert [line.message async for line in lines] == ["went"]
 
 
-async def test_keeps_lines_of_an_attempt_that_fails(dsn: str) -> None:
+async def test_keeps_lines_of_a_failed_attempt(dsn: str) -> None:
     @task(max_attempts=1)
     async def doomed(params: None, ctx: TaskContext) -> None:
         ctx.logger.info("last\x00words \ud800")

@@ -1,4 +1,4 @@
-"""A test moves its engine through time, and what comes due runs, in order."""
+"""A test moves the time of its engine, and tasks that become due run in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Apps = AppFactory[Any]
 
 
 def told(ran: list[Ran], clock_began: datetime) -> list[tuple[int, str, str]]:
-    """What ran: after how many whole hours, which task, and where it stood then."""
+    """Return what ran: after how many hours, which task, and at which point."""
     hour = timedelta(hours=1)
     return [((one.at - clock_began) // hour, one.task, one.state) for one in ran]
 
@@ -50,7 +50,7 @@ async def patient(params: None, ctx: TaskContext) -> str:
     return f"child {await ctx.join(child)}"
 
 
-@task(max_duration=10 * DAY)
+@task(execution_timeout=10 * DAY)
 async def late(params: None, ctx: TaskContext) -> None:
     await ctx.await_event("never")
 
@@ -63,7 +63,7 @@ async def test_runs_a_month_in_order(durable_app: Apps, durable_clock: Clock) ->
         await app.spawn(late)
         started = time.monotonic()
         ran = await durable_clock.advance(days=30)
-        assert time.monotonic() - started < 60  # whoever waits, waits for days
+        assert time.monotonic() - started < 60  # it polls only after days
         assert await waiting.result(timeout=30) == "child 3"
     assert told(ran, began) == [
         (0, "patient", "sleeping"),
@@ -92,7 +92,7 @@ async def test_runs_nothing_that_is_due_later(
         assert (ended.state, await sleeper.state()) == ("completed", "completed")
 
 
-async def test_lets_a_chain_of_sleeps_come_to_its_end(
+async def test_lets_a_chain_of_sleeps_end(
     durable_app: Apps, durable_clock: Clock
 ) -> None:
     @task
@@ -108,7 +108,7 @@ async def test_lets_a_chain_of_sleeps_come_to_its_end(
     assert len(ran) == 31
 
 
-async def test_does_once_what_is_busy_beside_a_sleep(
+async def test_runs_a_step_beside_a_sleep_once(
     durable_app: Apps, durable_clock: Clock
 ) -> None:
     effects = []
@@ -131,7 +131,7 @@ async def test_does_once_what_is_busy_beside_a_sleep(
     assert DAY <= ended - begun < DAY + timedelta(minutes=1)
 
 
-async def test_tries_a_step_again_when_its_pause_is_over(
+async def test_retries_a_step_after_its_pause(
     durable_app: Apps, durable_clock: Clock
 ) -> None:
     tries = []
@@ -153,7 +153,7 @@ async def test_tries_a_step_again_when_its_pause_is_over(
         assert await handle.result(timeout=30) == 3
 
 
-async def test_ends_the_lease_of_a_worker_that_is_gone(
+async def test_expires_the_lease_of_a_dead_worker(
     durable_app: Apps, durable_clock: Clock, durable_database: str
 ) -> None:
     async with durable_app(tasks=[stubborn]) as app:
@@ -167,10 +167,10 @@ async def test_ends_the_lease_of_a_worker_that_is_gone(
         assert await handle.state() == "sleeping"
 
 
-async def test_waits_for_a_worker_of_the_tests_own(
+async def test_waits_for_a_worker_that_the_test_started(
     durable_app: Apps, durable_clock: Clock
 ) -> None:
-    """However far the clock jumps, it takes no lease from somebody who works."""
+    """However far the clock jumps, it expires no lease of a live worker."""
     attempts: list[int] = []
     may_end = asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_waits_for_a_worker_of_the_tests_own(
         start = durable_clock.now()
         advancing = asyncio.create_task(durable_clock.advance(30 * DAY))
         await asyncio.wait({advancing}, timeout=0.5)
-        assert durable_clock.now() - start < timedelta(seconds=20)  # a lease is 30
+        assert durable_clock.now() - start < timedelta(seconds=20)  # a lease lasts 30
         may_end.set()
         await advancing
         await draining
@@ -201,7 +201,9 @@ async def test_waits_for_a_worker_of_the_tests_own(
     assert attempts == [1]
 
 
-async def test_says_what_does_not_end(durable_app: Apps, durable_clock: Clock) -> None:
+async def test_says_which_tasks_do_not_end(
+    durable_app: Apps, durable_clock: Clock
+) -> None:
     @task
     async def stuck(params: None, ctx: TaskContext) -> None:
         await ctx.step("wait", asyncio.Event().wait, as_type=bool)
@@ -212,7 +214,7 @@ async def test_says_what_does_not_end(durable_app: Apps, durable_clock: Clock) -
             await durable_clock.advance(days=1, patience=0.2)
 
 
-async def test_stands_when_it_is_frozen(
+async def test_stands_still_when_frozen(
     durable_app: Apps, durable_clock: Clock
 ) -> None:
     new_year = datetime(2031, 1, 1, tzinfo=UTC)
@@ -242,8 +244,8 @@ async def test_goes_back_only_by_a_jump(
     assert DAY <= durable_clock.now() - past < 2 * DAY
 
 
-async def test_keeps_what_is_over(durable_app: Apps, durable_clock: Clock) -> None:
-    """A queue would be emptied by a year."""
+async def test_keeps_finished_tasks(durable_app: Apps, durable_clock: Clock) -> None:
+    """Otherwise moving by a year would delete them."""
     async with durable_app(tasks=[nap]) as app:
         handle = await app.spawn(nap, 1)
         await durable_clock.advance(days=365)
@@ -251,12 +253,31 @@ async def test_keeps_what_is_over(durable_app: Apps, durable_clock: Clock) -> No
         assert await handle.result(timeout=30) == "rested"
 
 
-def test_leaves_any_other_database_alone(dsn: str, db: psycopg.Connection) -> None:
+def test_leaves_other_databases_alone(dsn: str, db: psycopg.Connection) -> None:
     before = db.execute("select pg_get_functiondef('durable._now'::regproc)").fetchone()
     with pytest.raises(InvalidArgument, match="is for a database that was made for te"):
         Clock(AsyncDurable(dsn))
     after = db.execute("select pg_get_functiondef('durable._now'::regproc)").fetchone()
     assert before == after
+
+
+def test_runs_what_is_due_at_the_end_however_late_it_begins(
+    durable_sync_app: Apps,
+    durable_sync_clock: SyncClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time at which a task falls asleep is later than that of the call."""
+    run = asyncio.run
+
+    def run_late(coroutine: Any) -> Any:
+        time.sleep(0.5)  # as long as a busy machine may take to start a thread
+        return run(coroutine)
+
+    monkeypatch.setattr(asyncio, "run", run_late)
+    with durable_sync_app(tasks=[nap]) as app:
+        handle = app.spawn(nap, DAY.total_seconds())
+        durable_sync_clock.advance(days=1)
+        assert handle.state() == "completed"
 
 
 def test_moves_time_for_synchronous_tests(

@@ -1,4 +1,4 @@
-"""A user's own task is killed wherever it can be, and told what became of it."""
+"""A user's task is killed at every boundary, and the outcome is reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prepare(database: str) -> None:
 
 
 def charge(who: str, key: str | None = None) -> str:
-    """Charge again, if it is asked again without a key."""
+    """Charge again if called again without a key."""
     with psycopg.connect(os.environ["DURABLE_DATABASE_URL"], autocommit=True) as db:
         db.execute(
             "insert into public.charges values (%s, %s) on conflict do nothing",
@@ -57,7 +57,7 @@ async def ship(who: str, ctx: TaskContext[str]) -> str:
 
 @task
 async def safe(who: str, ctx: TaskContext[str]) -> str:
-    """Do a bit of everything, each in a way that a crash cannot spoil."""
+    """Use several features, each in a way that survives a crash."""
     await ctx.step("charge", charge, who, f"charge-{ctx.task_id}")
     await ctx.transaction("enter", enter, who)
     await ctx.sleep_for("month", 30 * 86_400)
@@ -135,7 +135,7 @@ async def test_proves_that_a_safe_task_survives_a_kill_anywhere(
     assert "charge ran 2 times" in str(report)
 
 
-def test_proves_it_of_a_synchronous_task(durable_sync_app: Apps) -> None:
+def test_proves_it_for_a_synchronous_task(durable_sync_app: Apps) -> None:
     report = sync.crash_everywhere(
         durable_sync_app(tasks=[safe_too]),
         safe_too,
@@ -151,7 +151,7 @@ def test_proves_it_of_a_synchronous_task(durable_sync_app: Apps) -> None:
     ]
 
 
-async def test_catches_a_step_that_may_not_be_repeated(durable_app: Apps) -> None:
+async def test_detects_a_step_that_must_not_be_repeated(durable_app: Apps) -> None:
     with pytest.raises(CrashUnsafe) as caught:
         await crash_everywhere(
             durable_app(tasks=[without_a_key]),
@@ -170,7 +170,7 @@ async def test_catches_a_step_that_may_not_be_repeated(durable_app: Apps) -> Non
 
 
 @pytest.mark.parametrize("colour", ["async", "sync"])
-async def test_catches_an_effect_outside_a_step(durable_app: Apps, colour: str) -> None:
+async def test_detects_an_effect_outside_a_step(durable_app: Apps, colour: str) -> None:
     unsafe = between_steps if colour == "async" else between_steps_too
     with pytest.raises(CrashUnsafe) as caught:
         await crash_everywhere(
@@ -207,7 +207,9 @@ async def test_kills_at_one_boundary(durable_app: Apps) -> None:
     assert seen == [life]
 
 
-async def test_says_what_a_task_with_one_attempt_comes_to(durable_app: Apps) -> None:
+async def test_reports_the_outcome_of_a_task_with_one_attempt(
+    durable_app: Apps,
+) -> None:
     life = await crash_at(
         "sent:$end", durable_app(tasks=[tried_once]), tried_once, headers={"of": "x"}
     )
@@ -217,7 +219,7 @@ async def test_says_what_a_task_with_one_attempt_comes_to(durable_app: Apps) -> 
     assert "$LeaseExpired" in str(life.error)
 
 
-async def test_hands_every_life_to_a_check(durable_app: Apps) -> None:
+async def test_passes_every_life_to_a_check(durable_app: Apps) -> None:
     def check(life: Life) -> None:
         assert life.point is None, "killed"
 
@@ -231,7 +233,7 @@ async def test_hands_every_life_to_a_check(durable_app: Apps) -> None:
         )
 
 
-async def test_says_that_outputs_vary(durable_app: Apps) -> None:
+async def test_reports_that_outputs_vary(durable_app: Apps) -> None:
     app = durable_app(tasks=[moody])
     with pytest.raises(CrashUnsafe, match=r"output: '\d+', undisturbed: '\d+'"):
         await crash_everywhere(app, moody, only=lambda point: point == "before:$run")
@@ -240,27 +242,29 @@ async def test_says_that_outputs_vary(durable_app: Apps) -> None:
     )
 
 
-async def test_names_the_boundaries_there_are(durable_app: Apps) -> None:
+async def test_lists_the_boundaries(durable_app: Apps) -> None:
     app = durable_app(tasks=[tried_once])
     with pytest.raises(InvalidArgument, match="'work' is no boundary") as caught:
         await crash_at("work", app, tried_once)
-    with pytest.raises(InvalidArgument, match='does not come to "before:x"') as caught:
+    with pytest.raises(InvalidArgument, match='does not reach "before:x"') as caught:
         await crash_at("before:x", app, tried_once)
     assert "before:$run, before:work, during:work" in str(caught.value.hint)
 
 
-async def test_refuses_a_task_that_fails_undisturbed(durable_app: Apps) -> None:
+async def test_refuses_a_task_that_fails_without_a_crash(durable_app: Apps) -> None:
     app = durable_app(tasks=[without_its_table])
     with pytest.raises(InvalidArgument, match="in all its 2 attempts: Undef") as caught:
         await crash_everywhere(app, without_its_table)  # and no prepare
     assert "`prepare`" in str(caught.value.hint)
 
 
-async def test_refuses_what_another_process_cannot_import(durable_app: Apps) -> None:
+async def test_refuses_a_task_that_another_process_cannot_import(
+    durable_app: Apps,
+) -> None:
     @task
     async def local(params: None, ctx: TaskContext) -> None: ...
 
-    with pytest.raises(InvalidArgument, match="cannot import the task test_refuses_wh"):
+    with pytest.raises(InvalidArgument, match="cannot import the task test_refuses_a"):
         await crash_everywhere(durable_app(tasks=[local]), local)
 
 
@@ -268,3 +272,28 @@ async def test_refuses_a_database_that_is_not_for_tests(dsn: str) -> None:
     app = AsyncDurable(dsn, tasks=[tried_once])
     with pytest.raises(InvalidArgument, match="a crash test is for a database that wa"):
         await crash_everywhere(app, tried_once)
+
+
+def named_database(database: str) -> str:
+    """Return the database that code finds by itself; fail if it is the wrong one."""
+    assert os.environ["DURABLE_DATABASE_URL"] == database
+    return database
+
+
+async def test_a_tests_own_functions_find_the_database_of_each_life(
+    durable_app: Apps,
+) -> None:
+    """As an application does that was created without an address."""
+    before = os.environ["DURABLE_DATABASE_URL"]
+    seen: list[str] = []
+    await crash_everywhere(
+        durable_app(tasks=[ship]),
+        ship,
+        "ada",
+        prepare=lambda database: seen.append(named_database(database)),
+        effects=lambda database: len(seen) * bool(named_database(database)),
+        check=lambda life: named_database(life.database) and None,
+        only=lambda point: point == "during:$end",
+    )
+    assert len(seen) == 1
+    assert os.environ["DURABLE_DATABASE_URL"] == before

@@ -1,4 +1,4 @@
-"""The plugin serves a project that knows nothing of ours, whatever else it uses."""
+"""The pytest plugin works in any project, together with other plugins."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_costs_nothing():
 def project(
     pytester: pytest.Pytester, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.Pytester:
-    """A fresh project, with an application; its databases are on our server."""
+    """A fresh project with an application; its databases are on the shared server."""
     for name in ("PYTEST_ADDOPTS", "DURABLE_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DURABLE_TEST_DATABASE_URL", server.dsn)
@@ -90,7 +90,7 @@ def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
     return project.runpytest_subprocess("-W", "error", *options, timeout=300)
 
 
-def test_serves_every_kind_of_test(project: pytest.Pytester) -> None:
+def test_supports_every_kind_of_test(project: pytest.Pytester) -> None:
     """In one run: strict pytest-asyncio, anyio, none; each in a process of xdist."""
     project.makepyfile(
         test_strict="import pytest\n\n@pytest.mark.asyncio" + MONTH,
@@ -106,7 +106,7 @@ def test_serves_every_kind_of_test(project: pytest.Pytester) -> None:
     run(project, "-n", "2").assert_outcomes(passed=4)
 
 
-def test_serves_automatic_tests_and_crashes_tasks_of_a_test(
+def test_supports_automatic_mode_and_crash_tests(
     project: pytest.Pytester,
 ) -> None:
     project.makepyfile(test_auto=MONTH, test_crash=CRASH)
@@ -118,12 +118,12 @@ def test_serves_automatic_tests_and_crashes_tasks_of_a_test(
     run(project).assert_outcomes(passed=2)
 
 
-def test_imports_nothing_where_nobody_asks(project: pytest.Pytester) -> None:
+def test_imports_nothing_unless_used(project: pytest.Pytester) -> None:
     project.makepyfile(UNUSED)
     run(project, "-p", "no:asyncio", "-p", "no:anyio").assert_outcomes(passed=1)
 
 
-def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_which_dependency_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DURABLE_TEST_DATABASE_URL", raising=False)
     monkeypatch.setenv("DURABLE_PG_BIN", "/nowhere")
     monkeypatch.setattr(_servers, "_is_installed", lambda _: False)
@@ -133,7 +133,7 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "DURABLE_TEST_DATABASE_URL is not set" in text
     assert "no Postgres 15 or newer in /nowhere" in text
     assert "testcontainers is not installed" in text
-    assert "pip install 'durable[testing]'" in text
+    assert "pip install 'durable-postgres[testing]'" in text
 
 
 def test_starts_a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_starts_a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert queues == [("default",)]
 
 
-def test_drops_what_a_killed_run_has_left(server: Server) -> None:
+def test_drops_databases_left_by_a_killed_run(server: Server) -> None:
     left = "durable_test_0badcafe_template"
     with psycopg.connect(server.dsn, autocommit=True) as admin:
         admin.execute(f"create database {left}")
@@ -158,7 +158,7 @@ def test_drops_what_a_killed_run_has_left(server: Server) -> None:
         with TestDatabases(server.dsn) as live, live.database() as url:
             with TestDatabases(server.dsn):
                 assert admin.execute(known, [left]).fetchall() == []
-            with psycopg.connect(url) as session:  # somebody's who is still there
+            with psycopg.connect(url) as session:  # of a session that is still running
                 assert session.execute("select 1").fetchone() == (1,)
 
 

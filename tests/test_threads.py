@@ -1,4 +1,4 @@
-"""Synchronous code has a thread when it needs one, and none is kept for long."""
+"""Synchronous code gets a thread when it needs one, and idle threads end soon."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 
 import pytest
 
-from durable._worker import threads
-from durable._worker.threads import Threads
+from durable._task import threads
+from durable._task.threads import Threads
 from tests.support.wait import aeventually
 
 
-async def test_ends_also_a_thread_whose_job_another_has_done(
+async def test_ends_a_thread_whose_job_another_one_has_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who has just ended a job of its own comes before a thread that is to begin."""
+    """A thread that has just finished a job takes the next before a new one does."""
     may_begin = threading.Event()
     begun: list[threading.Thread] = []
 
@@ -40,4 +40,4 @@ async def test_ends_also_a_thread_whose_job_another_has_done(
         return not any(thread.is_alive() for thread in begun)
 
     await aeventually(all_have_ended)
-    assert await pool.run(abs, -7) == 7  # by another one
+    assert await pool.run(abs, -7) == 7  # by another thread

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psycopg
@@ -28,6 +29,7 @@ from durable import (
     TaskFailed,
     task,
 )
+from durable._task._async import transaction
 from durable.options import Isolation
 from tests.support.wait import aeventually
 from tests.support.working import outcome, working
@@ -77,7 +79,7 @@ def book_sync(isolation: Isolation, ctx: SyncTaskContext) -> str:
 
 @pytest.mark.parametrize("isolation", LEVELS)
 @pytest.mark.parametrize("kind", [book, book_sync], ids=["async", "sync"])
-async def test_does_it_once_and_replays_what_it_returned(
+async def test_writes_once_and_replays_the_returned_value(
     dsn: str, db: psycopg.Connection, kind: Any, isolation: Isolation
 ) -> None:
     async with working(dsn, kind) as (app, _):
@@ -118,10 +120,10 @@ async def test_completes_the_task_in_the_same_transaction(
     assert noted(db) == ["a"]
     assert calls == ["a", "after"]
     together = (
-        "select t.state, t.attempt, t.claim from durable.tasks t, public.entries e"
+        "select t.state, t.attempt, t.claim % 2 from durable.tasks t, public.entries e"
         " where t.xmin = e.xmin"
     )
-    assert db.execute(together).fetchall() == [("completed", 1, 2)]
+    assert db.execute(together).fetchall() == [("completed", 1, 0)]
 
 
 async def test_refuses_durable_calls_once_the_task_has_completed(
@@ -143,7 +145,7 @@ async def test_refuses_durable_calls_once_the_task_has_completed(
     assert refused == ["the context is used after its run has ended"]
 
 
-async def test_completes_with_nothing_but_what_the_task_returns(
+async def test_completes_only_with_the_return_value_of_the_task(
     dsn: str, db: psycopg.Connection
 ) -> None:
     @task(max_attempts=1)
@@ -155,7 +157,7 @@ async def test_completes_with_nothing_but_what_the_task_returns(
     assert noted(db) == []
 
 
-async def test_completes_nothing_if_the_function_raises(
+async def test_does_not_complete_if_the_function_raises(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async def fail(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -171,7 +173,7 @@ async def test_completes_nothing_if_the_function_raises(
 
 
 @pytest.mark.parametrize("isolation", LEVELS)
-async def test_rolls_back_what_it_wrote_if_it_raises(
+async def test_rolls_back_if_the_function_raises(
     dsn: str, db: psycopg.Connection, isolation: Isolation
 ) -> None:
     async def fail(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -188,7 +190,7 @@ async def test_rolls_back_what_it_wrote_if_it_raises(
     assert noted(db) == ["kept"]
 
 
-async def test_rolls_back_what_cannot_be_saved(
+async def test_rolls_back_a_value_that_cannot_be_saved(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async def strange(conn: psycopg.AsyncConnection[Any]) -> Any:
@@ -203,7 +205,7 @@ async def test_rolls_back_what_cannot_be_saved(
     assert noted(db) == []
 
 
-async def test_raises_what_the_database_refuses_at_the_commit(
+async def test_raises_the_error_of_a_refused_commit(
     dsn: str, db: psycopg.Connection
 ) -> None:
     db.execute(
@@ -246,7 +248,7 @@ async def test_raises_if_an_error_of_the_transaction_was_swallowed(
 
 @pytest.mark.parametrize("failure", [SerializationFailure, DeadlockDetected])
 @pytest.mark.parametrize("isolation", LEVELS)
-async def test_begins_again_where_postgres_says_so(
+async def test_retries_on_serialization_failures_and_deadlocks(
     dsn: str,
     db: psycopg.Connection,
     failure: type[psycopg.Error],
@@ -267,11 +269,107 @@ async def test_begins_again_where_postgres_says_so(
     assert (len(calls), noted(db)) == (3, ["a"])
 
 
+async def idle(conn: psycopg.AsyncConnection[Any]) -> None:
+    await enter(conn, "lost")
+    await asyncio.sleep(0.3)
+
+
+async def idle_between(conn: psycopg.AsyncConnection[Any]) -> None:
+    await idle(conn)
+    await conn.execute("select 1")
+
+
+async def take_long(conn: psycopg.AsyncConnection[Any]) -> None:
+    await enter(conn, "lost")
+    await conn.execute("select pg_sleep(5)")
+
+
+async def want_a_lock(conn: psycopg.AsyncConnection[Any]) -> None:
+    await enter(conn, "lost")
+    await conn.execute("lock table public.locked")
+
+
+async def be_terminated(conn: psycopg.AsyncConnection[Any]) -> None:
+    await enter(conn, "lost")
+    await conn.execute("select pg_terminate_backend(pg_backend_pid())")
+
+
+async def conflict(conn: psycopg.AsyncConnection[Any]) -> None:
+    await enter(conn, "lost")
+    await conn.execute("do $$ begin raise exception using errcode = '40001'; end $$")
+
+
+FAILING = [
+    ("idle_in_transaction_session_timeout", idle_between, 1),
+    ("idle_in_transaction_session_timeout", idle, 1),
+    ("statement_timeout", take_long, 1),
+    ("transaction_timeout", idle_between, 1),
+    ("lock_timeout", want_a_lock, 1),
+    (None, be_terminated, 3),
+    (None, conflict, 3),
+]
+
+
+@pytest.mark.parametrize("ended", FAILING, ids=lambda ended: ended[1].__name__)
+async def test_a_deterministic_failure_counts_as_a_failure(
+    dsn: str,
+    db: psycopg.Connection,
+    connect: Callable[[], psycopg.Connection],
+    monkeypatch: pytest.MonkeyPatch,
+    ended: tuple[str | None, Callable[..., Any], int],
+) -> None:
+    """First as a try of the step, and then as an attempt of the task."""
+    limit, function, times = ended
+    monkeypatch.setattr(transaction, "_MOST_LOSSES", 3)
+    monkeypatch.setattr(transaction, "_MOST_CONFLICTS", 3)
+    locker = connect()
+    locker.execute("create table public.locked (); begin; lock table public.locked")
+    known = "select from pg_settings where name = %s"
+    if limit is not None:
+        if not db.execute(known, [limit]).rowcount:
+            assert db.info.server_version < 170000
+            return
+        db.execute(f'alter database "{db.info.dbname}" set {limit} = 150')
+
+    @task(max_attempts=2, retry=Retry.fixed(0))
+    async def failing(params: None, ctx: TaskContext) -> None:
+        again = Retry.fixed(0)
+        await ctx.transaction("fail", function, max_attempts=2, retry=again)
+
+    async with working(dsn, failing) as (app, _):
+        handle = await app.spawn(failing)
+        with pytest.raises(TaskFailed):
+            await handle.result(timeout=20)
+        assert (await handle.snapshot()).attempt == 2
+    assert len(calls) == 2 * 2 * times
+    assert noted(db) == []
+
+
+async def test_counts_an_interrupted_transaction_of_a_synchronous_task(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    def pause(conn: psycopg.Connection[Any]) -> None:
+        enter_sync(conn, "lost")
+        time.sleep(0.3)
+
+    @task(max_attempts=2, retry=Retry.fixed(0))
+    def failing(params: None, ctx: SyncTaskContext) -> None:
+        ctx.transaction("pause", pause)
+
+    limit = "idle_in_transaction_session_timeout = 100"
+    db.execute(f'alter database "{db.info.dbname}" set {limit}')
+    async with working(dsn, failing) as (app, _):
+        handle = await app.spawn(failing)
+        with pytest.raises(TaskFailed, match="IdleInTransactionSessionTimeout"):
+            await handle.result(timeout=20)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-async def test_counts_up_under_contention(
+async def test_increments_correctly_under_contention(
     dsn: str, db: psycopg.Connection, isolation: Isolation
 ) -> None:
-    """Read, then write: at a lower level, increments would be lost."""
+    """Read, then write: at a lower isolation level, increments would be lost."""
     db.execute("create table public.counter (n int)")
     db.execute("insert into public.counter values (0)")
 
@@ -295,7 +393,7 @@ async def test_counts_up_under_contention(
 @pytest.mark.parametrize(
     "kind", [book, book_sync, settle], ids=["async", "sync", "completing"]
 )
-async def test_does_it_once_though_connections_are_lost_at_the_commit(
+async def test_writes_once_though_connections_are_lost_at_the_commit(
     dsn: str, db: psycopg.Connection, kind: Any, isolation: Isolation
 ) -> None:
     """A trigger cuts the connection at the first two commits, before they count."""
@@ -320,10 +418,10 @@ deferrable initially deferred for each row execute function public.cut()
 
 
 @pytest.mark.parametrize("completes", [False, True], ids=["saving", "completing"])
-async def test_looks_whether_a_lost_try_did_commit(
+async def test_checks_whether_a_lost_try_did_commit(
     dsn: str, db: psycopg.Connection, completes: Any
 ) -> None:
-    """The connection is cut when all is committed but not yet answered."""
+    """The connection is cut after the commit and before its answer."""
     committed = asyncio.Event()
 
     class Cut(psycopg.AsyncConnection[Any]):
@@ -347,7 +445,7 @@ async def test_looks_whether_a_lost_try_did_commit(
 
 
 @pytest.mark.parametrize("isolation", LEVELS)
-async def test_commits_nothing_for_a_task_that_somebody_else_has_taken(
+async def test_commits_nothing_for_a_task_that_another_worker_has_claimed(
     dsn: str, db: psycopg.Connection, isolation: Isolation
 ) -> None:
     go_on, inside = asyncio.Event(), asyncio.Event()
@@ -374,10 +472,10 @@ async def test_commits_nothing_for_a_task_that_somebody_else_has_taken(
 
 
 @pytest.mark.parametrize("isolation", LEVELS)
-async def test_is_not_begun_again_because_its_lease_was_extended(
+async def test_is_not_repeated_because_its_lease_was_extended(
     dsn: str, db: psycopg.Connection, isolation: Isolation
 ) -> None:
-    """It lasts for longer than a worker waits before it extends leases."""
+    """It lasts longer than a worker waits before it extends leases."""
 
     async def linger(conn: psycopg.AsyncConnection[Any]) -> str:
         done = await enter(conn, "a")
@@ -394,7 +492,7 @@ async def test_is_not_begun_again_because_its_lease_was_extended(
     assert calls == ["a"]
 
 
-async def test_holds_up_neither_its_siblings_nor_who_cancels(
+async def test_blocks_neither_sibling_branches_nor_a_cancel(
     dsn: str, db: psycopg.Connection
 ) -> None:
     inside, go_on = asyncio.Event(), asyncio.Event()
@@ -423,8 +521,8 @@ async def test_holds_up_neither_its_siblings_nor_who_cancels(
     assert noted(db) == []
 
 
-async def test_lets_a_siblings_failure_be_tried_again(dsn: str) -> None:
-    """Only what the task has caught is final, and this was not caught yet."""
+async def test_a_siblings_failure_can_be_retried(dsn: str) -> None:
+    """Only a caught failure is final, and this one was not caught yet."""
     failures: list[int] = []
 
     def fails_once() -> str:
@@ -446,9 +544,7 @@ async def test_lets_a_siblings_failure_be_tried_again(dsn: str) -> None:
         assert await handle.result(timeout=20) == "mended"
 
 
-async def test_refuses_a_rollback_that_says_nothing(
-    dsn: str, db: psycopg.Connection
-) -> None:
+async def test_refuses_a_silent_rollback(dsn: str, db: psycopg.Connection) -> None:
     async def roll_back(conn: psycopg.AsyncConnection[Any]) -> None:
         await enter(conn, "lost")
         raise psycopg.Rollback
@@ -463,7 +559,7 @@ async def test_refuses_a_rollback_that_says_nothing(
     assert noted(db) == []
 
 
-async def test_waits_out_a_server_that_only_reads(
+async def test_waits_while_the_server_is_read_only(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async def read_only_at_first(conn: psycopg.AsyncConnection[Any]) -> str:
@@ -480,7 +576,7 @@ async def test_waits_out_a_server_that_only_reads(
     assert noted(db) == ["a"]
 
 
-async def test_does_not_wait_for_a_pool_that_is_closed(dsn: str) -> None:
+async def test_does_not_wait_for_a_closed_pool(dsn: str) -> None:
     @task(max_attempts=1)
     async def booking(params: None, ctx: TaskContext) -> None:
         await ctx.transaction("book", enter, "a", on=pool)
@@ -519,7 +615,7 @@ async def test_spawns_and_emits_with_it(
     assert names == [("booking",), ("later",)]
 
 
-async def test_waits_for_one_that_its_task_did_not_await(
+async def test_waits_for_a_transaction_that_its_task_did_not_await(
     dsn: str, db: psycopg.Connection
 ) -> None:
     @task(max_attempts=1)
@@ -538,12 +634,10 @@ async def test_waits_for_one_that_its_task_did_not_await(
     assert await begun[0] == "entered a"
 
 
-# Whose connection it is
+# Connections of the application
 
 
-async def test_begins_on_an_engine_of_sqlalchemy(
-    dsn: str, db: psycopg.Connection
-) -> None:
+async def test_runs_on_a_sqlalchemy_engine(dsn: str, db: psycopg.Connection) -> None:
     async def enter_by(conn: sa_async.AsyncConnection, note: str) -> str:
         await conn.execute(
             sa.text("insert into entries (note) values (:n)"), {"n": note}
@@ -573,9 +667,7 @@ async def test_begins_on_an_engine_of_sqlalchemy(
     assert sorted(noted(db)) == ["asyncpg"] * 3 + ["psycopg"] * 3
 
 
-async def test_begins_on_sync_pools_and_engines(
-    dsn: str, db: psycopg.Connection
-) -> None:
+async def test_runs_on_sync_pools_and_engines(dsn: str, db: psycopg.Connection) -> None:
     def enter_by(conn: sa.Connection, note: str) -> None:
         conn.execute(ENTER, {"note": note})
 
@@ -591,7 +683,7 @@ async def test_begins_on_sync_pools_and_engines(
     assert noted(db) == ["engine", "pool"]
 
 
-async def test_begins_again_on_an_engine_whose_connections_were_cut(
+async def test_retries_on_an_engine_whose_connections_were_cut(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async def cut_once(conn: sa_async.AsyncConnection) -> str:
@@ -613,10 +705,10 @@ async def test_begins_again_on_an_engine_whose_connections_were_cut(
     assert (calls, noted(db)) == (["a", "a"], ["a"])
 
 
-async def test_raises_an_error_of_sqlalchemy_as_it_is(
+async def test_raises_a_sqlalchemy_error_unchanged(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """Its connection is closed by then, as it is when all went well."""
+    """Its connection is closed by then, as after success."""
 
     async def wrong(conn: sa_async.AsyncConnection) -> None:
         await conn.execute(sa.text("select 1 / 0"))
@@ -635,7 +727,7 @@ async def test_raises_an_error_of_sqlalchemy_as_it_is(
     await engine.dispose()
 
 
-# What is refused, before anything is begun
+# Refused before the transaction begins
 
 
 @pytest.mark.parametrize(
@@ -647,7 +739,7 @@ async def test_raises_an_error_of_sqlalchemy_as_it_is(
     ],
     ids=repr,
 )
-async def test_refuses_what_it_does_not_know(
+async def test_refuses_invalid_arguments(
     dsn: str,
     db: psycopg.Connection,
     options: dict[str, Any],
@@ -678,7 +770,7 @@ async def test_refuses_a_durable_call_inside(dsn: str, db: psycopg.Connection) -
     assert noted(db) == []
 
 
-async def test_does_not_commit_halfway(dsn: str, db: psycopg.Connection) -> None:
+async def test_refuses_a_commit_inside(dsn: str, db: psycopg.Connection) -> None:
     async def commit(conn: psycopg.AsyncConnection[Any]) -> None:
         await enter(conn, "half")
         await conn.commit()

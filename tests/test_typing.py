@@ -1,4 +1,4 @@
-"""Type checkers know what a task takes and gives, and find a mistake before a run."""
+"""Type checkers know params and result types, and find mistakes before a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)  # nothing may be in a cache
+pytestmark = pytest.mark.timeout(600)  # no results may come from a cache
 API = Path(__file__).parent / "typing"
 PYPROJECT = Path(__file__).parents[1] / "python-sdk" / "pyproject.toml"
 
 
 def output(*command: str | Path) -> str:
-    """What a checker says; an empty string if it found nothing."""
+    """Return the output of a checker; an empty string if it found nothing."""
     checked = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=PYPROJECT.parents[1],  # where the cache of `make types` is
+        cwd=PYPROJECT.parents[1],  # the cache of `make types`
         capture_output=True,
         text=True,
         check=False,

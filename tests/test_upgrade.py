@@ -1,4 +1,4 @@
-"""durable comes to a new version in one transaction, and ends where an install does."""
+"""durable is upgraded in one transaction, and the result equals a fresh install."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TypeAlias
 import psycopg
 import pytest
 
-from durable import AsyncDurable, Durable, SchemaVersion, _schema
+from durable import AsyncDurable, Durable, SchemaVersion
+from durable._db import schema
 from tests.support.processes import ROOT, Processes
 from tests.support.schema import GOLDEN, bodies, described
 from tests.support.sources import Sources
@@ -24,18 +25,7 @@ from tests.support.working import working
 Connect: TypeAlias = Callable[[], psycopg.Connection]
 
 NAMES_SEEN = "select name from durable.migrations order by number"
-SHIPPED = [
-    ("install",),
-    ("0002_roles_of_a_queue.sql",),
-    ("0003_notes_by_task.sql",),
-    ("0004_messages.sql",),
-    ("0005_publishing.sql",),
-    ("0006_children_elsewhere.sql",),
-    ("0007_deadlines_and_versions.sql",),
-    ("0008_lists_and_histories.sql",),
-    ("0009_fingerprint_of_a_key.sql",),
-    ("0010_who_and_when.sql",),
-]
+SHIPPED = [("install",)]
 
 CUT = """
 select pg_terminate_backend(pid) from pg_stat_activity
@@ -51,7 +41,7 @@ where not granted and mode = 'AccessExclusiveLock'
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
-    """The SQL that the package carries, to be changed."""
+    """A copy of the packaged SQL, to be changed."""
     copy = Sources(tmp_path)
     copy.carried(monkeypatch)
     return copy
@@ -59,7 +49,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
 
 @pytest.fixture
 def migrate(dsn: str) -> Callable[[], None]:
-    """Do what an application does when it starts."""
+    """Migrate as an application does when it starts."""
 
     def migrate() -> None:
         with Durable(dsn) as app:
@@ -70,7 +60,7 @@ def migrate(dsn: str) -> Callable[[], None]:
 
 def reinstall(session: psycopg.Connection) -> None:
     session.execute("drop schema durable cascade")
-    session.execute(_schema.script(None))
+    session.execute(schema.script(None))
 
 
 def test_has_the_schema_that_was_reviewed(db: psycopg.Connection) -> None:
@@ -89,7 +79,7 @@ def test_changes_nothing_when_there_is_nothing_new(
     assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
-def test_keeps_tasks_through_an_upgrade(
+def test_keeps_tasks_during_an_upgrade(
     dsn: str, db: psycopg.Connection, sources: Sources
 ) -> None:
     sources.migration("9002_rank.sql", "alter table durable.tasks add rank integer;\n")
@@ -102,7 +92,7 @@ def test_keeps_tasks_through_an_upgrade(
     ]
 
 
-def test_ends_where_a_fresh_install_does(
+def test_an_upgrade_equals_a_fresh_install(
     connect: Connect, sources: Sources, migrate: Callable[[], None]
 ) -> None:
     change = """
@@ -128,77 +118,12 @@ $$;
     assert (described(db), bodies(db), db.execute(NAMES_SEEN).fetchall()) == upgraded
 
 
-def test_brings_the_first_version_to_this_one(
-    dsn: str, db: psycopg.Connection, migrate: Callable[[], None]
-) -> None:
-    before = described(db), bodies(db)
-    db.execute("""
-alter table durable.queues drop column roles;
-drop index durable.notes_task_idx;
-
-drop view durable.waiting, durable.task_list;
-drop table durable.mailboxes, durable.messages, durable.message_keys;
-alter table durable.waits
-  drop column topic, drop column task_queues, drop column any_of,
-  add constraint waits_are_for_one_thing
-    check (num_nonnulls(event_name, task_ids) <= 1
-      and (event_name is not null or task_ids is not null or deadline_at is not null));
-
-drop table durable.task_values, durable.stream_entries, durable.log_lines;
-drop type durable.publication, durable.published_value cascade;
-drop type durable.stream_entry, durable.log_line cascade;
-
-alter table durable.tasks drop column parent_queue, drop column child_queues;
-comment on column durable.waits.task_ids is 'As it was.';
-alter table durable.notes drop column root_queue, drop column root_task_id,
-  drop column root_deadline;
-drop table durable.watches;
-delete from pg_enum where enumlabel in ('ended_above', 'revived_above');
-
-alter table durable.queues drop column max_lost_leases, drop column versions;
-alter table durable.tasks drop column complete_by, drop column version;
-create index tasks_claimable_idx on durable.tasks (queue, name, available_at, task_id)
-where available_at is not null;
-drop table durable.versions;
-drop function durable.list_versions;
-drop type durable.version_statistics;
-drop function durable.claim_tasks, durable.get_next_due;
-create function durable.claim_tasks(
-  queue text, worker text, names text[] default null, quantity integer default 1,
-  lease double precision default 30, after_at timestamptz[] default null,
-  after_ids uuid[] default null
-) returns setof durable.claimed_task language plpgsql as $$ begin end $$;
-create function durable.get_next_due(queue text, names text[] default null)
-returns double precision language plpgsql as $$ begin return 1; end $$;
-
-drop type durable.listed_task, durable.swept_tasks cascade;
-drop type durable.history_entry, durable._task_filter cascade;
-
-alter table durable.idempotency_keys drop column fingerprint;
-alter type durable._spawn_options
-  drop attribute deadline, drop attribute version, drop attribute fingerprint;
-
-alter table durable.queues drop column history;
-alter table durable.runs drop column retried_at, drop column retried_by;
-drop table durable.claim_log;
-drop type durable._told cascade;
-
-comment on table durable.queues is 'As it was.';
-delete from durable.migrations where number > 1;
-""")
-    migrate()
-    assert (described(db), bodies(db)) == before
-    assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
-    with Durable(dsn) as app:
-        assert app.spawn("x").created
-
-
-def test_drops_what_the_new_version_no_longer_has(
+def test_drops_objects_that_the_new_version_no_longer_has(
     db: psycopg.Connection, migrate: Callable[[], None]
 ) -> None:
     before = described(db), bodies(db)
     db.execute("""
-create function durable._knock(queue text) returns void
+create function durable._notify_listeners(queue text) returns void
 language sql as $$ $$;
 create function durable.gone(queue text) returns boolean
 language sql as $$ select true $$;
@@ -226,7 +151,7 @@ def test_applies_each_migration_once_and_in_order(
     assert db.execute(NAMES_SEEN).fetchall() == [*SHIPPED, *((n,) for n in names)]
 
 
-def test_leaves_nothing_of_a_migration_that_breaks_off(
+def test_rolls_back_a_failed_migration(
     db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
 ) -> None:
     before = described(db), bodies(db)
@@ -242,7 +167,7 @@ def test_leaves_nothing_of_a_migration_that_breaks_off(
     assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
-def test_leaves_nothing_of_an_install_that_breaks_off(
+def test_rolls_back_a_failed_install(
     db: psycopg.Connection, sources: Sources, migrate: Callable[[], None]
 ) -> None:
     db.execute("drop schema durable cascade")
@@ -253,7 +178,7 @@ def test_leaves_nothing_of_an_install_that_breaks_off(
     assert db.execute("select to_regnamespace('durable')").fetchone() == (None,)
 
 
-def test_is_installed_once_by_many_at_the_same_time(
+def test_concurrent_clients_install_once(
     db: psycopg.Connection, migrate: Callable[[], None]
 ) -> None:
     db.execute("drop schema durable cascade")
@@ -274,10 +199,10 @@ def test_is_installed_once_by_many_at_the_same_time(
     assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
-def test_installs_the_same_from_the_one_flat_file(db: psycopg.Connection) -> None:
+def test_installs_the_same_from_the_single_flat_file(db: psycopg.Connection) -> None:
     before = described(db), bodies(db)
     db.execute("drop schema durable cascade")
-    db.execute(_schema.flatten())
+    db.execute(schema.flatten())
     assert (described(db), bodies(db)) == before
 
 
@@ -288,10 +213,10 @@ language sql immutable as $$ select '{version}' $$
 """)
 
 
-def test_has_one_version(db: psycopg.Connection) -> None:
+def test_all_sources_name_the_same_version(db: psycopg.Connection) -> None:
     package = tomllib.loads((ROOT / "python-sdk" / "pyproject.toml").read_text())
-    assert db.execute("select durable.version()").fetchone() == (_schema.VERSION,)
-    assert package["project"]["version"] == _schema.VERSION
+    assert db.execute("select durable.version()").fetchone() == (schema.VERSION,)
+    assert package["project"]["version"] == schema.VERSION
 
 
 @pytest.mark.parametrize(
@@ -299,7 +224,7 @@ def test_has_one_version(db: psycopg.Connection) -> None:
     [
         ("0.0.9", "durable migrate"),
         ("", "durable migrate"),
-        ("0.2.0", r"package of version 0\.2"),
+        ("0.3.0", r"package of version 0\.3"),
         ("0.10.0", r"package of version 0\.10"),
         ("1.1.0", r"package of version 1\.1"),
     ],
@@ -308,7 +233,7 @@ async def test_refuses_an_engine_of_another_version(
     dsn: str, db: psycopg.Connection, version: str, hint: str
 ) -> None:
     set_version(db, version)
-    refused = rf"needs 0\.1(.|\n)*{hint}"
+    refused = rf"needs 0\.2(.|\n)*{hint}"
     with Durable(dsn) as client, pytest.raises(SchemaVersion, match=refused):
         client.spawn("x")
     async with AsyncDurable(dsn) as app:
@@ -319,45 +244,60 @@ async def test_refuses_an_engine_of_another_version(
                 pass
 
 
-@pytest.mark.parametrize("version", ["0.0.9", ""])
-def test_brings_an_older_engine_up_to_its_own_version(
-    dsn: str, db: psycopg.Connection, migrate: Callable[[], None], version: str
+def test_upgrades_an_older_engine_to_its_own_version(
+    db: psycopg.Connection,
+    migrate: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = bodies(db)
-    set_version(db, version)
+    monkeypatch.setattr(schema, "BASELINE", "0.1.7")
+    set_version(db, "0.1.7")
     migrate()
     assert bodies(db) == before
 
 
-def test_asks_for_an_engine_that_has_what_it_calls(
+@pytest.mark.parametrize("version", ["0.1.1", ""])
+def test_refuses_to_upgrade_an_engine_from_before_the_first_release(
+    dsn: str, db: psycopg.Connection, migrate: Callable[[], None], version: str
+) -> None:
+    set_version(db, version)
+    before = described(db), bodies(db)
+    with pytest.raises(SchemaVersion, match="Drop it"):
+        migrate()
+    with Durable(dsn) as app, pytest.raises(SchemaVersion, match="Drop it"):
+        app.check_schema()
+    assert (described(db), bodies(db)) == before
+
+
+def test_requires_an_engine_that_has_the_functions_it_calls(
     dsn: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_schema, "NEEDS", "0.1.10")
-    set_version(db, "0.1.9")
-    refused = r"needs 0\.1\.10 or a later 0\.1(.|\n)*durable migrate"
+    monkeypatch.setattr(schema, "NEEDS", "0.2.10")
+    set_version(db, "0.2.9")
+    refused = r"needs 0\.2\.10 or a later 0\.2(.|\n)*durable migrate"
     with Durable(dsn) as app, pytest.raises(SchemaVersion, match=refused):
         app.spawn("x")
-    set_version(db, "0.1.10")
+    set_version(db, "0.2.10")
     with Durable(dsn) as app:
         assert app.spawn("x").created
 
 
-def test_leaves_an_engine_alone_that_is_newer(
+def test_does_not_change_a_newer_engine(
     dsn: str, db: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So an application of the last version may restart, and migrate, meanwhile."""
-    set_version(db, "0.1.70")
+    """So applications of the previous version may restart, and migrate, meanwhile."""
+    set_version(db, "0.2.70")
     db.execute("create function durable.new() returns void language sql as $$ $$")
     before = described(db), bodies(db)
     with Durable(dsn, queue="orders") as app:
         app.migrate()
         assert app.spawn("x").created
     assert (described(db), bodies(db)) == before
-    assert "version 0.1.70, newer than this package" in caplog.text
+    assert "version 0.2.70, newer than this package" in caplog.text
 
 
-@pytest.mark.parametrize("version", ["0.2.0", "1.0.0"])
-def test_never_loads_its_functions_over_those_it_does_not_fit(
+@pytest.mark.parametrize("version", ["0.3.0", "1.0.0"])
+def test_never_loads_its_functions_into_an_engine_of_another_version(
     db: psycopg.Connection,
     migrate: Callable[[], None],
     processes: Processes,
@@ -374,29 +314,29 @@ def test_never_loads_its_functions_over_those_it_does_not_fit(
 
 
 @pytest.mark.parametrize("break_off", ["select", CUT], ids=["asks", "reconnects"])
-async def test_ends_a_worker_whose_engine_becomes_another(
+async def test_ends_a_worker_whose_engine_is_replaced(
     dsn: str, db: psycopg.Connection, break_off: str
 ) -> None:
-    """It asks now and then, and whenever it connects."""
+    """It checks periodically, and whenever it connects."""
 
     async def work() -> None:
         async with working(dsn, poll=0.1) as (_, worker):
             await worker.drain()
-            set_version(db, "0.2.0")
+            set_version(db, "0.3.0")
             db.execute(break_off)
             await asyncio.sleep(60)
 
-    with pytest.raises(SchemaVersion, match=r"version 0\.2\.0"):
+    with pytest.raises(SchemaVersion, match=r"version 0\.3\.0"):
         await work()
 
 
-def test_holds_up_nobody_behind_a_table_that_is_in_use(
+def test_a_migration_that_waits_for_a_table_blocks_no_others(
     dsn: str,
     connect: Connect,
     sources: Sources,
     migrate: Callable[[], None],
 ) -> None:
-    """Whoever asks for a table after a migration that waits for it, waits too."""
+    """A session that needs the table after a waiting migration would wait too."""
     sources.migration("9002_rank.sql", "alter table durable.tasks add rank integer;\n")
     user, watcher, db = connect(), connect(), connect()
     with ThreadPoolExecutor() as threads:
@@ -415,13 +355,13 @@ def test_holds_up_nobody_behind_a_table_that_is_in_use(
     )
 
 
-def test_says_that_a_table_stays_in_use(
+def test_reports_that_a_table_stays_in_use(
     connect: Connect,
     sources: Sources,
     migrate: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("durable._sync.migration._PATIENCE", 0)
+    monkeypatch.setattr("durable._db._sync.migrate._LOCK_SECONDS", 0)
     sources.migration("9002_rank.sql", "alter table durable.tasks add rank integer;\n")
     user = connect()
     before = described(user), bodies(user)
@@ -432,7 +372,7 @@ def test_says_that_a_table_stays_in_use(
     assert (described(user), bodies(user)) == before
 
 
-async def test_says_that_the_schema_is_missing(
+async def test_reports_that_the_schema_is_missing(
     dsn: str, db: psycopg.Connection
 ) -> None:
     db.execute("drop schema durable cascade")

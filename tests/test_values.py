@@ -1,4 +1,4 @@
-"""A value is the same on the first run as on every replay, or is refused at once."""
+"""A value is the same on the first run and on every replay, or is refused at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from durable._values import (
+from durable._core.values import (
     MAX_BYTES,
     PLAIN,
     UNTYPED,
     Unsavable,
-    changed_in_roundtrip,
     codec,
     step_codec,
 )
@@ -98,26 +97,26 @@ plain = st.recursive(
 
 
 def exact(value: object) -> str:
-    """What tells values apart that compare equal: order, types, the sign of zero."""
+    """Distinguish values that compare equal: by order, types, and the sign of zero."""
     return repr(value)
 
 
 @given(plain)
-def test_gives_plain_json_back_exactly(value: Any) -> None:
+def test_restores_plain_json_exactly(value: Any) -> None:
     assert exact(PLAIN.load(PLAIN.dump(value))) == exact(value)
 
 
 @pytest.mark.parametrize(
     "value", [1e22, -0.0, 5e-324, 2**70, {"b": 1, "a": 2}, "\\u0000", "\\", "\\\\u0000"]
 )
-def test_gives_back_what_json_parsers_get_wrong(value: Any) -> None:
+def test_restores_values_that_json_parsers_get_wrong(value: Any) -> None:
     assert exact(PLAIN.load(PLAIN.dump(value))) == exact(value)
     typed = codec(type(value))
     assert exact(typed.load(typed.dump(value))) == exact(value)
 
 
 @given(st.lists(plain) | st.dictionaries(text, plain))
-def test_writes_json_that_any_reader_understands(value: Any) -> None:
+def test_writes_json_that_any_reader_accepts(value: Any) -> None:
     written = PLAIN.dump(value)
     assert exact(json.loads(written)) == exact(value)
     assert PLAIN.load(written.encode()) == value
@@ -145,11 +144,13 @@ def test_writes_compact_json() -> None:
         (Annotated[int, Field(ge=0), []], 7),
     ],
 )
-def test_gives_a_typed_value_back_as_its_type(tp: Any, value: Any) -> None:
+def test_restores_a_typed_value_as_its_type(
+    tp: Any, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     written, read = codec(tp).roundtrip(value)
     assert read == value
     assert type(read) is type(value)
-    assert not changed_in_roundtrip(value, read)
+    assert caplog.messages == []
     assert codec(tp).load(written.encode()) == value
 
 
@@ -168,7 +169,7 @@ def test_gives_a_typed_value_back_as_its_type(tp: Any, value: Any) -> None:
         type("Text", (str,), {})("a"),
     ],
 )
-def test_passes_without_a_type_only_plain_json(value: Any) -> None:
+def test_accepts_only_plain_json_without_a_type(value: Any) -> None:
     with pytest.raises(
         TypeError, match=r"annotate what the function returns.*as_type="
     ):
@@ -195,7 +196,7 @@ def test_refuses_numbers_that_json_does_not_have(number: float) -> None:
 
 
 @pytest.mark.parametrize("value", ["a\0b", "\0", "\\\0", "\ud800", "x\udfff"])
-def test_refuses_text_that_postgres_cannot_keep(value: str) -> None:
+def test_refuses_text_that_postgres_cannot_store(value: str) -> None:
     cases: list[tuple[Any, Any]] = [
         (UNTYPED, value),
         (UNTYPED, {value: 1}),
@@ -214,7 +215,7 @@ def test_refuses_a_value_above_the_limit() -> None:
             codec(tp).dump("x" * (MAX_BYTES - 1))
 
 
-def test_refuses_what_it_could_not_read_again() -> None:
+def test_refuses_a_value_that_it_could_not_read_back() -> None:
     deep: list[Any] = []
     for _ in range(199):
         deep = [deep]
@@ -251,7 +252,7 @@ def test_refuses_a_value_that_is_not_of_its_type(tp: Any, value: Any) -> None:
         codec(tp).dump(value)
 
 
-def test_writes_field_names_and_reads_aliases_too() -> None:
+def test_writes_field_names_and_also_reads_aliases() -> None:
     alias = Alias.model_validate({"orderId": 7})
     assert codec(Alias).dump(alias) == '{"order_id":7}'
     assert codec(Alias).load('{"order_id":7}') == alias
@@ -259,7 +260,7 @@ def test_writes_field_names_and_reads_aliases_too() -> None:
     assert codec(Alias).validate({"order_id": 7}) == alias
 
 
-def test_raises_a_validation_error_for_params_of_another_shape() -> None:
+def test_raises_a_validation_error_for_invalid_params() -> None:
     with pytest.raises(ValidationError):
         codec(Order).validate({"id": "x"})
     with pytest.raises(ValidationError):
@@ -274,39 +275,15 @@ def test_refuses_a_type_without_a_schema() -> None:
             codec(tp)
 
 
-def test_treats_a_type_that_says_nothing_as_none_at_all() -> None:
+def test_treats_any_and_object_as_no_type() -> None:
     for tp in (None, Any, object, T, UNTYPED):
         assert codec(tp) is PLAIN
 
 
-def test_makes_a_codec_once_for_each_type() -> None:
+def test_creates_a_codec_once_per_type() -> None:
     assert codec(Order) is codec(Order)
     assert codec(list[Order]) is codec(list[Order])
     assert codec(Cat | Dog) is not codec(Dog | Cat)
-
-
-def test_tells_when_a_value_comes_back_as_another() -> None:
-    def changed(tp: Any, value: Any) -> bool:
-        return changed_in_roundtrip(value, codec(tp).roundtrip(value)[1])
-
-    assert changed(Cat | Dog, Dog(name="Rex")) is False
-    assert changed(Cat, type("Tiger", (Cat,), {})(name="Tom"))
-    assert changed(Cat, Dog(name="Rex"))
-    assert changed(list[Cat], [type("Tiger", (Cat,), {})(name="Tom")])
-    assert changed(str, Colour.RED)
-    assert changed(list[Any], [(1, 2)])
-    assert not changed(float, 1)
-    assert not changed(Order, Order(id=7, amount=1))
-
-
-def test_never_fails_on_values_that_cannot_be_compared() -> None:
-    class Array:
-        __hash__ = None  # type: ignore[assignment]
-
-        def __eq__(self, _: object) -> bool:
-            raise ValueError("the truth value of an array is ambiguous")
-
-    assert changed_in_roundtrip(Array(), Array())
 
 
 async def charge(order: Order) -> Order:
@@ -378,7 +355,7 @@ class Box(Generic[T]):
         Order,
     ],
 )
-def test_reads_a_steps_type_off_its_function(function: Any) -> None:
+def test_takes_a_steps_type_from_its_function(function: Any) -> None:
     assert step_codec(function).type is Order
     assert step_codec(function) is step_codec(function)
 
@@ -395,17 +372,17 @@ def test_reads_a_steps_type_off_its_function(function: Any) -> None:
         Box[int]().content,
     ],
 )
-def test_takes_a_function_that_does_not_say_for_plain(function: Any) -> None:
+def test_treats_a_function_without_annotation_as_plain(function: Any) -> None:
     assert step_codec(function) is PLAIN
 
 
-def test_prefers_the_type_that_the_call_names() -> None:
+def test_prefers_the_type_given_in_the_call() -> None:
     assert step_codec(charge, as_type=Cat).type is Cat
     assert step_codec(fraction, as_type=float).type is float
     assert step_codec(nothing).type is NoneType
 
 
-def test_resolves_no_annotation_but_the_one_it_needs() -> None:
+def test_resolves_only_the_return_annotation() -> None:
     assert step_codec(halved).type is float
 
 
@@ -428,7 +405,7 @@ def test_refuses_an_unknown_type_before_the_step_runs() -> None:
         step_codec(fraction)
 
 
-def test_tells_equal_code_in_two_modules_apart() -> None:
+def test_distinguishes_equal_code_in_two_modules() -> None:
     source = "def find() -> Found: ..."
     modules = [ModuleType("cats"), ModuleType("dogs")]
     for module, found in zip(modules, (Cat, Dog), strict=True):
@@ -438,7 +415,7 @@ def test_tells_equal_code_in_two_modules_apart() -> None:
     assert [step_codec(module.find).type for module in modules] == [Cat, Dog]
 
 
-def test_tells_functions_of_one_code_apart() -> None:
+def test_distinguishes_functions_with_the_same_code() -> None:
     def made(tp: Any) -> Callable[[], Any]:
         def find() -> Any: ...
 

@@ -4,12 +4,13 @@ select plan(20);
 
 select tables_are('durable', array[
   'migrations', 'queues', 'tasks', 'runs', 'checkpoints', 'events', 'waits',
-    'watches', 'idempotency_keys', 'notes', 'mailboxes', 'messages', 'message_keys',
-    'versions', 'task_values', 'stream_entries', 'log_lines', 'claim_log'
+    'watches', 'idempotency_keys', 'deferred_work', 'mailboxes', 'messages', 'message_keys',
+    'versions', 'task_values', 'stream_entries', 'log_lines', 'claim_log', 'definitions',
+    'cleanup_cursors'
 ], 'the tables are these');
 select views_are('durable', array['attempts', 'waiting', 'workers', 'task_list', 'history'],
   'the views are these');
-select enums_are('durable', array['task_state', 'run_outcome', 'checkpoint_state', 'note_kind'],
+select enums_are('durable', array['task_state', 'run_outcome', 'checkpoint_state', 'deferred_kind'],
   'the enums are these');
 select enum_has_labels('durable', 'task_state',
   array['pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled'],
@@ -72,8 +73,8 @@ select is_empty(
 select is_empty(
   $$ select indexrelid::regclass from pg_index join relations on relations.oid = indrelid
      where pg_get_expr(indpred, indrelid) ~ 'state' or pg_get_expr(indpred,
-     indrelid) !~ '^(\(\w+ IS NOT NULL\)|\(\(available_at IS NOT NULL\) AND \(version IS (NOT )?NULL\)\))$' $$,
-  'a partial index names nothing but its own nullable column, and which version may read it');
+     indrelid) !~ '^(\(\w+ IS NOT NULL\)|\(\(version <> ''''::text\) AND \(finished_at IS NULL\)\))$' $$,
+  'a partial index names nothing but its own nullable column, or live tasks bound to a version');
 select ok(reloptions @> array['fillfactor=50'], 'a page of tasks has room for their later versions')
 from relations where name = 'tasks';
 select is_empty(

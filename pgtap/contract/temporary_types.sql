@@ -35,13 +35,13 @@ create domain pg_temp.timestamptz as pg_catalog.timestamptz check (tap_trap.spri
 create temp table tried as
 select statement, pg_temp.outcome(statement) as outcome
 from (values
-  ('select durable.spawn(''q'', ''x'', ''{}'', ''{"max_delay": 1, "idempotency_key": "k", "headers": {}}'')'::pg_catalog.text),
+  ('select durable.spawn(''q'', ''x'', ''{}'', ''{"start_timeout": 1, "idempotency_key": "k", "headers": {}}'')'::pg_catalog.text),
   ('select durable.spawn_many(''q'', ''[{"task": "x"}]'')'),
   ('select durable.emit_event(''q'', ''e'')'),
   ('select durable.cancel_task(''q'', task_id) from durable.task_list'),
   ('select durable.retry_task(''q'', task_id) from durable.task_list'),
   ('select durable.create_queue(''new'', ''{"keep_tasks": 1}'')'),
-  ('select durable.keep_house(''q'')'),
+  ('select durable.run_maintenance(''q'')'),
   ('select durable.queue_stats(''q'')')
 ) as statements (statement);
 reset role;

@@ -1,11 +1,11 @@
 """An agent that survives `kill -9` in the middle of a sentence.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
-    CRASH=sorry python agent.py   # is killed when the agent says: sorry
-    python agent.py               # goes on, and says that sentence again
+    CRASH=sorry python agent.py   # is killed when the agent writes: sorry
+    python agent.py               # resumes, and writes that sentence again
 
-What the model has answered is not asked for again, and what a tool has done is not done
-again: neither after a crash, nor by a fork that tries another ending.
+No saved answer of the model is requested again, and no tool call is repeated: neither
+after a crash, nor by a fork that tries another ending.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Answer(BaseModel):
 
 
 async def ask_model(style: str, said: list[str], ctx: TaskContext) -> Answer:
-    """Stand for a model that thinks of the next answer, and says it word by word."""
+    """Simulate a model that streams its next answer word by word."""
     turn = len(said) // 2
     ctx.logger.info("the model is asked for answer %d", turn + 1)
     answer = [
@@ -50,7 +50,7 @@ async def ask_model(style: str, said: list[str], ctx: TaskContext) -> Answer:
     ][turn]
     for word in answer.text.split():
         await ctx.write_stream("tokens", word)
-        await asyncio.sleep(60 if word == CRASH else 0)  # whoever reads it kills us
+        await asyncio.sleep(60 if word == CRASH else 0)  # the reader kills the process
     return answer
 
 
@@ -93,7 +93,7 @@ app = AsyncDurable(tasks=[agent, look_up, refund])
 
 
 async def read_along(handle: AsyncTaskHandle[str]) -> None:
-    """Print the agent's words as they come, wherever it runs."""
+    """Print the agent's words as they arrive, on whichever worker it runs."""
     step = None
     async for entry in handle.stream("tokens", as_type=str).entries():
         if entry.restarted:
@@ -107,7 +107,7 @@ async def read_along(handle: AsyncTaskHandle[str]) -> None:
 
 
 async def supervise(handle: AsyncTaskHandle[str]) -> None:
-    """Be the person who is asked: here one who agrees to everything."""
+    """Play the person who approves tools: here, all of them."""
     wanted = await handle.value("waits for", as_type=str)
     await app.emit_event(wanted, payload=True)
 

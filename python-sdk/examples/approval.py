@@ -1,9 +1,9 @@
-"""A person decides, or does not: an expense waits for an event, with a timeout.
+"""An expense waits for a person's decision: an event, with a timeout.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     python approval.py
 
-In psql, `select durable.emit_event('default', 'decided:<task id>', '"yes"')` decides.
+To decide in psql: `select durable.emit_event('default', 'decided:<task id>', '"yes"')`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def remind(boss: str) -> None:
 
 
 class Expense(Task[int, str]):
-    patience = timedelta(seconds=1)  # in earnest it might be days
+    patience = timedelta(seconds=1)  # in production it might be days
 
     async def run(self, amount: int, ctx: TaskContext) -> str:
         event = f"decided:{ctx.task_id}"

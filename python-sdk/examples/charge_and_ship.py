@@ -1,10 +1,10 @@
-"""A workflow whose work is done elsewhere: payments and shipping have own queues.
+"""A workflow with children on other queues, for payments and shipping.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     python charge_and_ship.py
 
-Each queue has a worker in a process of its own. The one for shipping is killed amid its
-first attempt (`kill -9`), and started again. What has happened is printed in the end.
+Each queue has a worker in a process of its own. The one for shipping is killed in its
+first attempt (`kill -9`), and started again. At the end, the history is printed.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ app = AsyncDurable(queue="orders", tasks=[ChargeAndShip, Charge, Ship])
 
 
 async def work(queue: str) -> None:
-    """Work on a queue until whoever started this process is gone."""
+    """Work on a queue until the parent process ends."""
     async with app, app.worker(queues=[queue], lease=2):
         await asyncio.to_thread(sys.stdin.read)
 
 
-async def employ(queue: str) -> None:
-    """Keep a worker for a queue, in a process of its own, until cancelled."""
+async def supervise(queue: str) -> None:
+    """Keep a worker process for a queue running, until cancelled."""
     while True:
         worker = await subprocess.create_subprocess_exec(
             sys.executable, __file__, queue, stdin=subprocess.PIPE
@@ -75,25 +75,25 @@ async def employ(queue: str) -> None:
                 worker.stdin.close()
 
 
-async def tell(order: AsyncTaskHandle[str]) -> None:
-    """Print what has happened to the workflow and to its children, in order."""
+async def print_history(order: AsyncTaskHandle[str]) -> None:
+    """Print the history of the workflow and of its children, in order."""
     tasks = {"workflow": order}
     for entry in await order.history():
         if entry.kind == "child_spawned" and entry.name and entry.task_id:
             name = entry.name.removeprefix("$spawn:")
             tasks[name] = app.handle(entry.task_id, queue=entry.queue)
-    told: list[tuple[datetime, str, str]] = []
+    rows: list[tuple[datetime, str, str]] = []
     for name, handle in tasks.items():
         for entry in await handle.history():
             if entry.at is None:
-                continue  # it still goes on
+                continue  # still in progress
             event = f"{name}: {entry.kind} {entry.name or ''}"
             if (entry.attempt or 1) > 1:
                 event += f" (attempt {entry.attempt})"
-            over = entry.kind == "completed"
-            result = await handle.result() if over else entry.said
-            told.append((entry.at, event, result))
-    for seq, (_, event, result) in enumerate(sorted(told), start=1):
+            completed = entry.kind == "completed"
+            result = await handle.result() if completed else entry.said
+            rows.append((entry.at, event, result))
+    for seq, (_, event, result) in enumerate(sorted(rows), start=1):
         print(f"{seq:>2}  {event:<38}  {result:.60}")
 
 
@@ -102,13 +102,13 @@ async def main() -> None:
         await app.migrate()
         for queue in QUEUES.values():
             await app.create_queue(queue)
-        staff = [asyncio.create_task(employ(queue)) for queue in QUEUES.values()]
+        workers = [asyncio.create_task(supervise(queue)) for queue in QUEUES.values()]
         handle = await app.spawn(ChargeAndShip, 7, idempotency_key="order-7")
         async with app.worker():
             print(await handle.result(timeout=60))
-        for worker in staff:
+        for worker in workers:
             worker.cancel()
-        await tell(handle)
+        await print_history(handle)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python fan_out.py
 
 The tasks are functions, and the code is synchronous: `Durable` and `def`. While the
-parent waits for its children it holds no worker.
+parent waits for its children, it is suspended and holds no worker.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A request, the time, a sleep, a row: each once, and the log of it all.
+"""An HTTP request, the time, a sleep and a row, each done once, with a log.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
-    pip install 'durable[http]'
+    pip install 'durable-postgres[http]'
     python fetch_sleep_write.py & sleep 1.5; kill -9 $!   # while it sleeps
-    python fetch_sleep_write.py                           # goes on, and asks nobody
+    python fetch_sleep_write.py                           # resumes without a request
 
-The answer of the weather station is recorded, and so is the sleep: it lasts only the
-rest. The row is written together with the checkpoint that says so, so it is there once.
+The response of the weather station is recorded, and so is the end of the sleep: only
+the rest of it remains. The row and its checkpoint commit together, so there is one row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ create table if not exists weather (city text, sky text, asked_at timestamptz)
 
 
 class Station(BaseHTTPRequestHandler):
-    """The world outside, in a thread: it counts who asks."""
+    """A server in a thread, which counts its requests."""
 
     requests = 0
 
@@ -45,7 +45,7 @@ class Station(BaseHTTPRequestHandler):
 
 @asynccontextmanager
 async def weather_station() -> AsyncIterator[str]:
-    """What the worker has for its tasks, `ctx.state`: the station's address."""
+    """Yield the station's address, which becomes `ctx.state`."""
     with HTTPServer(("127.0.0.1", 0), Station) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -71,8 +71,8 @@ async def record_weather(city: str, ctx: TaskContext[str]) -> str:
 app = AsyncDurable(tasks=[record_weather], lifespan=weather_station)
 
 
-async def tell(handle: AsyncTaskHandle[str]) -> None:
-    """Print the task's history: what happened, and what was recorded of it."""
+async def print_history(handle: AsyncTaskHandle[str]) -> None:
+    """Print the task's history with the recorded values, and its log."""
     exported = await handle.export_history()
     values = {saved["name"]: saved["value"] for saved in exported["checkpoints"]}
     for index, entry in enumerate(await handle.history()):
@@ -94,7 +94,7 @@ async def main() -> None:
             handle = await app.spawn(record_weather, "Oslo", idempotency_key=key)
             async with app.worker(lease=2):
                 print("result:", await handle.result(timeout=60))
-            await tell(handle)
+            await print_history(handle)
         rows = await (await conn.execute("select city, sky from weather")).fetchall()
         print("requests of this process:", Station.requests)
         print("rows:", rows)

@@ -1,11 +1,11 @@
-"""A chain with a fork and a join: validate, then three checks at once, then finalize.
+"""A fork and a join: validate, then three concurrent checks, then finalize.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     CRASH=in-fraud python fork_join.py   # is killed while the slowest branch runs
-    python fork_join.py                  # repeats that branch, and no other
+    python fork_join.py                  # repeats only that branch
 
-Three workers, each with room for one task at a time. The order itself takes up none of
-it while it waits for its branches.
+There are three workers, each with a concurrency of one. The order is suspended while it
+waits for its branches, and holds no worker.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Checkout(Task[Order, Receipt]):
 app = AsyncDurable(tasks=[Checkout, Pay, Stock, Fraud])
 
 
-async def tell(checkout: AsyncTaskHandle[Receipt]) -> None:
-    """Print which attempt of which branch ended how, and on which worker."""
+async def print_attempts(checkout: AsyncTaskHandle[Receipt]) -> None:
+    """Print the attempts of each branch, with their workers."""
     for spawned in await checkout.history():
         if spawned.kind != "child_spawned":
             continue
@@ -119,7 +119,7 @@ async def main() -> None:
             await workers.enter_async_context(app.worker(concurrency=1, lease=2))
         receipt = await handle.result(timeout=60)
         print(receipt.text)
-        await tell(handle)
+        await print_attempts(handle)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""An order: charge, wait for the parcel, tell the customer.
+"""An order: charge the card, wait for the parcel, notify the customer.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     python order_processing.py
 
-Kill it whenever you like (`kill -9`) and start it again: the order goes on where it
-was. The idempotency key keeps it one order.
+Kill it at any time (`kill -9`) and start it again: the order resumes. The idempotency
+key makes the second spawn return the same order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Slip(BaseModel):
 
 
 class Declined(Exception):
-    """The bank has said no: asking again is pointless."""
+    """The bank has declined the charge; a retry would not help."""
 
 
 LIMIT = 10_000
@@ -51,7 +51,7 @@ class NotifyCustomer(Task[Slip, str]):
 
 class ProcessOrder(Task[Order, str]):
     retry = Retry.exponential(1, max=timedelta(minutes=5))
-    no_retry = (Declined,)
+    non_retryable = (Declined,)
 
     async def run(self, order: Order, ctx: TaskContext) -> str:
         # the bank must not charge twice if we crash before the step is saved

@@ -1,11 +1,11 @@
-"""An order that dies right after the card was charged, and charges nobody twice.
+"""An order crashes right after charging the card, and does not charge it twice.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     CRASH=after-charge python recover_order.py   # charges the card, and is killed
-    python recover_order.py                      # goes on behind the charge
+    python recover_order.py                      # resumes after the charge
 
-Meanwhile the customer has moved: a message changes the address, if it comes in time.
-How far the order is, is a value that anybody may read.
+A message changes the address, if it arrives in time. The order publishes its status as
+a value that any client can read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def write_receipt(charge: str, parcel: str) -> str:
 
 
 class ProcessOrder(Task[Order, str]):
-    time_to_change = timedelta(seconds=1)  # in earnest it might be an hour
+    time_to_change = timedelta(seconds=1)  # in production it might be an hour
 
     async def run(self, order: Order, ctx: TaskContext) -> str:
         await ctx.set_value("status", "charging the card")
@@ -76,9 +76,9 @@ async def main() -> None:
         await app.migrate()
         order = Order(id=7, amount=120, address="1 Old Street")
         handle = await app.spawn(ProcessOrder, order, idempotency_key="order-7")
-        with contextlib.suppress(AlreadyFinished):  # if all this has happened before
+        with contextlib.suppress(AlreadyFinished):  # from an earlier run
             await handle.send("address", "2 New Street", dedup_key="moved")
-        # who is silent for `lease` seconds counts as dead; unless said, that is 30
+        # after `lease` seconds another worker takes over; the default is 30
         async with app.worker(lease=2):
             print("status:", await handle.value("status"))
             print(await handle.result(timeout=60))

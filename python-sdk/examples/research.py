@@ -1,11 +1,11 @@
-"""Research: sources side by side, an outline that a person approves, a summary.
+"""Research: read sources concurrently, get an outline approved, write a summary.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
-    CRASH=before-approval python research.py   # is killed while the editor thinks
+    CRASH=before-approval python research.py   # is killed before the approval
     python research.py                         # reads no source again
 
-Each source has a task of its own, on whichever worker is free. While the outline waits
-for the editor, nothing waits in memory: a month costs what a second does.
+Each source has a task of its own, on any worker. While the task waits for the editor it
+is not in memory: a month costs as much as a second.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ app = AsyncDurable(tasks=[Research, Analyse])
 
 
 async def edit(handle: AsyncTaskHandle[Report], question: str) -> None:
-    """Be the editor, who may sit anywhere: it takes a value and an event."""
+    """Play the editor, who reads a value and emits an event, from any client."""
     print("outline:", await handle.value("outline"))
     if os.environ.get("CRASH") == "before-approval":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""An order and its task in one SQLAlchemy transaction: both are there, or neither is.
+"""An order and its task in one SQLAlchemy transaction: both exist, or neither does.
 
     export DURABLE_DATABASE_URL=postgresql://localhost/shop
     pip install sqlalchemy

@@ -1,13 +1,13 @@
-"""Make the synchronous client out of the asynchronous one.
+"""Generate the synchronous client from the asynchronous one.
 
-    python tools/async_to_sync.py            writes src/durable/_sync
+    python tools/async_to_sync.py            writes the _sync beside every _async
     python tools/async_to_sync.py --check    fails if that would change anything
 
-`async` and `await` go, and NAMES are replaced: in code, in strings, in comments. Two
-marks say the rest, each behind a statement, or on a line of its own before it:
+It removes `async` and `await`, and replaces NAMES in code, strings and comments. Two
+marks control the rest, each after a statement, or on a line of its own before it:
 
-    # async only           leaves it out, with its body, decorators and comments
-    # sync: statement      puts this one in its place; several marks are several lines
+    # async only           removes it, with its body, decorators and comments
+    # sync: statement      replaces it by this statement; several marks, several lines
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ BANNER: Final = "# Made from {} by tools/async_to_sync.py: edit that, not this.\
 NAMES: Final = {
     "AbstractAsyncContextManager": "AbstractContextManager",
     "AsyncClient": "Client",
+    "AsyncClientCursor": "ClientCursor",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncContextManager": "ContextManager",
@@ -37,13 +38,16 @@ NAMES: Final = {
     "AsyncDurable": "Durable",
     "AsyncEngine": "Engine",
     "AsyncExitStack": "ExitStack",
-    "AsyncImpatient": "Impatient",
+    "AsyncWatchdogConnection": "WatchdogConnection",
     "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",
-    "AsyncRun": "BlockingRun",
+    "AsyncOwnPool": "OwnPool",
+    "AsyncPipeline": "Pipeline",
+    "AsyncPlainClientCursor": "PlainClientCursor",
+    "AsyncPlainCursor": "PlainCursor",
     "AsyncTaskHandle": "TaskHandle",
     "AsyncTaskStream": "TaskStream",
-    "AsyncTransacting": "Transacting",
+    "AsyncWaker": "Waker",
     "StopAsyncIteration": "StopIteration",
     "TaskContext": "SyncTaskContext",
     "__aenter__": "__enter__",
@@ -51,6 +55,7 @@ NAMES: Final = {
     "__aiter__": "__iter__",
     "__anext__": "__next__",
     "_async": "_sync",
+    "acquired_within_async": "acquired_within",
     "aclose": "close",
     "aiter": "iter",
     "aiter_bytes": "iter_bytes",
@@ -59,22 +64,25 @@ NAMES: Final = {
     "asyncio.Event": "threading.Event",
     "asyncio.Lock": "threading.Lock",
     "asyncio.sleep": "time.sleep",
+    "calls: Run": "calls: SyncRun",
     "enter_async_context": "enter_context",
     "execute_async": "execute",
     "import asyncio": "import asyncio\nimport threading\nimport time",  # ruff prunes
     "push_async_callback": "callback",
     "push_async_exit": "push",
+    "set_within_async": "set_within",
+    "start_async": "start",
 }
-# Awaitable[T] and Coroutine[Any, Any, T] become T: how many arguments stand before it
+# Awaitable[T] and Coroutine[Any, Any, T] become T: the number of arguments before T
 WRAPPERS: Final = {"Awaitable": 0, "Coroutine": 2}
 
 NAME: Final = re.compile(
     rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(NAMES, reverse=True)))})(?!\w)"
 )
-# in strings and comments only what looks like code: "to await it" is prose
+# in strings and comments, only in what looks like code: "to await it" is prose
 QUOTED: Final = re.compile(r"\basync (?=(?:def|for|with) )|\bawait (?=[\w.]+[(\[])")
 MARK: Final = re.compile(r"# (?:(async only)|sync: (.*))")
-STANDIN: Final = "__sync_{}__"  # for the text of a mark, which is taken as it is
+STANDIN: Final = "__sync_{}__"  # a placeholder for the verbatim text of a mark
 TEXTS: Final = {"STRING", "COMMENT", "FSTRING_MIDDLE"}
 BETWEEN: Final = {"COMMENT", "NL", "INDENT", "DEDENT", "ENDMARKER"}
 
@@ -90,7 +98,7 @@ def to_sync(source: str) -> str:
 
 
 def _follow_marks(source: str) -> tuple[str, list[str]]:
-    """Leave out what is async only; put a stand-in where a mark has a statement."""
+    """Remove async-only statements, and replace marked ones by placeholders."""
     lines = dict(enumerate(io.StringIO(source), 1))
     tokens = _tokens(source)
     statements = list(_statements(tokens))
@@ -116,7 +124,7 @@ def _follow_marks(source: str) -> tuple[str, list[str]]:
 
 
 def _statements(tokens: list[TokenInfo]) -> Iterator[range]:
-    """Yield the rows of every statement; of one with a body, those of its header."""
+    """Yield the rows of every statement; of a compound one, those of its header."""
     start = None
     for token in tokens:
         if token.type == tokenize.NEWLINE and start is not None:
@@ -150,7 +158,7 @@ def _indent(line: str) -> str:
 
 
 def _without_keywords(source: str) -> str:
-    """Take out `async`, `await`, and what wraps the type of an awaitable."""
+    """Remove `async`, `await`, and the wrappers of awaitable types."""
     starts = [0, *itertools.accumulate(map(len, io.StringIO(source)))]
     tokens = _tokens(source)
     begins = [starts[token.start[0] - 1] + token.start[1] for token in tokens]
@@ -171,7 +179,7 @@ def _without_keywords(source: str) -> str:
 
 
 def _argument(tokens: list[TokenInfo], opening: int, before: int) -> tuple[int, int]:
-    """Return where the argument after `before` others begins, and where `]` is."""
+    """Return the index of the argument after `before` others, and of its `]`."""
     depth, kept, i = 0, opening + 1, opening
     while True:
         depth += (tokens[i].string in {"[", "("}) - (tokens[i].string in {"]", ")"})
@@ -187,31 +195,32 @@ def _tokens(source: str) -> list[TokenInfo]:
 
 
 def _tidy(source: str, path: Path) -> str:
-    """Let ruff drop unused imports, sort, and format, by the rules of the project."""
+    """Let ruff drop unused imports, sort the rest, and format."""
     for command in (["check", "--fix-only", "--exit-zero"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--quiet"]
-        place = ["--config", str(SDK / "pyproject.toml"), "--stdin-filename", str(path)]
+        file = ["--config", str(SDK / "pyproject.toml"), "--stdin-filename", str(path)]
         source = subprocess.run(  # noqa: S603 - its own interpreter
-            [*ruff, *place, "-"], input=source, stdout=-1, text=True, check=True
+            [*ruff, *file, "-"], input=source, stdout=-1, text=True, check=True
         ).stdout
     return source
 
 
 def main() -> int:
-    """Write the synchronous modules, or check that they are what would be written."""
-    package = SDK / "src" / "durable"
+    """Write the synchronous modules, or check that they are up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("source", nargs="?", type=Path, default=package / "_async")
-    parser.add_argument("target", nargs="?", type=Path, default=package / "_sync")
+    parser.add_argument("package", nargs="?", type=Path, default=SDK / "src/durable")
     parser.add_argument("--check", action="store_true", help="write nothing, only fail")
     chosen = parser.parse_args()
-    made = dict[Path, str | None].fromkeys(chosen.target.glob("*.py"))
-    for module in sorted(chosen.source.glob("*.py")):
-        path = chosen.target / module.name
-        banner = BANNER.format(f"{chosen.source.name}/{module.name}")
-        made[path] = _tidy(banner + to_sync(module.read_text()), path)
+    made: dict[Path, str | None] = {}
+    for source in sorted(chosen.package.rglob("_async")):
+        target = source.with_name("_sync")
+        made |= dict.fromkeys(target.glob("*.py"))
+        for module in sorted(source.glob("*.py")):
+            path = target / module.name
+            banner = BANNER.format(f"_async/{module.name}")
+            made[path] = _tidy(banner + to_sync(module.read_text()), path)
     if not any(made.values()):
-        parser.error(f"there are no modules in {chosen.source}")
+        parser.error(f"there is no _async in {chosen.package}")
     stale = [p for p in made if made[p] != (p.read_text() if p.exists() else None)]
     for path in stale:
         text = made[path]

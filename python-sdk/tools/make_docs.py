@@ -1,11 +1,11 @@
-"""Write the two pages of docs/ that a database knows best.
+"""Generate the two pages of docs/ that are derived from an installed engine.
 
     python tools/make_docs.py                    writes docs/sql-api.md, docs/errors.md
     python tools/make_docs.py --check            fails if that would change anything
-    python tools/make_docs.py --database URL     asks this one, not a private server
+    python tools/make_docs.py --database URL     uses this one, not a private server
 
-`sql-api.md` is what COMMENT ON says of an installed engine, in the order of grants.sql;
-`errors.md` is `durable.errors()` beside the docstrings of `durable.errors`.
+`sql-api.md` has the comments of the engine's functions, in the order of grants.sql;
+`errors.md` has the rows of `durable.errors()` and docstrings of `durable.errors`.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ SHORTER: Final = {
 SQL_API: Final = """
 # The SQL API
 
-Everything here is in the schema `durable` of a database where it is installed. From
-psql, `\\df+ durable.*` shows the same text. A function belongs to the caller's
-transaction: what it writes is there if and when that commits. What it refuses is
-raised with a code of [the catalogue](errors.md), before anything is written.
+Everything here is in the schema `durable` of a database where it is installed. In psql,
+`\\df+ durable.*` shows the same text. A function runs in the caller's transaction: its
+writes take effect if and when that commits. Invalid calls raise an error with a code of
+[the catalogue](errors.md), before anything is written.
 
-The tables are private and change between versions; the functions and views are what to
-build on. Three roles bundle the rights: `durable_client`, `durable_worker` and
-`durable_operator`; grant one of them, or single functions, to your own.
+The tables are private and change between versions; use the functions and views. Three
+roles have the grants: `durable_client`, `durable_worker` and `durable_operator`; grant
+one of them, or single functions, to your own roles.
 """
 GROUPS: Final = (
     ("For everyone", "durable_client", "", "Granted to all three roles."),
@@ -80,21 +80,21 @@ GROUPS: Final = (
         "For operators",
         "durable_operator",
         "durable_client",
-        "Granted to `durable_operator`; the housekeeping to `durable_worker`, too.",
+        "Granted to `durable_operator`; the maintenance to `durable_worker`, too.",
     ),
     (
         "For workers",
         "durable_worker",
         "durable_operator",
-        "What a worker calls. [How it works](how-it-works.md) says what a claim is.",
+        "The calls of a worker. [How it works](how-it-works.md) explains claims.",
     ),
 )
 ERRORS: Final = """
 # Errors
 
-What the database raises on purpose is a closed set, known by SQLSTATE and never by its
-text; `select * from durable.errors()` lists it, and each code is one Python class.
-Every class derives from `durable.DurableError`, and has `code` and `hint`.
+The engine's errors are a closed set, identified by SQLSTATE, not by their text;
+`select * from durable.errors()` lists them. Each code is one Python class. All classes
+derive from `durable.DurableError`, and have `code` and `hint`.
 
 | SQLSTATE | name | Python | meaning |
 |---|---|---|---|
@@ -102,31 +102,32 @@ Every class derives from `durable.DurableError`, and has `code` and `hint`.
 PYTHON_ERRORS: Final = """
 ## In Python only
 
-Outcomes of tasks, what passes between a task and its worker, and a client that is not
-let in.
+Outcomes of tasks, errors between a task and its worker, and failures to connect.
 
 """
 BUILTIN: Final = """
 - **`TimeoutError`**, the builtin. `handle.result`, `handle.value`, `ctx.await_event`,
   `ctx.recv`, `ctx.join`, `ctx.join_all`, `ctx.call`, `ctx.gather` and `ctx.first` raise
   it after their `timeout`.
-- **`psycopg.Error`**, the driver's. The database cannot do it now: it went away, or has
-  been silent for a minute (`OperationalError`); no connection came free and nothing was
-  sent (`psycopg_pool.PoolTimeout`, an `OperationalError` too; `DatabaseUnavailable` is
-  one); it only reads
-  (`errors.ReadOnlySqlTransaction`); a timeout of yours struck (`errors.QueryCanceled`,
-  `errors.LockNotAvailable`). Waits for results go on by themselves; of other calls,
-  whether one has happened is unknown once its connection is lost. Say it again: events
-  and cancels as they are, a spawn with its idempotency key, a message with its
-  `dedup_key`.
-- **`pydantic.ValidationError`**. Params are not what the task takes; none is spawned.
+- **`psycopg.Error`**, the driver's. The database is not available now: the connection
+  was lost, or the server sent nothing for a minute (`OperationalError`); no connection
+  came free and nothing was sent (`psycopg_pool.PoolTimeout`, an `OperationalError` too,
+  and the base of `DatabaseUnavailable`); the server is read-only
+  (`errors.ReadOnlySqlTransaction`); a timeout that you have set expired
+  (`errors.QueryCanceled`, `errors.LockNotAvailable`). Waits for results retry by
+  themselves. Whether any other call took effect is unknown once its connection is lost.
+  Call it again: events and cancels unchanged, a spawn with its idempotency key, a
+  message with its `dedup_key`.
+- **`pydantic.ValidationError`**. Params do not match the task's type; no task is
+  spawned.
 - **`TypeError`**, **`RuntimeError`**. A mistake in the program: a type that cannot be
-  saved, a connection of the other colour; a context used where it cannot be.
+  saved, a sync connection where an async one is needed or the reverse, a context used
+  outside its run.
 """
 
 
 def main() -> int:
-    """Write the pages, or check that they are what would be written."""
+    """Write the pages, or check that they are up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, only fail")
     parser.add_argument("--database", help="a database with the engine in it")
@@ -158,7 +159,7 @@ def _database(url: str | None) -> Iterator[str]:
 
 
 def sql_api(session: psycopg.Connection) -> str:
-    """Return the page on functions, what they return, and views."""
+    """Return the page on functions, their result types and views."""
     grants = (files("durable") / "sql" / "grants.sql").read_text(encoding="utf-8")
     place = {name: i for i, name in enumerate(re.findall(r"durable\.(\w+)", grants))}
     parts = [MADE.format("the COMMENT ON in sql/"), SQL_API]
@@ -168,9 +169,9 @@ def sql_api(session: psycopg.Connection) -> str:
         parts += [
             _function(*row) for row in sorted(found, key=lambda row: place[row[0]])
         ]
-    parts.append("\n## What they return\n")
+    parts.append("\n## Result types\n")
     parts += [_relation(*row) for row in session.execute(RELATIONS, ["c"]).fetchall()]
-    parts.append("\n## Views\n\nFor looking, granted to `durable_operator`.\n")
+    parts.append("\n## Views\n\nRead-only, granted to `durable_operator`.\n")
     parts += [_relation(*row) for row in session.execute(RELATIONS, ["v"]).fetchall()]
     return "".join(parts)
 
@@ -204,8 +205,8 @@ def errors(session: psycopg.Connection) -> str:
         if not _is_error(cls) or getattr(cls, "code", None) is not None:
             continue
         text = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
-        said = " ".join(part.replace("\n", " ") for part in text if part.strip())
-        parts.append(f"- **`{public}`**. {said}\n")
+        prose = " ".join(part.replace("\n", " ") for part in text if part.strip())
+        parts.append(f"- **`{public}`**. {prose}\n")
     parts.append(BUILTIN.lstrip("\n"))
     return "".join(parts)
 

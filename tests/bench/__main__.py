@@ -49,7 +49,7 @@ FIGURES: Final[dict[str, Measure]] = {
 
 
 def measure(place: Place, sizes: Sizes, keys: Iterable[str]) -> Results:
-    """Measure figures one after the other, saying how far it is."""
+    """Measure figures one after the other, reporting progress."""
     with psycopg.connect(place.dsn) as connection:
         results = Results(sizes.mode, machine(connection))
     load = {"before": results.machine.pop("load")}
@@ -64,7 +64,7 @@ def measure(place: Place, sizes: Sizes, keys: Iterable[str]) -> Results:
 
 
 def report(figure: Figure, took: float) -> None:
-    """Print what a figure found, for who is waiting."""
+    """Print the result of a figure."""
     print(f"{figure.key} ({took:.0f} s)")
     for name, series in figure.series.items():
         found = series.error if series.median is None else f"{series.median:,.3f}"
@@ -76,7 +76,7 @@ def report(figure: Figure, took: float) -> None:
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--full", action="store_true", help="larger, more rounds")
     parser.add_argument("--only", action="append", choices=FIGURES, metavar="KEY")
@@ -86,7 +86,7 @@ def main() -> int:
     sizes = FULL if chosen.full else QUICK
     if chosen.rounds:
         sizes = dataclasses.replace(sizes, rounds=chosen.rounds)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # those it was started with
     with Place.own() as place:
         results = measure(place, sizes, chosen.only or FIGURES)
     if chosen.out or not chosen.only:

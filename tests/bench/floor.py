@@ -1,4 +1,4 @@
-"""What the machine, Postgres and the driver can do at all, in the same run."""
+"""The limits of the machine, Postgres and the driver, in the same run."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ insert into public.one values (gen_random_uuid(), 1, '{"number": 1}');
 """
 
 
-def bare_rows(quantity: int = ROWS) -> list[list[Any]]:
-    """Return ascending ids, as a uuid v7's, and params."""
+def bare_rows(batch_size: int = ROWS) -> list[list[Any]]:
+    """Return ascending ids, like those of a uuid v7, and params."""
     begin = time.time_ns() << 32
-    ids = [uuid.UUID(int=(begin + index) % 2**128) for index in range(quantity)]
-    return [ids, ["{}"] * quantity]
+    ids = [uuid.UUID(int=(begin + index) % 2**128) for index in range(batch_size)]
+    return [ids, ["{}"] * batch_size]
 
 
 def floor(place: Place, sizes: Sizes) -> Figure:

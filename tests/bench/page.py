@@ -1,4 +1,4 @@
-"""The page of a run, made from its JSON and from nothing else."""
+"""Write the page of a run from its JSON alone."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _spread(values: list[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with as many digits as mean something."""
+    """Return a number with its significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

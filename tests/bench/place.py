@@ -1,8 +1,8 @@
-"""Where a benchmark happens: one server, a new database for every round.
+"""Where a benchmark runs: one server, a new database for every round.
 
 A database is a copy of its contender's template and is dropped after the round, which
 ends in a checkpoint: every round begins with the same clean server. Processes of a
-round are killed when it ends, however it ends.
+round are killed when it ends, for any reason.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ PATIENCE: Final = 300.0  # seconds for one step of a round
 
 
 class Failed(RuntimeError):
-    """A contender could not do it; the message is the last line of its error."""
+    """A contender has failed; the message is the last line of its error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A quantity of tasks that a worker has run: nanoseconds of the shared clock."""
+    """A batch_size of tasks that a worker has run: nanoseconds of the shared clock."""
 
     first: int
     ended: list[int]
     delays: list[int]
 
     def rate(self, until: int | None = None) -> float:
-        """Return tasks per second, from the first start until then."""
+        """Return tasks per second, from the first start until that time."""
         return len(self.ended) / (((until or self.ended[-1]) - self.first) / 1e9)
 
     def rate_between(self, begin: int, end: int) -> float:
@@ -91,12 +91,12 @@ class Worker:
         return Usage.of(self.pid).own
 
     def is_up(self) -> bool:
-        """Say whether its interpreter waits at the gate; raise if it has ended."""
+        """Whether its interpreter waits at the gate; raise if it has ended."""
         self._check()
         return self._gate.with_name(f"{self._gate.name}.{self.pid}").exists()
 
     def section(self, number: int = 0) -> Section:
-        """Wait until so many sections have ended, and return that one."""
+        """Wait until so many sections have ended, and return the last one."""
         path = self._record.with_name(f"{self._record.name}.{number}")
 
         def written() -> bool:
@@ -136,7 +136,7 @@ class Place:
 
     @contextlib.contextmanager
     def database(self, contender: Contender) -> Iterator[str]:
-        """Make a new database with a contender installed in it."""
+        """Create a database with a contender installed in it."""
         template = self._template(contender)
         name = f"{self._prefix}_{contender.key}_{next(self._numbers)}"
         with psycopg.connect(self.dsn, autocommit=True) as admin:
@@ -147,7 +147,7 @@ class Place:
                 _execute(admin, "drop database {} with (force)", name)
 
     def drop_templates(self) -> None:
-        """Drop what contenders were installed in."""
+        """Drop the templates of all contenders."""
         with psycopg.connect(self.dsn, autocommit=True) as admin:
             for name in self._templates.values():
                 _execute(admin, "drop database {} with (force)", name)
@@ -181,7 +181,7 @@ class Place:
         count: int = 1,
         concurrency: int | None = None,
     ) -> Iterator[list[Worker]]:
-        """Start workers that all begin at the same moment, their interpreters up."""
+        """Start workers that all begin at once, when their interpreters are up."""
         gate = self._path("gate")
         env = {} if concurrency is None else {CONCURRENCY: str(concurrency)}
         with contextlib.ExitStack() as ending:
@@ -213,22 +213,22 @@ class Place:
             yield worker
 
     def until_counted(
-        self, contender: Contender, dsn: str, quantity: int, pause: float = 0.005
+        self, contender: Contender, dsn: str, batch_size: int, pause: float = 0.005
     ) -> int:
         """Return when the database counts so many tasks as finished."""
         with psycopg.connect(dsn, autocommit=True) as connection:
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:
                 row = connection.execute(contender.done.encode()).fetchone()
-                if row is not None and row[0] >= quantity:
+                if row is not None and row[0] >= batch_size:
                     return time.monotonic_ns()
                 time.sleep(pause)
-        raise Failed(f"{quantity} tasks were not finished in {PATIENCE:.0f} s")
+        raise Failed(f"{batch_size} tasks were not finished in {PATIENCE:.0f} s")
 
     def wake_here(
         self, contender: Contender, dsn: str, wakes: int
     ) -> tuple[Section, tuple[list[int], list[int]]]:
-        """Wake a worker from its own process; return its delays, and what it prints."""
+        """Wake a worker from its own process; return its delays, and its output."""
         record = self._path("record")
         command = [sys.executable, "-m", contender.module, "wake-here", dsn]
         process = Process([*command, str(record), str(wakes)], self._path("log"), {})
@@ -239,7 +239,7 @@ class Place:
             process.kill()
 
     def pgbench(self, dsn: str, script: str, clients: int, seconds: int) -> float:
-        """Return how many transactions pgbench does in a second."""
+        """Return how many transactions per second pgbench runs."""
         file = self._path("script")
         file.write_text(script)
         program = "pgbench" if self.server is None else self.server.binaries / "pgbench"
@@ -304,6 +304,6 @@ def _execute(session: psycopg.Connection, statement: str, *names: str) -> None:
 
 
 def _last_line(output: str) -> str:
-    """Return what an error ends with, without places on this machine."""
+    """Return the last line of an error, without paths of this machine."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return DIRECTORIES.sub("", lines[-1]) if lines else "ended without a word"

@@ -1,4 +1,4 @@
-"""What Linux says of a process."""
+"""Process statistics from Linux."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A process: whose child it is, and the CPU seconds it and its ended ones used."""
+    """The parent of a process, and the CPU seconds of it and its ended children."""
 
     parent: int
     own: float
@@ -22,7 +22,7 @@ class Usage:
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """Read it; a process that is gone has used nothing."""
+        """Read it; a process that has ended has used nothing."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):

@@ -1,7 +1,7 @@
-"""durable beside its peers: who does the same work, in turns on the same server.
+"""durable against similar systems, alternately on the same server.
 
-A rate is taken from the first start of a task in a worker whose interpreter is up
-until the database counts all tasks as finished.
+A rate is taken from the first start of a task in a worker whose interpreter is up until
+the database counts all tasks as finished.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def steps(place: Place, sizes: Sizes) -> Figure:
 def _rate(
     place: Place, sizes: Sizes, contender: Contender, kind: str
 ) -> Mapping[str, float]:
-    quantity = max(round(contender.quick[kind] * sizes.scale), 1)
+    batch_size = max(round(contender.quick[kind] * sizes.scale), 1)
     waiting = sizes.waiting if kind == "noop" else 0
     with place.database(contender) as dsn:
-        place.run(contender, "spawn", dsn, kind, max(quantity, waiting))
-        with place.worker(contender, dsn, kind, quantity) as worker:
+        place.run(contender, "spawn", dsn, kind, max(batch_size, waiting))
+        with place.worker(contender, dsn, kind, batch_size) as worker:
             section = worker.section()
-            end = place.until_counted(contender, dsn, quantity)
+            end = place.until_counted(contender, dsn, batch_size)
     return {contender.key: section.rate(end) * max(STEPS[kind], 1)}
 
 

@@ -1,4 +1,4 @@
-"""What a run found: raw values per round, and from them alone what is claimed.
+"""The results of a run: raw values per round, and claims computed from them alone.
 
 A comparison is made round by round, between neighbours in time. Its aim is part of the
 JSON, so that a page can be made again from the file and from nothing else.
@@ -29,7 +29,7 @@ SHOWN: Final = (*SETTINGS, "synchronous_commit", "autovacuum", "wal_compression"
 
 @dataclass(slots=True)
 class Series:
-    """One measured quantity, a value for each round; or why there is none."""
+    """One measured batch_size, a value for each round; or why there is none."""
 
     unit: str
     settings: str = ""
@@ -53,7 +53,7 @@ class Comparison:
     at_least: bool = True
 
     def rounds(self, series: Mapping[str, Series]) -> list[float]:
-        """Return what each round found: none where a side could not do it."""
+        """Return the result of each round: none where a side failed."""
         ours = series[self.series]
         if self.against is None:
             return [] if ours.error else ours.values
@@ -72,7 +72,7 @@ class Comparison:
         return statistics.median(found) if found else None
 
     def is_met(self, series: Mapping[str, Series]) -> bool | None:
-        """Say whether the aim is met, or None where nothing was found."""
+        """Whether the aim is met, or None without a result."""
         found = self.value(series)
         if found is None:
             return None
@@ -81,7 +81,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class Figure:
-    """One question to the machine."""
+    """One question about performance."""
 
     key: str
     title: str
@@ -92,7 +92,7 @@ class Figure:
     def in_turns(
         self, rounds: int, measures: Mapping[str, Callable[[], Mapping[str, float]]]
     ) -> Self:
-        """Measure in turns; who cannot has its error in the series of its name."""
+        """Measure alternately; a contender that fails has its error in its series."""
         for _ in range(rounds):
             for name, measure in measures.items():
                 if not self.series[name].error:
@@ -140,7 +140,7 @@ class Results:
 
 
 def machine(connection: psycopg.Connection) -> dict[str, Any]:
-    """Describe what a run happens on."""
+    """Describe the machine of a run."""
     settings = {}
     for name in SHOWN:
         row = connection.execute("select current_setting(%s)", [name]).fetchone()

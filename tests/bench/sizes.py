@@ -1,4 +1,4 @@
-"""How much of everything: in minutes, in full, or just enough to see that it works."""
+"""The sizes of a run: for minutes, in full, or just enough to see that it works."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What goes wrong on purpose: kills, cuts, races, mutants; and what must hold then."""
+"""Tests with injected faults: kills, cuts, races, mutants."""

@@ -21,8 +21,8 @@ from typing import Final, Self
 
 import psycopg
 
-from durable._unprivileged import User, run
 from durable.embedded import Postgres
+from durable.embedded._unprivileged import User, run
 from tests.chaos.faults import kill_server
 from tests.support.wait import eventually
 
@@ -43,12 +43,12 @@ select from pg_stat_replication where state = 'streaming' and sync_state = %s
 
 
 class Cluster:
-    """Two servers at a time, one of which takes writes; both at known addresses."""
+    """Two servers, one of which is primary; both at known addresses."""
 
     def __init__(self) -> None:
         self._binaries = os.environ.get("DURABLE_TEST_PG_BIN")
         self._running = contextlib.ExitStack()
-        # a standby is made in a directory that its server may enter
+        # a standby is created in a directory that its server may enter
         self._directory = Path(
             self._running.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
         )
@@ -76,17 +76,17 @@ class Cluster:
 
     @property
     def addresses(self) -> list[str]:
-        """The URLs of the two, whoever of them is primary."""
+        """The URLs of the two, whichever is primary."""
         return [f"postgresql://postgres@127.0.0.1:{p}/postgres" for p in self._ports]
 
     def conninfo(self, ports: Sequence[int] = ()) -> str:
-        """Return the URL of whichever takes writes, by these ports if any are given."""
+        """Return a URL that finds the primary, at these ports if any are given."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports or self._ports)
         options = "target_session_attrs=read-write&connect_timeout=3"
         return f"postgresql://postgres@{hosts}/postgres?{options}"
 
     def logs(self) -> list[str]:
-        """Return what each server has logged so far, be it gone or not."""
+        """Return the log of each server so far, running or not."""
         logs = [server.home / "log" for server in self._servers]
         return [log.read_text(errors="replace") for log in logs]
 

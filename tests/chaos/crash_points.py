@@ -1,8 +1,8 @@
-"""Lives that end at a named boundary, and what must be true when others have gone on.
+"""Lives that end at a named boundary, and what must be true after recovery.
 
-A story is lived undisturbed first, which tells all boundaries there are. Then it is
-lived again, in a queue of its own, by a process that dies at one of them; whoever comes
-after goes on with it. In the end the database holds what it would have held.
+A story runs undisturbed first, which lists all boundaries there are. Then it runs
+again, in a queue of its own, in a process that dies at one of them; other processes
+continue it. In the end the database must hold what it would have held.
 """
 
 from __future__ import annotations
@@ -36,17 +36,22 @@ from tests.support.crashing import (
     ledger,
     saved,
 )
+from tests.support.forkserver import Child, ForkServer
 from tests.support.wait import eventually
-from tests.support.zygote import Child, Zygote
 
 __all__ = ["DEAD", "Picture", "Points", "Stage", "Story", "enumerated"]
+__all__ += ["sessions"]
 
 Picture: TypeAlias = list[tuple[Any, ...]]
 
 DEAD: Final = -SIGKILL
 RECORDS: Final = 3
 TRIES: Final = 5
-RESTING: Final = ("take_door#", "leave_door#", "listen#")  # if it is idle for so long
+# What depends on timing: a worker that is idle for long enough listens, and the number
+# of its claims depends on how often it finds nothing.
+UNCERTAIN: Final = re.compile(
+    r"(register_listener|unregister_listener|listen)#|claim_tasks#(?!1:)"
+)
 WORK: Final = "tests.support.crashing:work"
 GHOST: Final = "the ghost"
 
@@ -79,7 +84,10 @@ from durable.log_lines join durable.tasks using (queue, task_id)
 where queue = %s and tasks.name = %s
 group by 1, 2
 """
-# Of what the dead held; and of what they hold since their last claim arrived.
+SESSIONS: Final = """
+select pid from pg_stat_activity
+where datname = current_database() and backend_type = 'client backend'
+"""
 END_LEASES: Final = """
 update durable.tasks set lease_expires_at = 'epoch'
 where queue = %s and claim %% 2 = 1 and lease_expires_at > 'epoch'
@@ -92,11 +100,11 @@ select from durable.claim_tasks(%s, 'nobody', array['errand'], 1, 0.001)
 
 @dataclass(frozen=True)
 class Story:
-    """Tasks that are spawned together, and the worker that begins with them.
+    """Tasks that are spawned together, and the worker that runs them first.
 
-    It is asked to end once all of `until` was passed, else when all tasks are final.
-    A `ghost` is one more task, whose worker is gone. What is `far` has tasks in another
-    queue, too, which its workers serve beside their own.
+    The worker stops once all of `until` was passed, else when all tasks are final. A
+    `ghost` is one more task, whose worker has died. If `far`, tasks run in a second
+    queue too, which the workers also serve.
     """
 
     task: AnyTask
@@ -120,20 +128,20 @@ class Story:
 
 @dataclass(frozen=True)
 class Points:
-    """The boundaries of a story: what always comes, and what depends on the moment."""
+    """The boundaries of a story that always occur, and those that depend on timing."""
 
     certain: list[str]
     sometimes: list[str]
 
     def only(self, wanted: Callable[[str], bool]) -> Points:
-        """Return those of them that are wanted."""
+        """Return those of them that are selected."""
         return Points(
             [point for point in self.certain if wanted(point)],
             [point for point in self.sometimes if wanted(point)],
         )
 
     def loosened(self) -> Points:
-        """Be certain of the code's own boundaries, and of each call's first time."""
+        """Rely only on the code's own boundaries, and on each call's first time."""
         firm = re.compile(r".*: |\w+#1:")
         return Points(
             certain=[point for point in self.certain if firm.match(point)],
@@ -144,7 +152,7 @@ class Points:
         )
 
     def stripe(self, number: int, of: int) -> Points:
-        """Return those that are one test's of so many, whichever others there are."""
+        """Return one test's share of so many, whichever others there are."""
         return self.only(lambda point: zlib.crc32(point.encode()) % of == number)
 
     def sample(self, random: Random, parts: int) -> Points:
@@ -156,9 +164,10 @@ class Points:
         return Points(some(self.certain), some(self.sometimes))
 
     def sweep(self, dies_at: Callable[[str], bool]) -> list[str]:
-        """Die at each, and return those that came.
+        """Die at each, and return those that occurred.
 
-        What always comes is tried until it does; what depends on the moment, once.
+        A boundary that always occurs is tried until it does; one that depends on
+        timing, once.
         """
         for point in self.certain:
             came = any(dies_at(point) for _ in range(TRIES))
@@ -167,13 +176,13 @@ class Points:
 
 
 def enumerated(record: Callable[[], Iterable[str]]) -> Points:
-    """Live undisturbed a few times, and return the boundaries that were passed."""
+    """Run undisturbed a few times, and return the boundaries that were passed."""
     records = [dict.fromkeys(record()) for _ in range(RECORDS)]
     union = {point: None for passed in records for point in passed}
     always = {
         point
         for point in set.intersection(*map(set, records))
-        if not point.startswith(RESTING)
+        if not UNCERTAIN.match(point)
     }
     return Points(
         certain=[point for point in union if point in always],
@@ -184,20 +193,22 @@ def enumerated(record: Callable[[], Iterable[str]]) -> Points:
 class Stage:
     """A database on which stories are played, each in a queue of its own."""
 
-    def __init__(self, dsn: str, db: psycopg.Connection, zygote: Zygote) -> None:
+    def __init__(
+        self, dsn: str, db: psycopg.Connection, forkserver: ForkServer
+    ) -> None:
         self.db = db
-        self.zygote = zygote
+        self.forkserver = forkserver
         self.app = Durable(dsn, tasks=TASKS, lifespan=ledger)
         self._numbers = itertools.count(1)
 
     def undisturbed(self, story: Story) -> tuple[Points, Picture]:
-        """Return the boundaries of a story, and what is there when it is over."""
+        """Return the boundaries of a story, and the final state of the database."""
         pictures: list[Picture] = []
 
         def record() -> list[str]:
             queue = self.begin(story)
             child = self.live(story, queue)
-            assert child.exit_code == 0, self.zygote.output()
+            assert child.exit_code == 0, self.forkserver.output()
             self.recover(queue, [])
             pictures.append(self.picture(queue))
             return child.passed()
@@ -206,13 +217,13 @@ class Stage:
         assert pictures == pictures[:1] * RECORDS
         results = [row[4] for row in pictures[0] if row[:2] == ("task", story.name)]
         assert results == [json.dumps(story.result)] * len(story.labels)
-        # who serves two queues looks into each as often as the other one lets it
+        # a worker of two queues looks into each as often as the other one lets it
         return points.loosened() if story.far else points, pictures[0]
 
     def survive(
         self, story: Story, expected: Picture, *points: str
     ) -> tuple[list[Child], Counter[str]]:
-        """Die at these points, one after the other, and go on; check what is there.
+        """Die at these points, one after the other; recover, and check the final state.
 
         Returns the lives, and how many steps had their effect twice, by label.
         """
@@ -230,7 +241,7 @@ class Stage:
     # -- a life --------------------------------------------------------------------
 
     def new_queue(self) -> str:
-        """Return a queue in which nothing has happened."""
+        """Return a new, empty queue."""
         number = next(self._numbers)
         queue, policy = f"story-{number}", {"history": ["brief", "full"][number % 2]}
         create = "select durable.create_queue(%s, %s)"
@@ -253,7 +264,7 @@ class Stage:
     def live(
         self, story: Story, queue: str, *orders: str, dead: Sequence[Child] = ()
     ) -> Child:
-        """Let a worker live until it dies, or has nothing left to do."""
+        """Run a worker until it dies, or has nothing left to do."""
 
         def has_done_its_part() -> bool:
             self.end_leases(queue, dead)
@@ -261,10 +272,11 @@ class Stage:
                 return story.until <= set(child.passed())
             return self.is_over(queue)
 
+        others = sessions(self.db)
         options = {"lease": 60, "shutdown_timeout": 0, **story.options}
         if story.far:
             options["queues"] = queues(queue)
-        child = self.zygote.fork(
+        child = self.forkserver.fork(
             WORK, *orders, queue=queue, concurrency=story.concurrency, **options
         )
         eventually(
@@ -275,12 +287,15 @@ class Stage:
         if not child.has_ended():
             with suppress(ProcessLookupError):
                 child.terminate()
-        code = child.wait(deadline=60)  # it may be asked before it listens to signals
-        assert code in {0, DEAD, -SIGTERM}, self.zygote.output()
+        code = child.wait(deadline=60)  # it may be signalled before it handles signals
+        assert code in {0, DEAD, -SIGTERM}, self.forkserver.output()
+        # Let no lease end before the dead worker's last requests have arrived: a claim
+        # may be among them.
+        eventually(lambda: sessions(self.db) <= others, what="the worker's sessions")
         return child
 
     def recover(self, queue: str, dead: Sequence[Child]) -> None:
-        """Go on in this process, until all tasks are final."""
+        """Continue in this process, until all tasks are final."""
 
         def is_recovered() -> bool:
             self.end_leases(queue, dead)
@@ -297,7 +312,7 @@ class Stage:
         return all(not self.db.execute(LIVE, [q]).rowcount for q in queues(queue))
 
     def end_leases(self, queue: str, dead: Sequence[Child]) -> None:
-        """Let the leases of the dead run out at once."""
+        """Expire the leases of dead workers at once."""
         pids = [str(child.pid) for child in dead]
         for place in queues(queue) if pids else ():
             if self.db.execute(END_LEASES, [place, pids]).rowcount:
@@ -306,16 +321,16 @@ class Stage:
     # -- what must be true in the end ----------------------------------------------
 
     def picture(self, queue: str) -> Picture:
-        """Return all that a queue holds, once its notes are applied."""
+        """Return all rows of a queue, once its deferred work is applied."""
         rows: Picture = []
         for place in queues(queue):
-            self.db.execute("select durable.apply_notes(%s)", [place])
+            self.db.execute("select durable.apply_deferred_work(%s)", [place])
             of = {"queue": place, "varies": VARIES}
             rows += self.db.execute(PICTURE, of).fetchall()
         return sorted(rows, key=repr)
 
     def check_attempts(self, story: Story, queue: str, lives: Sequence[Child]) -> None:
-        """Every attempt but the last has its row; a crash costs one at most."""
+        """Check that each attempt but the last has a row; a crash costs one at most."""
         crashes = sum(child.exit_code != 0 for child in lives)
         rows = [row for q in queues(queue) for row in self.db.execute(ATTEMPTS, [q])]
         for name, attempt, numbers, lost, failed in rows:
@@ -325,7 +340,7 @@ class Stage:
             assert attempt == 1 + lost + failed
 
     def check_lines(self, story: Story, queue: str, lives: Sequence[Child]) -> None:
-        """A line comes again only in a life to which it was not known to be saved."""
+        """Check that a line repeats only in a life that did not know it was saved."""
         after = LINES.get(story.name, {})
         for label, line, times in self.db.execute(LOGGED, [queue, story.name]):
             if line in after:
@@ -336,10 +351,10 @@ class Stage:
     def check_effects(
         self, story: Story, queue: str, lives: Sequence[Child]
     ) -> Counter[str]:
-        """What a task knew to be saved had its effect once; return what had it twice.
+        """Check that steps known to be saved had one effect; return repeated ones.
 
-        One that was on its way may have had it once in every life that had begun it,
-        and once more.
+        A step in flight may have had its effect once in every life that began it, and
+        once more.
         """
         rows = [row for q in queues(queue) for row in self.db.execute(EFFECTS, [q])]
         found = {(label, step): times for label, step, times in rows}
@@ -355,12 +370,17 @@ class Stage:
             times = found.pop((label, step))
             most = 1 if step in ONCE else begun + (not known)
             assert 1 <= times <= most, (label, step, times)
-            if times > 1 and step != "refused":  # that is saved with the next one
+            if times > 1 and step != "refused":  # saved together with the next one
                 repeated[label] += 1
         assert not found, found
         return repeated
 
 
+def sessions(db: psycopg.Connection) -> set[int]:
+    """Return the processes that serve this database's clients."""
+    return {pid for (pid,) in db.execute(SESSIONS).fetchall()}
+
+
 def queues(queue: str) -> list[str]:
-    """Return a story's queue, and the other one, which may not be there."""
+    """Return a story's queue, and the second one, which may not exist."""
     return [queue, f"{queue}{FAR}"]

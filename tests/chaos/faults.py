@@ -1,4 +1,4 @@
-"""What can befall a database, each fault a function that returns when it is over."""
+"""Faults of a database, each a function that returns when the fault has ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ order by backend_start
 
 
 def terminate_one(conninfo: str, random: Random) -> int:
-    """End one session of the database, whoever it belongs to; return how many."""
+    """End one session of the database, of any client; return how many."""
     with psycopg.connect(conninfo, autocommit=True) as db:
         pids = [pid for (pid,) in db.execute(SESSIONS).fetchall()]
         if not pids:
@@ -40,7 +40,7 @@ def terminate_one(conninfo: str, random: Random) -> int:
 
 
 def kill_server(server: Postgres) -> None:
-    """End the postmaster as `kill -9` does; its children find out by themselves."""
+    """Kill the postmaster with SIGKILL; its children find out by themselves."""
     postmaster = int((server.data_dir / "postmaster.pid").read_text().split()[0])
     children = _children(postmaster)
     os.kill(postmaster, SIGKILL)
@@ -54,7 +54,7 @@ def kill_server(server: Postgres) -> None:
 
 @contextlib.contextmanager
 def only_reading(conninfo: str) -> Iterator[None]:
-    """Have the server refuse to write, as one that lost its place does."""
+    """Make the server read-only, as one that was demoted."""
     with psycopg.connect(conninfo, autocommit=True) as db:
         db.execute("alter system set default_transaction_read_only = on")
         db.execute("select pg_reload_conf()")
@@ -67,7 +67,7 @@ def only_reading(conninfo: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exhausted(conninfo: str, random: Random) -> Iterator[int]:
-    """Take every connection the server has, and some of the others' as well."""
+    """Take every free connection of the server, and some of the used ones as well."""
     with (
         contextlib.ExitStack() as hogs,
         psycopg.connect(conninfo, autocommit=True) as db,

@@ -1,8 +1,8 @@
-"""What clients were promised, beside what the database holds.
+"""Compare what clients were promised with what the database holds.
 
-The promises are in the clients' journals, files that no fault of a database reaches. A
-call whose answer never came is neither promised nor denied: the database says what
-became of it, and either is right.
+The promises are in the clients' journals, files that no database fault can reach. A
+call without an answer is neither promised nor denied: the database shows its outcome,
+and either is right.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from durable.tasks where parent_task_id is null
 """
 OPEN: Final = """
 select (select count(*) from durable.tasks where finished_at is null)
-  + (select count(*) from durable.notes)
+  + (select count(*) from durable.deferred_work)
 """
 EMIT: Final = "select durable.emit_event('default', %s, %s)"
 CANCEL: Final = "select durable.cancel_task('default', %s)"
-# What must never be, whatever was told to whom.
+# What must never be, independent of any promise.
 NEVER: Final = {
     "an effect had again in an attempt after the one that saved it": """
         select count(*) from public.effects
@@ -74,14 +74,14 @@ NEVER: Final = {
         where not exists (select from durable.tasks
           where tasks.queue = waits.queue and tasks.task_id = waits.task_id
             and tasks.state = 'sleeping')""",
-    "a note left": "select count(*) from durable.notes",
+    "deferred work left": "select count(*) from durable.deferred_work",
     "a deadlock": """
         select deadlocks from pg_stat_database where datname = current_database()""",
 }
 
 
 class Ledger:
-    """All journals of a directory, read once their writers are gone."""
+    """All journals of a directory, read once their writers have ended."""
 
     def __init__(self, journals: Iterable[Path]) -> None:
         self.kinds: dict[str, str] = {}
@@ -117,7 +117,7 @@ class Ledger:
             self.together.append(line["intents"])
 
     def settle(self, db: psycopg.Connection) -> None:
-        """Do for the clients that died what others wait for, and wait for the rest."""
+        """Emit what tasks of dead clients wait for, and wait for all others."""
         for intent, task_id, name, state, _ in db.execute(TASKS).fetchall():
             if state in {"completed", "failed", "cancelled"}:
                 continue
@@ -129,7 +129,7 @@ class Ledger:
         eventually(lambda: _is_quiet(db), deadline=90, what="every task at its end")
 
     def check(self, db: psycopg.Connection) -> Counter[str]:
-        """Assert that both agree, and return what there was."""
+        """Assert that journals and database agree, and return counts."""
         tasks: defaultdict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
         for intent, *rest in db.execute(TASKS).fetchall():
             tasks[intent].append(tuple(rest))
@@ -204,7 +204,7 @@ class Ledger:
         ]
 
     def _count_effects(self, db: psycopg.Connection) -> list[str]:
-        """Whatever has completed had every effect, and no other."""
+        """Assert that each completed task had every effect, and no other."""
         rows = db.execute(
             """
             select task_id::text, name, array_agg(distinct step order by step)
@@ -220,7 +220,7 @@ class Ledger:
 
 
 def _is_quiet(db: psycopg.Connection) -> bool:
-    """Whether nothing is open, and no note is left."""
+    """Whether no task is open and no deferred work is left."""
     return _number(db, OPEN) == 0
 
 

@@ -1,4 +1,4 @@
-"""A mixed load: clients that note down what they were told, and workers.
+"""A mixed load: clients that keep a journal of what they were told, and workers.
 
     python -m tests.chaos.load worker
     python -m tests.chaos.load client JOURNAL SEED
@@ -7,10 +7,10 @@ Every task carries the intent it was spawned for, and every step has an effect: 
 public.effects. An order is a row of the application's, written in the transaction that
 spawns its task.
 
-A client goes on until SIGTERM, and then ends what it has begun. It writes into its
-journal before it asks (`ask`), when it was answered (`ack`), and when it was not and
-will not ask again (`unknown`). The journal is a file: it survives the client, and the
-database.
+A client runs until SIGTERM, and then finishes what it has begun. It writes into its
+journal before a call (`ask`), when the call was answered (`ack`), and when it was not
+and will not be repeated (`unknown`). The journal is a file: it survives the client and
+the database.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from durable import AsyncDurable, AsyncTaskHandle, NonRetryable, TaskContext, task
-from durable._worker import leases, link
+from durable._db import reconnecting
+from durable._worker import leases
 from durable.errors import AlreadyFinished, TaskCancelled, TaskFailed
 from durable.retry import Retry
 
@@ -53,10 +54,10 @@ ORDER: Final = "insert into public.orders values (%s)"
 
 LEASE: Final = 3.0
 PATIENT: Final[Any] = {"retry": Retry.fixed(0.1), "max_attempts": None}
-AT_ONCE: Final = 8  # what one client has in hand
+AT_ONCE: Final = 8  # in flight per client
 THOUGHTFUL: Final = 0.2  # seconds between two intents, at most
-TIRED: Final = 5.0  # seconds after which it waits for no answer any more
-STUBBORN: Final = 120.0  # seconds for which it says the same thing again
+TIRED: Final = 5.0  # seconds after which it stops waiting for an answer
+STUBBORN: Final = 120.0  # seconds for which it retries
 
 
 # -- tasks -----------------------------------------------------------------------------
@@ -110,7 +111,7 @@ async def doomed(intent: str, ctx: Context) -> str:
 
 @task(**PATIENT)
 async def endless(intent: str, ctx: Context) -> str:
-    """Wait for what never comes, to be cancelled."""
+    """Wait for an event that never comes, to be cancelled."""
     await ctx.step("before", effect, ctx, intent, "before")
     return str(await ctx.await_event(f"never:{intent}"))
 
@@ -120,7 +121,7 @@ BY_NAME: Final = {spawned.name: spawned for spawned in TASKS}
 
 
 async def effect(ctx: Context, intent: str, step: str) -> str:
-    """Leave a trace outside of durable; a failure is the attempt's."""
+    """Write a row outside of durable; an error fails the attempt."""
     async with asyncio.timeout(TIRED), ctx.state.connection() as connection:
         await connection.execute(NOTE, [ctx.task_id, intent, step, ctx.attempt])
     return step
@@ -160,7 +161,7 @@ class Journal:
 
 
 class Client:
-    """Does what it means to do, whatever happens to the database meanwhile."""
+    """Carries out its intents, whatever happens to the database meanwhile."""
 
     def __init__(
         self, app: AsyncDurable, journal: Journal, name: str, random: Random
@@ -171,7 +172,7 @@ class Client:
         self._random = random
 
     async def go_on(self, enough: asyncio.Event) -> None:
-        """Carry out one intent after the other, some at a time."""
+        """Carry out one intent after the other, several concurrently."""
         turns = itertools.count()
 
         async def one_by_one() -> None:
@@ -191,7 +192,7 @@ class Client:
             await self._follow(spawned, kind, handle)
 
     async def _keyed(self, intent: str, kind: str) -> dict[str, AsyncTaskHandle[str]]:
-        """Say it until it is acknowledged: the key makes it once."""
+        """Repeat the spawn until it is acknowledged: the key makes it idempotent."""
         self._journal.note("ask", intent=intent, kind=kind)
 
         async def spawn() -> AsyncTaskHandle[str]:
@@ -202,7 +203,7 @@ class Client:
         return {intent: handle}
 
     async def _keyless(self, intent: str, kind: str) -> dict[str, AsyncTaskHandle[str]]:
-        """Say it once: whether it was heard, the database knows."""
+        """Spawn once; only the database knows whether it arrived."""
         self._journal.note("ask", intent=intent, kind=kind)
         try:
             async with asyncio.timeout(TIRED):
@@ -214,7 +215,7 @@ class Client:
         return {intent: handle}
 
     async def _many(self, intent: str, kind: str) -> dict[str, AsyncTaskHandle[str]]:
-        """Spawn five in one statement: all are there, or none."""
+        """Spawn five in one statement: all or none."""
         intents = [f"{intent}.{part}" for part in range(5)]
         self._journal.note("many", intents=intents)
         for one in intents:
@@ -226,7 +227,7 @@ class Client:
         return dict(zip(intents, handles, strict=True))
 
     async def _order(self, intent: str, kind: str) -> dict[str, AsyncTaskHandle[str]]:
-        """Write a row of the application's and spawn its task, both or neither."""
+        """Insert a row of the application and spawn its task, both or neither."""
         self._journal.note("ask", intent=intent, kind=kind, order=True)
         try:
             async with (
@@ -249,7 +250,7 @@ class Client:
     async def _follow(
         self, intent: str, kind: str, handle: AsyncTaskHandle[str]
     ) -> None:
-        """Do what the task waits for, and see some to their end."""
+        """Do what the task waits for, and wait for the end of some tasks."""
         if kind == "meet":
             await insist(lambda: self._app.emit_event(f"go:{intent}", intent))
         elif kind == "endless" or self._random.random() < 0.05:
@@ -270,7 +271,7 @@ class Client:
             self._journal.note("cancelled", intent=intent)
 
     async def _wait(self, intent: str, handle: AsyncTaskHandle[str]) -> None:
-        """Wait through whatever happens; no error of the database comes out."""
+        """Wait through all faults; no error of the database is raised."""
         try:
             outcome = await handle.result(timeout=120)
         except (TaskFailed, TaskCancelled) as end:
@@ -279,7 +280,7 @@ class Client:
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Say it again as long as nobody answers. The last error is not survived."""
+    """Repeat the call until it is answered; raise the last error at the end."""
     begun = time.monotonic()
     while True:
         try:
@@ -301,8 +302,8 @@ async def ask(journal: str, seed: str) -> None:
 
 
 def hurry() -> None:
-    """Take seconds of silence for a loss: a minute of it would be one of the test."""
-    vars(link)["SILENCE"] = 3.0
+    """Treat seconds of silence as a loss: a minute would be too long for a test."""
+    vars(reconnecting)["READ_TIMEOUT"] = 3.0
     vars(leases)["_SHORTEST_PATIENCE"] = 2.0
 
 

@@ -56,8 +56,8 @@ left join durable.tasks using (queue, task_id)
 where queue = %(queue)s
 
 union all
-select 'note', kind::text, event_name, null, null, null
-from durable.notes
+select 'deferred', kind::text, event_name, null, null, null
+from durable.deferred_work
 where queue = %(queue)s
 
 union all

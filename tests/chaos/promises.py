@@ -1,6 +1,6 @@
-"""What is true of a queue whenever its notes are applied, whoever has met whom.
+"""Invariants of a queue once its deferred work is applied, after any concurrent calls.
 
-Each promise is a query for what breaks it; `broken` names those that something breaks.
+Each promise is a query for rows that break it; `broken` names those that find any.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import psycopg
 __all__ = ["UNSEEN_WAIT", "UNTOLD", "broken"]
 
 UNTOLD: Final = "a claim that a full history does not tell of"
-# Who ends a task by a snapshot that does not show its newest wait leaves that behind.
-# It means nothing, and retry_task deletes it.
+# A call that ends a task by a snapshot that does not show its newest wait leaves that
+# wait behind. It has no effect, and retry_task deletes it.
 UNSEEN_WAIT: Final = "a wait of a task that ended badly"
 PROMISES: Final = {
     "asleep though its event was emitted": """
@@ -53,7 +53,11 @@ PROMISES: Final = {
           and tasks.error is null and waits.task_ids is not null
           and waits.any_of is not true and not exists (
             select from durable.tasks as target
-            where target.task_id = waits.target_task_id and target.finished_at is null
+            where target.queue = coalesce(
+                waits.task_queues[array_position(waits.task_ids, waits.target_task_id)],
+                waits.queue)
+              and target.task_id = waits.target_task_id
+              and target.finished_at is null
               and (target.queue = waits.queue or exists (
                 select from durable.watches
                 where watches.queue = target.queue
@@ -80,7 +84,7 @@ PROMISES: Final = {
     "pending, and never due": """
         from durable.tasks
         where queue = %(queue)s and state = 'pending' and available_at is null""",
-    "alive below a parent that ended badly, and not tried again": """
+    "alive below a parent that ended badly, and not tried again by itself": """
         from durable.tasks as child join durable.tasks as parent
           on parent.queue = coalesce(child.parent_queue, child.queue)
           and parent.task_id = child.parent_task_id
@@ -88,7 +92,7 @@ PROMISES: Final = {
           and parent.state in ('failed', 'cancelled') and not exists (
             select from durable.runs
             where runs.queue = child.queue and runs.task_id = child.task_id
-              and runs.outcome <> 'lease_lost')""",
+              and runs.retried_by ? 'user')""",
     "cancelled for the end of one that is not above it, or has not ended so": """
         from durable.tasks as child
         where child.queue = %(queue)s and child.state = 'cancelled'
@@ -108,7 +112,7 @@ PROMISES: Final = {
         from durable.tasks
         where queue = %(queue)s and error ->> 'type' = '$DeadlineExceeded'
           and error ->> 'message' = 'not finished by its deadline'
-          and (complete_by <= finished_at) is not true""",
+          and (deadline <= finished_at) is not true""",
     "held and not running, or running and not held": """
         from durable.tasks
         where queue = %(queue)s and (
@@ -119,7 +123,7 @@ PROMISES: Final = {
         where queue = %(queue)s and (
           (state in ('completed', 'failed', 'cancelled')) <> (finished_at is not null)
           or finished_at is not null
-            and num_nonnulls(available_at, lease_expires_at, deadline_at) > 0
+            and num_nonnulls(available_at, lease_expires_at, expires_at) > 0
           or state = 'running' and available_at is not null)""",
     "an attempt without its run, or a run without its attempt": """
         from durable.tasks
@@ -175,12 +179,12 @@ PROMISES: Final = {
     UNTOLD: """
         from durable.tasks join durable.queues using (queue)
         where tasks.queue = %(queue)s and queues.history = 'full'
-          and (tasks.claim + 1) / 2 <> (
+          and (durable._claim_ordinal(tasks.claim, tasks.times_claimed) + 1) / 2 <> (
             select count(*) from durable.claim_log
             where claim_log.queue = tasks.queue and claim_log.task_id = tasks.task_id
               and claim_log.claim %% 2 = 1)
           and (tasks.headers ? 'durable:forked_from') is not true""",
-    "a note": "from durable.notes where queue = %(queue)s",
+    "deferred work": "from durable.deferred_work where queue = %(queue)s",
 }
 BROKEN: Final = " union all ".join(
     f"select '{promise}' where exists (select {query})"

@@ -1,19 +1,19 @@
-"""A network between a server and its clients, to be cut and to fall silent.
+"""A network between a server and its clients that can be cut and can fall silent.
 
     with Proxy(server) as proxy:
         psycopg.connect(proxy.conninfo())
         proxy.cut("answer lost")
 
-It passes bytes on and knows of the protocol only that requests are followed by answers.
-Each way of cutting waits for its moment on one connection, chosen by who asks:
+It forwards bytes, and knows only that the protocol alternates requests and answers.
+Each kind of cut waits for its moment on one connection, which the caller chooses:
 
     request lost    the next request does not reach the server
-    under way       the server has the next request, and nobody waits for its answer
-    answer lost     the server has answered, so it has committed; nobody hears of it
-    half an answer  the client gets the first bytes of what the server says
+    under way       the server has the next request, and the client no longer waits
+    answer lost     the server has answered, so it has committed; the answer is lost
+    half an answer  the client gets the first bytes of the answer
 
-Silence is a connection on which nothing arrives any more, in neither direction, while
-both ends are told by their kernels that all is well.
+On a silent connection nothing arrives any more, in either direction, while the kernels
+of both ends consider it healthy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["CUTS", "Cut", "Proxy"]
 T = TypeVar("T")
 Cut = Literal["request lost", "under way", "answer lost", "half an answer"]
 
-NAME: Final = re.compile(rb"application_name\0(.*?)\0")  # in the first of all packets
+NAME: Final = re.compile(rb"application_name\0(.*?)\0")  # in the first packet
 CUTS: Final[tuple[Cut, ...]] = (
     "request lost",
     "under way",
@@ -47,7 +47,7 @@ CUTS: Final[tuple[Cut, ...]] = (
 
 
 class Half(asyncio.Protocol):
-    """One side of a connection; what it hears the connection passes on."""
+    """One side of a connection; it passes on the bytes it receives."""
 
     def __init__(
         self, hears: Callable[[bytes], None], ends: Callable[[], None]
@@ -70,7 +70,7 @@ class Half(asyncio.Protocol):
         self._ends()
 
     def say(self, data: bytes) -> None:
-        """Send it, or keep it until there is somebody to send it to."""
+        """Send data, or keep it until there is a peer to send it to."""
         if self.transport is None:
             self._early.append(data)
         elif not self.transport.is_closing():
@@ -82,7 +82,7 @@ class Half(asyncio.Protocol):
 
 
 class Connection:
-    """A client, the server, and perhaps a fault that is to come between them."""
+    """A client, the server, and perhaps a fault to be injected between them."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
@@ -97,11 +97,11 @@ class Connection:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing has befallen it, and nothing is going to."""
+        """Whether no fault has occurred and none is pending."""
         return self.fault is None and not self.silent
 
     def _left(self) -> None:
-        """One end is gone; on a silent line the other does not learn of it."""
+        """Handle the end of one peer; on a silent line the other does not notice."""
         if not self.silent:
             self.close()
 
@@ -136,7 +136,7 @@ class Connection:
         self.close(gently=gently)
 
     def close(self, *, gently: bool = False) -> None:
-        """End it on both sides; `gently` sends first what has been said."""
+        """Close both sides; `gently` flushes pending data first."""
         self._proxy.connections.discard(self)
         for half in (self.client, self.server):
             if gently and half.transport is not None:
@@ -190,9 +190,9 @@ class Proxy:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{name}?gssencmode=disable"
 
     def cut(self, how: Cut, name: str | None = None) -> None:
-        """Let this happen to one of the connections, as soon as it is used.
+        """Inject this fault into one of the connections, as soon as it is used.
 
-        To any, or to one of this application_name.
+        Into any, or into one of this application_name.
         """
 
         def choose() -> None:
@@ -213,8 +213,8 @@ class Proxy:
 
         return self._do(cut)
 
-    def fall_silent(self) -> int:
-        """Pass nothing on any more, neither here nor on connections to come."""
+    def stop_listening(self) -> int:
+        """Pass nothing on any more, on existing and on new connections."""
 
         def hush() -> int:
             self._mute = True
@@ -236,7 +236,7 @@ class Proxy:
         return self._do(hush)
 
     def hush_some(self, number: int = 1) -> int:
-        """Let any so many connections fall silent for good; others can be made."""
+        """Silence any so many connections for good; new ones can be made."""
 
         def hush() -> int:
             sound = self._sound()
@@ -248,7 +248,7 @@ class Proxy:
         return self._do(hush)
 
     def speak(self) -> None:
-        """Serve new connections again; those that fell silent stay so."""
+        """Serve new connections again; silent ones stay silent."""
 
         def speak() -> None:
             self._mute = False
@@ -288,6 +288,6 @@ class Proxy:
             else:
                 await self._loop.create_connection(server, host, port)
         except OSError:
-            connection.close()  # the server is away
+            connection.close()  # the server is down
         if connection not in self.connections:
             connection.server.abort()

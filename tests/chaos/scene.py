@@ -1,4 +1,4 @@
-"""Workers and clients in processes of their own, under load until it is over.
+"""Workers and clients in processes of their own, under load until the block is left.
 
     with Scene(directory, conninfo, server.conninfo(), seed) as scene:
         scene.start(workers=2, clients=1)
@@ -6,8 +6,8 @@
         scene.goes_on()
     counts = scene.counts
 
-Leaving the block lets the clients end what they have begun and the workers stop, and
-compares what was promised with what there is.
+Leaving the block lets the clients finish what they have begun, stops the workers, and
+compares the clients' journals with the database.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ select count(*) from durable.tasks where claim %% 2 = 1 and worker ~ %s
 
 
 class Scene:
-    """`conninfo` is where the load goes; `direct` is where its end is looked up."""
+    """`conninfo` is where the load connects.
+
+    `direct` is where the final state is read.
+    """
 
     def __init__(
         self, directory: Path, conninfo: str, direct: str, random: Random
@@ -84,30 +87,34 @@ class Scene:
         self.goes_on()
 
     def goes_on(self, *, more: int = 5) -> None:
-        """Wait until clients were acknowledged more, and heard of more results."""
-        acknowledged, results = self._told("ack") + more, self._told("result") + 1
+        """Wait until clients got more acknowledgements, and more results."""
+        acknowledged, results = (
+            self._history_row("ack") + more,
+            self._history_row("result") + 1,
+        )
         eventually(
             lambda: (
-                self._told("ack") >= acknowledged and self._told("result") >= results
+                self._history_row("ack") >= acknowledged
+                and self._history_row("result") >= results
             ),
             deadline=60,
             what="somebody got an answer",
         )
 
-    # -- what befalls processes ----------------------------------------------------
+    # -- faults of processes -------------------------------------------------------
 
     def kill_worker(self) -> None:
-        """End one with SIGKILL; another takes its place."""
+        """Kill one with SIGKILL; another takes its place."""
         self._pop(self._workers).kill()
         self._workers.append(self._processes.python(*LOAD, "worker"))
 
     def kill_client(self) -> None:
-        """End one with SIGKILL; another one goes on with other intents."""
+        """Kill one with SIGKILL; another one continues with other intents."""
         self._pop(self._clients).kill()
         self.start(workers=0, clients=1)
 
     def stop_worker(self) -> None:
-        """Stop one until others have all it held, and let it go on, none the wiser."""
+        """Stop one until others have claimed all it held, and let it continue."""
         pid = self._random.choice(self._workers).pid
         os.kill(pid, SIGSTOP)
         try:
@@ -140,7 +147,7 @@ class Scene:
     def _journals(self) -> list[Path]:
         return sorted(self._directory.glob("*.journal"))
 
-    def _told(self, what: str) -> int:
+    def _history_row(self, what: str) -> int:
         line = f'"what": "{what}"'
         return sum(journal.read_text().count(line) for journal in self._journals())
 

@@ -1,10 +1,10 @@
-"""Everything that can befall a database and its clients, at random, under load.
+"""Every fault of a database and its clients, at random, under load.
 
     python -m tests.chaos.soak --minutes 3 --seed 7
 
 A primary with a synchronous standby, a network that is cut and falls silent, workers
-and clients that are killed and stopped. Then quiet, and the ledger. Prints what was
-survived; ends with 1 and the seed if anything was not.
+and clients that are killed and stopped. Then the load ends, and the ledger is checked.
+Prints counts of the survived faults; exits with 1 and the seed after a failure.
 
 DURABLE_SURVIVED      a page in which to put the counts
 """
@@ -64,7 +64,7 @@ class Storm:
         self._once = random.sample(list(self._faults), len(self._faults))
 
     def strike(self) -> None:
-        """Let one of them happen, each once at first, and see that all goes on."""
+        """Inject one of them, each once at first, and check that all continues."""
         name = self._once.pop() if self._once else self._any()
         done = self._faults[name][1]()
         self._scene.goes_on()
@@ -125,7 +125,7 @@ def soak(
     directory: Path,
     say: Callable[[str], object] = print,
 ) -> Counter[str]:
-    """Survive for so many seconds, and return what; raises what was not survived."""
+    """Run for so many seconds, and return the counts; raise the first failure."""
     with contextlib.ExitStack() as running:
         cluster = running.enter_context(Cluster())
         with psycopg.connect(cluster.conninfo(), autocommit=True) as db:
@@ -149,7 +149,7 @@ def soak(
 
 
 def main() -> int:
-    """Soak as the command line says."""
+    """Run as the command line says."""
     parser = argparse.ArgumentParser(description="All faults at random, under load.")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seed", default=str(secrets.randbelow(10**6)))

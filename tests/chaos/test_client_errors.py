@@ -1,4 +1,4 @@
-"""A client that does not wait is told, in the driver's words, what the database is not.
+"""A client that does not wait gets the driver's error for the state of the database.
 
 Whether its call has happened may be unknown; that the next one works is not.
 """
@@ -28,7 +28,7 @@ HELD = "select durable.spawn('default', 'a', '{}', '{\"idempotency_key\": \"key\
 
 @contextlib.asynccontextmanager
 async def waits_too_long(dsn: str, setting: str) -> AsyncIterator[AsyncDurable]:
-    """Somebody is just spawning with the same key, and the role has a timeout."""
+    """Another session is spawning with the same key, and the role has a timeout."""
     limited = make_conninfo(dsn, options=f"-c {setting}=100")
     async with AsyncDurable(limited) as app:
         await app.list_queues()
@@ -40,7 +40,7 @@ async def waits_too_long(dsn: str, setting: str) -> AsyncIterator[AsyncDurable]:
 
 @contextlib.asynccontextmanager
 async def busy_pool(dsn: str) -> AsyncIterator[AsyncDurable]:
-    """The application has all connections of its pool in use."""
+    """The application uses all connections of its pool."""
     pool = AsyncConnectionPool(dsn, min_size=1, max_size=1, timeout=0.2, open=False)
     async with pool, AsyncDurable(pool) as app:
         await app.list_queues()
@@ -50,7 +50,7 @@ async def busy_pool(dsn: str) -> AsyncIterator[AsyncDurable]:
 
 @contextlib.asynccontextmanager
 async def lost_answer(dsn: str) -> AsyncIterator[AsyncDurable]:
-    """The server has done it, and nobody hears of it."""
+    """The server has committed, and the answer is lost."""
     with Proxy(dsn, Random(0)) as proxy:
         async with AsyncDurable(proxy.conninfo()) as app:
             await app.list_queues()
@@ -60,7 +60,7 @@ async def lost_answer(dsn: str) -> AsyncIterator[AsyncDurable]:
 
 @contextlib.asynccontextmanager
 async def read_only(dsn: str) -> AsyncIterator[AsyncDurable]:
-    """The server reads only."""
+    """The server is read-only."""
     option = "-c default_transaction_read_only=on"
     async with AsyncDurable(make_conninfo(dsn, options=option)) as app:
         await app.list_queues()
@@ -83,10 +83,10 @@ TROUBLES: dict[str, tuple[Callable[[str], Trouble], type[psycopg.Error]]] = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-async def test_is_told_in_the_drivers_words(
+async def test_raises_the_drivers_error(
     dsn: str, db: psycopg.Connection, trouble: str, survived: Survived
 ) -> None:
-    """And never spawns twice with one key, however often it says so."""
+    """And never spawns twice with one key, however often the call is repeated."""
     arrange, expected = TROUBLES[trouble]
     async with arrange(dsn) as app:
         with pytest.raises(expected):

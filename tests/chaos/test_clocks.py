@@ -1,8 +1,8 @@
-"""durable goes by one clock, the database's: no other has a say, and it may be wrong.
+"""durable uses only the database's clock, and tolerates wrong ones.
 
 Processes run with a wall clock that is shifted below Python, in libc. The database's
-clock is shifted in `durable._now()`, the one place time comes from; that nothing else
-reads one is shown by reading the sources.
+clock is shifted in `durable._now()`, the single source of time; a check of the sources
+shows that no other code reads one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from durable import (
     TaskContext,
     task,
 )
-from durable._time import moment
+from durable._core.arguments import moment
 from durable.errors import InvalidArgument
 from tests.support.clock import Clock, RunningClock, WallClock
 from tests.support.crashing import LEDGER, STEPS, TASKS, journey, ledger
@@ -92,7 +92,7 @@ async def stubborn(params: None, ctx: TaskContext) -> int:
 
 @task
 async def year(params: None, ctx: TaskContext) -> list[Any]:
-    """Wait for all there is to wait for."""
+    """Use every kind of wait."""
     begun = await ctx.now()
     child = await ctx.spawn("child", stubborn)
     with contextlib.suppress(TimeoutError):
@@ -102,7 +102,7 @@ async def year(params: None, ctx: TaskContext) -> list[Any]:
     return [round(waited / DAY), attempts, round((await ctx.now() - begun) / DAY)]
 
 
-@task(max_duration=200 * DAY)
+@task(execution_timeout=200 * DAY)
 async def limited(params: None, ctx: TaskContext) -> None:
     await ctx.await_event("never")
 
@@ -120,8 +120,8 @@ def test_reads_no_wall_clock_outside_the_database() -> None:
     assert found == []
 
 
-def test_reads_the_database_s_clock_in_one_place() -> None:
-    """But for when the engine itself was installed."""
+def test_reads_the_databases_clock_in_one_place() -> None:
+    """Except for the time at which the engine was installed."""
     found = {
         (file.name, line.strip())
         for file in (ROOT / "sql").rglob("*.sql")
@@ -136,7 +136,7 @@ def test_reads_the_database_s_clock_in_one_place() -> None:
 
 
 @pytest.mark.slow
-def test_works_whatever_time_it_is_where_it_runs(
+def test_works_under_any_wall_clock(
     db: psycopg.Connection,
     processes: Processes,
     tmp_path: Path,
@@ -145,7 +145,7 @@ def test_works_whatever_time_it_is_where_it_runs(
     share: Share,
     survived: Survived,
 ) -> None:
-    """Workers and clients an hour wrong, or years, and wrong in another way later."""
+    """Workers and clients wrong by an hour, or years, and differently later."""
     db.execute(EFFECTS)
     ways = [HOUR, -HOUR, 3650 * DAY, -3650 * DAY]
     clocks = [WallClock(tmp_path, name) for name in ("ahead", "behind", "client")]
@@ -184,7 +184,7 @@ def test_works_whatever_time_it_is_where_it_runs(
 
 
 @pytest.mark.slow
-async def test_loses_and_starves_nothing_when_the_database_s_clock_jumps(
+async def test_loses_and_delays_nothing_when_the_databases_clock_jumps(
     dsn: str,
     db: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
@@ -195,9 +195,9 @@ async def test_loses_and_starves_nothing_when_the_database_s_clock_jumps(
 ) -> None:
     """As at a failover to a server whose clock differs, an hour either way.
 
-    An hour ahead, leases run out: what was not saved is done again, what was is not.
-    What was ready before a jump back is ready again when the clock has come there;
-    what is new starts at once.
+    An hour ahead, leases expire: unsaved work is repeated, saved work is not. What was
+    ready before a jump back is ready again when the clock has come there; new tasks
+    start at once.
     """
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
     db.execute(LEDGER)
@@ -235,10 +235,10 @@ async def test_loses_and_starves_nothing_when_the_database_s_clock_jumps(
     survived("tasks through jumps of the database's clock", len(handles))
 
 
-async def test_claims_what_is_new_after_the_clock_was_set_back(
+async def test_claims_new_tasks_after_the_clock_was_set_back(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """Where the last claim ended is no place to start from then."""
+    """The place where the last claim ended is no place to start from then."""
     clock = RunningClock(db)
     clock.jump_to(HOUR)
     async with working(dsn, nap, concurrency=2) as (app, worker):
@@ -260,7 +260,7 @@ async def test_claims_what_is_new_after_the_clock_was_set_back(
 def test_keeps_a_lease_when_the_clock_is_set_back(
     db: psycopg.Connection, clock: Clock
 ) -> None:
-    """So much longer; who takes over from a dead worker waits for so much longer."""
+    """It lasts longer by the jump; so does the wait to take over from a dead worker."""
     db.execute("select durable.spawn('default', 'x')")
     row = db.execute("select task_id, claim from durable.claim_tasks('default', 'w')")
     task_id, claim = row.fetchall()[0]
@@ -280,7 +280,7 @@ async def is_in(handle: Any, state: str) -> bool:
     return bool(await handle.state() == state)
 
 
-async def test_lives_through_years_in_no_time(
+async def test_survives_years_simulated_within_seconds(
     dsn: str, clock: Clock, survived: Survived
 ) -> None:
     """Sleeps, timeouts, joins, backoff, deadlines and retention, by the day."""
@@ -296,7 +296,7 @@ async def test_lives_through_years_in_no_time(
         assert await cut.state() == "sleeping"
         clock.set(start + 200 * DAY)
         await aeventually(partial(is_in, cut, "cancelled"), deadline=DEADLINE)
-        with pytest.raises(TaskCancelled, match="max_duration"):
+        with pytest.raises(TaskCancelled, match="execution_timeout"):
             await cut.result(0)
         clock.set(start + 260 * DAY)
         await aeventually(partial(is_gone, slow), deadline=DEADLINE)
@@ -312,7 +312,7 @@ async def is_gone(handle: Any) -> bool:
     return False
 
 
-async def test_means_the_same_moment_in_every_time_zone(
+async def test_a_moment_is_the_same_in_every_time_zone(
     dsn: str,
     db: psycopg.Connection,
     clock: Clock,
@@ -321,7 +321,7 @@ async def test_means_the_same_moment_in_every_time_zone(
     share: Share,
     survived: Survived,
 ) -> None:
-    """Whatever a database's sessions speak: the client's, the worker's, one's own."""
+    """For any time zone of the database, the client, the worker or the session."""
     tongues = list(product(ZONES, DATE_STYLES, INTERVAL_STYLES))
     then = datetime(2032, 3, 1, 0, 30, tzinfo=ZoneInfo("Asia/Kathmandu"))
     name = db.info.dbname
@@ -338,7 +338,7 @@ async def test_means_the_same_moment_in_every_time_zone(
             )
         clock.set(then - DAY)
         async with working(dsn, until) as (app, worker):
-            handle = await app.spawn(until, then, max_duration=2 * DAY)
+            handle = await app.spawn(until, then, execution_timeout=2 * DAY)
             await worker.drain()
             due = (await app.queue_stats()).next_due_at
             assert due == then, tongue
@@ -354,14 +354,14 @@ async def test_means_the_same_moment_in_every_time_zone(
 @pytest.mark.parametrize(
     ("local", "utc"),
     [
-        (datetime(2030, 3, 31, 2, 30), "01:30"),  # skipped: as if it had not sprung
-        (datetime(2030, 3, 31, 2, 30, fold=1), "00:30"),  # or as if it had before
+        (datetime(2030, 3, 31, 2, 30), "01:30"),  # skipped: read as winter time
+        (datetime(2030, 3, 31, 2, 30, fold=1), "00:30"),  # or as summer time
         (datetime(2030, 10, 27, 2, 30), "00:30"),  # the first of two
         (datetime(2030, 10, 27, 2, 30, fold=1), "01:30"),  # the second
         (datetime(2032, 2, 29, 23, 59, 59), "22:59:59"),  # a leap day
     ],
 )
-async def test_knows_the_hours_that_a_time_zone_skips_or_doubles(
+async def test_handles_the_hours_that_a_time_zone_skips_or_repeats(
     dsn: str, clock: Clock, local: datetime, utc: str
 ) -> None:
     then = datetime.fromisoformat(f"{local.date()}T{utc}+00:00")
@@ -391,7 +391,7 @@ def test_refuses_a_moment_without_a_time_zone(fold: int) -> None:
 
 
 @pytest.mark.parametrize("zone", ["UTC", *ZONES])
-async def test_sleeps_to_the_end_of_time_and_not_at_all_to_its_beginning(
+async def test_sleeps_until_the_latest_datetime_and_not_at_all_until_the_earliest(
     dsn: str, db: psycopg.Connection, zone: str
 ) -> None:
     """As far as a datetime reaches, and beyond it in another time zone."""

@@ -1,4 +1,4 @@
-"""durable goes on where it was when its connections break, and nobody notices."""
+"""durable resumes where it was when its connections break, without an error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import psycopg
 import pytest
 
 from durable import AsyncDurable, AsyncTaskHandle, Durable, TaskContext, task
-from durable._worker.link import Link
-from durable._worker.saving import Saving, Write
+from durable._db.reconnecting import ReconnectingConnection
+from durable._task.checkpoints import CheckpointFlusher, Write
 from durable.embedded import Postgres
 from tests.support.wait import aeventually, eventually
 from tests.support.working import working
 
 Context: TypeAlias = TaskContext[Any]
 
-# All of this test's sessions but the one that asks.
+# All sessions of this test's database but the one that asks.
 BREAK = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid()
@@ -67,7 +67,7 @@ async def count(effect: str) -> None:
 async def go_on_while(
     dsn: str, disaster: Callable[[], Awaitable[None]], *, times: int
 ) -> None:
-    """Bring disaster over a busy worker and its clients, so many times."""
+    """Inject a fault into a busy worker and its clients, so many times."""
     async with working(dsn, busy, child, concurrency=20) as (app, worker):
         handles = await app.spawn_many(busy, range(TASKS))
         results = asyncio.gather(*(handle.result(timeout=60) for handle in handles))
@@ -84,7 +84,7 @@ async def came_to(number: int) -> bool:
     return effects.total() >= number
 
 
-async def test_goes_on_when_every_connection_is_cut(
+async def test_continues_when_every_connection_is_cut(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async def cut() -> None:
@@ -94,7 +94,7 @@ async def test_goes_on_when_every_connection_is_cut(
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_goes_on_when_the_server_is_restarted(
+async def test_continues_when_the_server_is_restarted(
     own_server: Postgres, mode: Literal["fast", "immediate"]
 ) -> None:
     async def restart() -> None:
@@ -103,7 +103,7 @@ async def test_goes_on_when_the_server_is_restarted(
     await go_on_while(own_server.conninfo(), restart, times=2)
 
 
-async def test_hears_of_work_again_after_its_connections_were_cut(
+async def test_gets_notifications_again_after_its_connections_were_cut(
     dsn: str, db: psycopg.Connection
 ) -> None:
     async with working(dsn, child, poll=3600) as (app, worker):
@@ -115,10 +115,10 @@ async def test_hears_of_work_again_after_its_connections_were_cut(
         assert await handle.result(timeout=20) == 42
 
 
-async def test_gives_back_a_claim_whose_answer_was_lost(
+async def test_releases_a_claim_whose_answer_was_lost(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """Only what it does not know of: the task that runs goes on."""
+    """Only tasks that it does not know of: the running one continues."""
     finish = asyncio.Event()
 
     @task(max_attempts=1)
@@ -139,7 +139,7 @@ async def test_gives_back_a_claim_whose_answer_was_lost(
         assert await running.result(timeout=20) == "finished"
 
 
-def test_lets_synchronous_clients_wait_through_a_loss(
+def test_synchronous_clients_wait_through_a_loss(
     dsn: str, db: psycopg.Connection
 ) -> None:
     results: list[int] = []
@@ -157,9 +157,7 @@ def test_lets_synchronous_clients_wait_through_a_loss(
     assert results == [42]
 
 
-async def test_lets_clients_spawn_after_a_loss(
-    dsn: str, db: psycopg.Connection
-) -> None:
+async def test_clients_can_spawn_after_a_loss(dsn: str, db: psycopg.Connection) -> None:
     """A connection that died while it was idle is not handed out."""
     async with AsyncDurable(dsn, tasks=[child]) as app:
         for _ in range(5):
@@ -174,7 +172,7 @@ async def is_in(handle: AsyncTaskHandle[Any], state: str) -> bool:
 
 
 def is_listening(db: psycopg.Connection) -> bool:
-    """Whether a worker holds the door of its queue, and is told of new work."""
+    """Whether a worker has registered for its queue's notifications."""
     query = "select from pg_locks where locktype = 'advisory' and granted and database"
     query += " = (select oid from pg_database where datname = current_database())"
     return db.execute(query).fetchone() is not None
@@ -183,7 +181,7 @@ def is_listening(db: psycopg.Connection) -> bool:
 def is_asking(db: psycopg.Connection) -> bool:
     """Whether a client is connected."""
     query = "select from pg_stat_activity where datname = current_database()"
-    query += " and pid <> pg_backend_pid() and query ~ 'get_(task_result|endings)'"
+    query += " and pid <> pg_backend_pid() and query ~ '(get_task_result|poll_results)'"
     return db.execute(query).fetchone() is not None
 
 
@@ -194,10 +192,10 @@ where datname = current_database() and wait_event_type = 'Lock'
 """
 
 
-async def test_says_again_what_a_lost_connection_is_just_committing(
+async def test_repeats_a_call_that_a_lost_connection_is_just_committing(
     dsn: str, db: psycopg.Connection
 ) -> None:
-    """Its rows are not there when the same call begins, and are when it writes."""
+    """Its rows are missing when the same call begins, and exist when it writes."""
     db.execute("select durable.spawn('default', 'alone')")
     row = db.execute(CLAIM).fetchone()
     assert row is not None
@@ -207,8 +205,8 @@ async def test_says_again_what_a_lost_connection_is_just_committing(
     async def waits() -> bool:
         return db.execute(WAITING).fetchone() is not None
 
-    link = Link(dsn, "flush")
-    saving = Saving(link)
+    link = ReconnectingConnection(dsn, "flush")
+    saving = CheckpointFlusher(link)
     with psycopg.connect(dsn) as lost:
         lost.execute("select durable.flush('default', %s, null, null)", [f"[{step}]"])
         saved = saving.submit(Write("default", task_id, step))

@@ -1,4 +1,4 @@
-"""Wherever a process is killed, nothing is lost, and nothing saved is done again.
+"""Wherever a process is killed, nothing is lost, and nothing saved is repeated.
 
 The boundaries are not chosen but enumerated: before, during and after every database
 call of a worker and of a client, and between the lines of a task's own code. The quick
@@ -19,7 +19,14 @@ import psycopg
 import pytest
 
 from durable import AsyncDurable, Durable
-from tests.chaos.crash_points import DEAD, Points, Stage, Story, enumerated
+from tests.chaos.crash_points import (
+    DEAD,
+    Points,
+    Stage,
+    Story,
+    enumerated,
+    sessions,
+)
 from tests.support.crashing import (
     LEDGER,
     MORTAL,
@@ -35,16 +42,21 @@ from tests.support.crashing import (
     tour_sync,
     vigil,
 )
+from tests.support.forkserver import forkserver
 from tests.support.ordering import ORDERS
 from tests.support.processes import Process, Processes
 from tests.support.survival import Share, Survived
 from tests.support.wait import eventually
-from tests.support.zygote import zygote
 
 STRIPES: Final = 4
 AT_ITS_HOUR: Final = frozenset(
     f"{call}#1:after"
-    for call in ("extend_leases", "keep_house", "list_waiting_names", "release_unknown")
+    for call in (
+        "extend_leases",
+        "run_maintenance",
+        "list_waiting_names",
+        "release_unknown",
+    )
 )
 ARRIVED: Final = ["heard", "brought", True]
 ALONE = Story(journey, "journey", ARRIVED)
@@ -88,7 +100,7 @@ KEEPING_WATCH = Story(
 def effects(
     dsn: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> psycopg.Connection:
-    """A ledger, for workers in this process and in others."""
+    """The connection to a ledger, for workers in this process and in others."""
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
     db.execute(LEDGER)
     db.execute(ORDERS)
@@ -97,8 +109,8 @@ def effects(
 
 @pytest.fixture
 def stage(dsn: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Stage]:
-    """Where stories are played by processes that may be killed."""
-    with zygote(tmp_path, **{MORTAL: "yes"}) as forks:
+    """The database on which stories run, in processes that may be killed."""
+    with forkserver(tmp_path, **{MORTAL: "yes"}) as forks:
         yield Stage(dsn, db, forks)
 
 
@@ -107,7 +119,7 @@ def stage(dsn: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Stage]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(STRIPES))
-def test_does_once_what_it_had_saved_wherever_it_is_killed(
+def test_repeats_no_saved_step_wherever_it_is_killed(
     stage: Stage, share: Share, random: Random, survived: Survived, number: int
 ) -> None:
     points, expected = stage.undisturbed(ALONE)
@@ -116,7 +128,7 @@ def test_does_once_what_it_had_saved_wherever_it_is_killed(
 
 
 @pytest.mark.slow
-def test_does_once_what_a_sync_task_had_saved_wherever_it_is_killed(
+def test_repeats_no_saved_step_of_a_sync_task_wherever_it_is_killed(
     stage: Stage, share: Share, random: Random, survived: Survived
 ) -> None:
     points, expected = stage.undisturbed(IN_THREADS)
@@ -125,20 +137,20 @@ def test_does_once_what_a_sync_task_had_saved_wherever_it_is_killed(
 
 
 @pytest.mark.slow
-def test_publishes_once_what_a_task_says_wherever_it_is_killed(
+def test_publishes_once_wherever_it_is_killed(
     stage: Stage, share: Share, random: Random, survived: Survived
 ) -> None:
-    """Its values and entries; of a step's, once what was written before is dropped."""
+    """Values and entries; a step's entries, once those of former tries are dropped."""
     points, expected = stage.undisturbed(PUBLISHING)
     some = points.sample(random, share(quick=20, long=1))
     sweep(stage, PUBLISHING, expected, some, survived)
 
 
 @pytest.mark.slow
-def test_does_once_what_it_has_in_other_queues_wherever_it_is_killed(
+def test_repeats_no_saved_step_across_queues_wherever_it_is_killed(
     stage: Stage, share: Share, random: Random, survived: Survived
 ) -> None:
-    """And every life agrees on who was first."""
+    """And every life agrees on which task was first."""
     points, expected = stage.undisturbed(ACROSS)
     assert any(point.startswith("spawn_children_in#") for point in points.certain)
     some = points.sample(random, share(quick=20, long=1))
@@ -149,23 +161,24 @@ def test_does_once_what_it_has_in_other_queues_wherever_it_is_killed(
 @pytest.mark.parametrize(
     "story", [SEEING_ALL, SEEING_ALL_IN_THREADS], ids=lambda story: story.name
 )
-def test_keeps_every_promise_of_a_task_that_uses_all_wherever_it_is_killed(
+def test_keeps_every_promise_of_a_task_that_uses_all_features_wherever_it_is_killed(
     stage: Stage, share: Share, random: Random, survived: Survived, story: Story
 ) -> None:
-    """What it sends, publishes, writes in transactions, and what it completes with."""
+    """Messages, published values, rows written in transactions, and the result."""
     points, expected = stage.undisturbed(story)
     some = points.sample(random, share(quick=80, long=1))
     sweep(stage, story, expected, some, survived)
 
 
 @pytest.mark.slow
-def test_keeps_house_and_leases_wherever_it_is_killed(
+def test_maintenance_and_leases_survive_a_kill_anywhere(
     stage: Stage, share: Share, random: Random, survived: Survived
 ) -> None:
-    """By the clock, after a lost connection, and while it shuts down."""
+    """By the clock, after a lost connection, and during shutdown."""
     points, expected = stage.undisturbed(KEEPING_WATCH)
     calls = (
-        "(extend_leases|keep_house|list_waiting_names|release_unknown|release_tasks)#"
+        "(extend_leases|run_maintenance|list_waiting_names"
+        "|release_unknown|release_tasks)#"
     )
     wanted = points.only(lambda point: re.match(calls, point) is not None)
     assert len(wanted.certain) >= 3 * 5, wanted
@@ -174,17 +187,17 @@ def test_keeps_house_and_leases_wherever_it_is_killed(
 
 
 @pytest.mark.slow
-def test_does_once_what_many_tasks_had_saved_wherever_they_are_killed(
+def test_repeats_no_saved_step_of_many_tasks_wherever_they_are_killed(
     stage: Stage, share: Share, random: Random, survived: Survived
 ) -> None:
-    """What they save goes together, in as many calls as it happens to be."""
+    """Their checkpoints are batched, in any number of calls."""
     points, expected = stage.undisturbed(TOGETHER)
     some = points.sample(random, share(quick=60, long=8))
     sweep(stage, TOGETHER, expected, some, survived)
 
 
 @pytest.mark.slow
-def test_does_once_what_it_had_saved_if_it_is_killed_while_it_recovers(
+def test_repeats_no_saved_step_if_killed_while_it_recovers(
     stage: Stage, share: Share, random: Random, survived: Survived
 ) -> None:
     points, expected = stage.undisturbed(ALONE)
@@ -202,7 +215,7 @@ def sweep(
     points: Points,
     survived: Survived,
 ) -> None:
-    """Die at each of these, go on, and count."""
+    """Die at each of these, recover, and count."""
     repeated: Counter[str] = Counter()
 
     def dies_at(point: str) -> bool:
@@ -223,7 +236,7 @@ def sweep(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["order", "order_sync"])
-def test_does_once_what_a_client_says_again_after_it_was_killed(
+def test_repeats_nothing_when_a_killed_client_calls_again(
     stage: Stage, share: Share, random: Random, survived: Survived, call: str
 ) -> None:
     client = f"tests.support.ordering:{call}"
@@ -234,14 +247,14 @@ def test_does_once_what_a_client_says_again_after_it_was_killed(
         with stage.app as app:
             unwanted = str(app.spawn("errand", "unwanted", queue=queue).task_id)
         others = sessions(stage.db)
-        child = stage.zygote.fork(client, *orders, queue=queue, unwanted=unwanted)
+        child = stage.forkserver.fork(client, *orders, queue=queue, unwanted=unwanted)
         code = child.wait()
         eventually(lambda: sessions(stage.db) <= others, what="the client's sessions")
         assert_nothing_is_half_done(stage.db, queue)
         if code == DEAD:
-            again = stage.zygote.fork(client, queue=queue, unwanted=unwanted)
+            again = stage.forkserver.fork(client, queue=queue, unwanted=unwanted)
             code = again.wait() or DEAD
-        assert code in {0, DEAD}, stage.zygote.output()
+        assert code in {0, DEAD}, stage.forkserver.output()
         pictures.append(stage.picture(queue))
         assert pictures[-1] == pictures[0]
         assert orders_of(stage.db, queue) == 1
@@ -253,7 +266,7 @@ def test_does_once_what_a_client_says_again_after_it_was_killed(
 
 
 def assert_nothing_is_half_done(db: psycopg.Connection, queue: str) -> None:
-    """What is said in one statement, or in one transaction, is done or it is not."""
+    """Check that each statement or transaction was applied completely or not."""
     keys = db.execute(
         "select key from durable.idempotency_keys join durable.tasks using (task_id)"
         " where tasks.queue = %s",
@@ -271,13 +284,7 @@ def orders_of(db: psycopg.Connection, queue: str) -> int:
     return db.execute("select from public.orders where queue = %s", [queue]).rowcount
 
 
-def sessions(db: psycopg.Connection) -> set[int]:
-    """Return the processes that serve this database's clients."""
-    pids = "select pid from pg_stat_activity where datname = current_database()"
-    return {pid for (pid,) in db.execute(pids).fetchall()}
-
-
-# -- what a crash costs ----------------------------------------------------------------
+# -- the cost of a crash ---------------------------------------------------------------
 
 
 async def test_uses_no_attempt_when_a_worker_dies_while_its_tasks_wait(
@@ -312,10 +319,10 @@ async def test_fails_a_task_whose_only_attempt_was_killed(
 
 
 @pytest.mark.slow
-def test_loses_nothing_while_workers_are_killed_over_and_over(
+def test_loses_nothing_while_workers_are_killed_repeatedly(
     dsn: str, db: psycopg.Connection, processes: Processes, survived: Survived
 ) -> None:
-    """Whatever was saved in one attempt has no effect in a later one."""
+    """A step saved in one attempt has no effect in a later one."""
     tasks, kills = 100, 4
     steps = len(STEPS["journey"] + STEPS["errand"])
     labels = [str(number) for number in range(tasks)]
@@ -346,7 +353,7 @@ def mortal(processes: Processes, orders: str = "") -> Process:
 
 
 def end_leases(db: psycopg.Connection) -> None:
-    """Let the leases of the dead run out at once."""
+    """Expire the leases of dead workers at once."""
     db.execute(
         "update durable.tasks set lease_expires_at = 'epoch' where claim % 2 = 1"
     )
@@ -354,7 +361,7 @@ def end_leases(db: psycopg.Connection) -> None:
 
 
 def done(db: psycopg.Connection) -> Counter[str]:
-    """How often each step had its effect."""
+    """Return how often each step had its effect."""
     steps = db.execute("select step from public.effects").fetchall()
     return Counter(step for (step,) in steps)
 
@@ -376,7 +383,7 @@ def waits_for_the_event(db: psycopg.Connection) -> bool:
 
 
 def ledger_errors(db: psycopg.Connection) -> list[Any]:
-    """Effects of an attempt after the one in which the step was saved."""
+    """Return effects of attempts after the one in which the step was saved."""
     return db.execute(
         """
         select * from public.effects

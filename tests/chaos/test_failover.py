@@ -1,4 +1,4 @@
-"""durable follows the primary: what was acknowledged is there, whoever is primary."""
+"""durable follows the primary: acknowledged commits survive a failover."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.survival import Share, Survived
 def test_loses_nothing_acknowledged_when_a_standby_takes_over(
     tmp_path: Path, random: Random, share: Share, survived: Survived
 ) -> None:
-    """The primary is killed under load; everybody finds the next by himself."""
+    """The primary is killed under load; each process finds the next by itself."""
     with Cluster() as cluster:
         with psycopg.connect(cluster.conninfo(), autocommit=True) as db:
             install(db)

@@ -1,9 +1,9 @@
-"""Every two calls meet at every point: what comes of it is one call after the other.
+"""Any two calls that meet at any point have the outcome of one call after the other.
 
-A call is stopped between two of its statements, with all it holds, and another runs:
-until it is done, or waits. So it is with every pair of calls in every situation, at
+A call is stopped between two of its statements, with all its locks, and another runs
+until it returns or waits. This is done with every pair of calls in every scenario, at
 every statement; and, chosen at random, with calls that roll back, with both of them
-stopped, with either committing last, and with snapshots from before.
+stopped, with either committing last, and with older snapshots.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ select proname from pg_proc
 where pronamespace = 'durable'::regnamespace and provolatile = 'v'
   and not starts_with(proname, '_')
 """
-PARTS = 8 if is_long() else 2  # each within the time a test may take
+PARTS = 8 if is_long() else 2  # each within the timeout of a test
 UNPLAYED = {
-    *("take_door", "leave_door"),  # advisory locks, no rows
-    *("get_next_due", "list_waiting_names"),  # hints for a worker, which decide nothing
+    *("register_listener", "unregister_listener"),  # advisory locks, no rows
+    *("get_next_due", "list_waiting_names"),  # hints for a worker, without consequences
 }
 
 
@@ -48,7 +48,7 @@ def conductor(dsn: str) -> Iterator[Conductor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
+def test_two_calls_have_the_outcome_of_one_of_two_orders_at_every_point(
     conductor: Conductor, random: Random, share: Share, survived: Survived, part: int
 ) -> None:
     pairs = conductor.pairs()[part::PARTS]
@@ -69,7 +69,7 @@ def test_ends_as_in_one_of_two_orders_wherever_a_call_is_met(
 
 
 @pytest.mark.slow
-def test_ends_as_in_one_of_two_orders_at_every_isolation_level(
+def test_two_calls_have_the_outcome_of_one_of_two_orders_at_every_isolation_level(
     conductor: Conductor, random: Random, share: Share, survived: Survived
 ) -> None:
     pairs = conductor.pairs()
@@ -96,10 +96,10 @@ def test_plays_every_call_that_writes(
     assert writing - played == UNPLAYED
 
 
-def test_stops_calls_without_changing_what_they_do(
+def test_points_do_not_change_the_calls(
     databases: Databases, dsn: str, db: psycopg.Connection
 ) -> None:
-    """Without its points every function is the engine's, and its answers are too."""
+    """Without points each function equals the engine's, and answers are the same."""
     original = bodies(db)
     with (
         databases.database("plain") as plain,
@@ -118,20 +118,20 @@ def bodies(session: psycopg.Connection) -> dict[str, str]:
     return {name: body for name, body, _ in session.execute(FUNCTIONS).fetchall()}
 
 
-# What has to be found: one lock less, and one note less.
+# Bugs to be found: one lock less, and one deferred call less.
 
 PARENT_NOT_HELD = ("_hold_parent", "for share;", ";", a_tree)
 NO_NOTE_FOR_A_WAITER = (
-    "_try_sleeper",
-    "perform durable._leave_note(_queue, 'waiter', task_id);",
-    "null;",
+    "_hold_sleepers",
+    "perform durable._defer(_queue, 'waiter', sleeper.task_id)",
+    "perform",
     a_parent_asleep_until_its_children_end,
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", [PARENT_NOT_HELD, NO_NOTE_FOR_A_WAITER])
-def test_finds_the_race_that_a_lock_or_a_note_was_there_for(
+def test_finds_the_race_that_a_lock_or_a_deferred_call_prevents(
     dsn: str,
     db: psycopg.Connection,
     random: Random,

@@ -1,7 +1,7 @@
-"""Real workers of two queues, whose tasks talk, spawn and race; others cancel and fork.
+"""Workers of two queues whose tasks talk, spawn and race, while others cancel and fork.
 
-What comes to rest has ended: nobody is stuck, no message is lost or read twice, nobody
-lives on below a parent that ended badly, and every life agrees on who was first.
+In the end all tasks have finished, no message is lost or read twice, no task survives a
+failed or cancelled parent, and every life agrees on which task was first.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ where child.finished_at is null and parent.state in ('failed', 'cancelled')
 
 @task
 async def walker(way: dict[str, Any], ctx: TaskContext[None]) -> int:
-    """Tell the parent, have children somewhere, take the first, hear from others."""
+    """Message the parent, spawn children, take the first result, receive messages."""
     random = Random(await ctx.random())
     me = str(ctx.task_id)
     if ctx.parent_task_id is not None:
-        with contextlib.suppress(DurableError):  # it may be over
+        with contextlib.suppress(DurableError):  # it may have finished
             await ctx.send(ctx.parent_task_id, "news", f"up {me}", queue=way["home"])
     if way["depth"] == 0:
         with contextlib.suppress(TimeoutError):
@@ -67,7 +67,7 @@ async def walker(way: dict[str, Any], ctx: TaskContext[None]) -> int:
 
 
 @pytest.mark.slow
-async def test_comes_to_rest_with_nobody_stuck_and_no_message_lost(
+async def test_all_tasks_finish_and_no_message_is_lost(
     dsn: str,
     db: psycopg.Connection,
     random: Random,

@@ -1,7 +1,7 @@
-"""Families of two queues grow, wait, fail and are revived, all at once and at random.
+"""Families across two queues grow, wait, fail and are revived, all at random.
 
-Nothing deadlocks; once the notes are applied nobody sleeps on whose wait is over, and
-nobody lives below a parent that ended badly.
+Nothing deadlocks; once deferred work is applied no task sleeps whose wait is resolved,
+and none survives a failed or cancelled parent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ select name from durable.spawn_children_in(%s, %s, %s, %s, %s)
 SUSPEND: Final = "select outcome from durable.suspend_tasks(%s, %s)"
 SPAWN: Final = """
 select task_id from durable.spawn(%s, 'a', '{}',
-  '{"max_attempts": 1, "max_duration": 0.5}')
+  '{"max_attempts": 1, "execution_timeout": 0.5}')
 """
 DEADLOCKS: Final = """
 select deadlocks from pg_stat_database where datname = current_database()
@@ -44,7 +44,7 @@ select deadlocks from pg_stat_database where datname = current_database()
 
 
 class Player(threading.Thread):
-    """A session that is a worker, a client and a housekeeper by turns."""
+    """A session that is a worker, a client and a maintenance process in turn."""
 
     def __init__(self, dsn: str, seed: float, over: threading.Event) -> None:
         super().__init__()
@@ -71,15 +71,15 @@ class Player(threading.Thread):
             self._spawn: 5,
             lambda: self._about("cancel_task", level=self._level()): 4,
             lambda: self._about("retry_task"): 5,
-            lambda: self._house("apply_notes"): 4,
-            lambda: self._house("keep_house"): 2,
+            lambda: self._house("apply_deferred_work"): 4,
+            lambda: self._house("run_maintenance"): 2,
         }
         self._random.choices(list(moves), list(moves.values()))[0]()
 
     def _tell(
         self, query: str, *args: Any, level: IsolationLevel | None = None
     ) -> list[tuple[Any, ...]] | None:
-        """Make a call; None when it was refused, or rolled back for the fun of it."""
+        """Make a call; return None when it was refused, or rolled back at random."""
         self._db.isolation_level = level
         try:
             with self._db.transaction() as transaction:
@@ -122,7 +122,7 @@ class Player(threading.Thread):
             self._perform(queue, *held)
 
     def _perform(self, queue: str, task_id: UUID, claim: int) -> None:
-        """Have children in both queues, wait for all or the first of them, and end."""
+        """Spawn children in both queues, wait for all or the first of them, and end."""
         held = {"task_id": str(task_id), "claim": claim}
         known = dict(self._tell(LOAD, queue, json.dumps([held])) or [])
         parental = self._random.random() < 0.4 or known
@@ -137,7 +137,7 @@ class Player(threading.Thread):
             self.count[f"{end[0]} {outcome}"] += 1
 
     def _waits(self, queue: str, held: dict[str, Any], known: dict[str, Any]) -> bool:
-        """Whether the wait was over already."""
+        """Whether the wait was resolved already."""
         for there in self._random.sample(QUEUES, 2):
             names = [f"$spawn:{there}#{number}" for number in range(2)]
             if names[0] in known:
@@ -168,7 +168,7 @@ class Player(threading.Thread):
 
 
 @pytest.mark.slow
-def test_keeps_families_of_two_queues_together(
+def test_families_of_two_queues_stay_consistent(
     dsn: str,
     db: psycopg.Connection,
     random: Random,
@@ -191,12 +191,12 @@ def test_keeps_families_of_two_queues_together(
     print(dict(count))
     survived("tasks through random families of two queues", count["spawned"])
 
-    def no_notes() -> bool:
+    def nothing_deferred() -> bool:
         for queue in QUEUES:
-            db.execute("select durable.apply_notes(%s, 1000)", [queue])
-        return db.execute("select from durable.notes").rowcount == 0
+            db.execute("select durable.apply_deferred_work(%s, 1000)", [queue])
+        return db.execute("select from durable.deferred_work").rowcount == 0
 
-    eventually(no_notes, what="all notes applied")
+    eventually(nothing_deferred, what="all deferred work done")
     for queue in QUEUES:
         assert set(broken(db, queue)) <= {UNSEEN_WAIT}
     assert db.execute(DEADLOCKS).fetchone() == (0,)

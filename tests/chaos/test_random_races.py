@@ -1,7 +1,7 @@
-"""Eight sessions do anything at any time: nothing deadlocks, is lost or left behind.
+"""Eight sessions make random calls: nothing deadlocks, is lost or left behind.
 
-Transactions pause and roll back at random, leases lapse, snapshots are old. The order
-in which threads run is not repeatable, but what each of them wants to do is.
+Transactions pause and roll back at random, leases expire, snapshots are old. The order
+in which threads run is not repeatable, but the calls that each of them chooses are.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ EVENTS = 300
 ERROR = {"type": "E", "message": "no"}
 LEVELS = [None, None, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
 
-# What the loser of a race is told; anything else fails the test.
+# Errors that the loser of a race may get; any other fails the test.
 EXPECTED = {"40001", "55P03", "WFCAN", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
 
-# Tasks that are deleted are counted too.
+# Deleted tasks are counted too.
 GRAVEYARD = """
 create table public.buried (state text not null);
 
@@ -84,7 +84,7 @@ select deadlocks from pg_stat_database where datname = current_database()
 
 
 class Player(threading.Thread):
-    """A session that is a client, a worker and a housekeeper by turns."""
+    """A session that is a client, a worker and a maintenance process in turn."""
 
     def __init__(self, dsn: str, seed: float, over: threading.Event) -> None:
         super().__init__()
@@ -114,12 +114,15 @@ class Player(threading.Thread):
             (5, self._cancel),
             (3, self._retry),
             (10, self._spawn),
-            (4, lambda: self._tell("select durable.apply_notes('default', 20)")),
+            (
+                4,
+                lambda: self._tell("select durable.apply_deferred_work('default', 20)"),
+            ),
             (4, lambda: self._tell("select durable.expire_leases('default')")),
-            (2, lambda: self._tell("select durable.expire_deadlines('default')")),
+            (2, lambda: self._tell("select durable.expire_tasks('default')")),
             (1, lambda: self._tell("select durable.prune_events('default')")),
             (1, lambda: self._tell("select durable.cleanup('default')")),
-            (1, lambda: self._tell("select durable.keep_house('default')")),
+            (1, lambda: self._tell("select durable.run_maintenance('default')")),
             (1, lambda: self._tell(RELEASE_UNKNOWN)),
             (2, self._spawn_many),
             (2, self._come_and_go),
@@ -131,7 +134,7 @@ class Player(threading.Thread):
     def _tell(
         self, query: str, *args: Any, level: IsolationLevel | None = None
     ) -> list[tuple[Any, ...]] | None:
-        """Make a call; None when it was refused, or rolled back for the fun of it."""
+        """Make a call; return None when it was refused, or rolled back at random."""
         self._db.isolation_level = level
         try:
             with self._db.transaction() as transaction:
@@ -195,7 +198,7 @@ class Player(threading.Thread):
         elif chance < 0.5:
             options["idempotency_key"] = f"key-{self._random.randrange(10**4)}"
         elif chance < 0.6:
-            options["max_duration"] = self._random.random() * 0.1
+            options["execution_timeout"] = self._random.random() * 0.1
         spawn = "select task_id, created from durable.spawn('default', 'a', '{}', %s)"
         rows = self._tell(spawn, json.dumps(options), level=self._level())
         for task_id, created in rows or []:
@@ -214,16 +217,16 @@ class Player(threading.Thread):
             self._roots.append(task_id)
 
     def _come_and_go(self) -> None:
-        """Work in a queue that is dropped and created again all the time."""
+        """Work in a queue that is dropped and created again repeatedly."""
         calls = [
             "select durable.drop_queue('passing')",
             "select durable.create_queue('passing')",
-            "select durable.spawn('passing', 'a', '{}', '{\"max_delay\": 0}')",
+            "select durable.spawn('passing', 'a', '{}', '{\"start_timeout\": 0}')",
             "select durable.spawn('passing', 'a')",
             "select durable.emit_event('passing', 'event')",
             "select durable.claim_tasks('passing', 'w', null, 9)",
             "select durable.release_unknown('passing', 'w', '{}')",
-            "select durable.keep_house('passing')",
+            "select durable.run_maintenance('passing')",
         ]
         self._tell(self._random.choice(calls))
 
@@ -252,7 +255,7 @@ class Player(threading.Thread):
             done = done[1:]
 
     def _goes_on(self, task_id: UUID, claim: int) -> bool:  # noqa: PLR0911 - by kind
-        """Do what this task does; whether it is then done."""
+        """Run this task; return whether it has finished."""
         held = [(task_id, claim)]
         load = "select name, value from durable.load_checkpoints('default', %s)"
         rows = self._tell(load, self._elements(held))
@@ -276,7 +279,7 @@ class Player(threading.Thread):
             )
         elif kind < 0.7:
             release = "select * from durable.release_tasks('default', %s)"
-            return claim > 1 or self._tell(release, self._elements(held)) is None
+            return claim < 2**30 or self._tell(release, self._elements(held)) is None
         elif kind < 0.75:
             return self._say(task_id, claim)
         return kind < 0.98 or self._random.random() < 0.5  # the rest vanishes
@@ -347,7 +350,7 @@ class Player(threading.Thread):
     def _outcome(
         self, query: str, *args: Any, level: IsolationLevel | None = None
     ) -> bool:
-        """Whether a wait was over already."""
+        """Return whether a wait was resolved already."""
         rows = self._tell(query, *args, level=level)
         outcome = rows[0][0] if rows else "none"
         self.count[outcome] += 1
@@ -359,7 +362,7 @@ class Player(threading.Thread):
 
 
 @pytest.mark.slow
-def test_keeps_every_promise_whoever_meets_whom(
+def test_keeps_every_promise_under_random_concurrent_calls(
     dsn: str,
     db: psycopg.Connection,
     random: Random,
@@ -387,11 +390,14 @@ def test_keeps_every_promise_whoever_meets_whom(
         assert row is not None
         return int(row[0])
 
-    def no_notes() -> bool:
-        db.execute("select durable.apply_notes('default', 1000)")
-        return value("select count(*) from durable.notes where queue = 'default'") == 0
+    def nothing_deferred() -> bool:
+        db.execute("select durable.apply_deferred_work('default', 1000)")
+        return (
+            value("select count(*) from durable.deferred_work where queue = 'default'")
+            == 0
+        )
 
-    eventually(no_notes, what="all notes applied")
+    eventually(nothing_deferred, what="all deferred work done")
     assert set(broken(db, "default")) <= {UNSEEN_WAIT}
     assert value(DEADLOCKS) == 0
     received = value(f"select count(*) {RECEIVED}")

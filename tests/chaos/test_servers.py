@@ -1,4 +1,4 @@
-"""durable goes on when its server is restarted, killed, full, closed or busy."""
+"""durable continues when its server is restarted, killed, full, closed or busy."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ async def double(number: int, ctx: Context) -> int:
 
 
 @pytest.mark.slow
-def test_loses_nothing_while_its_server_goes_away(
+def test_loses_nothing_while_its_server_is_down(
     own_server: Postgres,
     tmp_path: Path,
     random: Random,
     share: Share,
     survived: Survived,
 ) -> None:
-    """Stopped in order, crashed, and killed without a word to its own children."""
+    """Shut down, crashed, and killed without notice to its own children."""
     conninfo = own_server.conninfo()
     ways = RESTARTS * share(quick=1, long=8)
     with Scene(tmp_path, conninfo, conninfo, random) as scene:
@@ -87,7 +87,7 @@ def test_loses_nothing_while_its_server_goes_away(
 
 
 async def test_waits_for_a_free_connection(random: Random, survived: Survived) -> None:
-    """A worker and a waiting client lose theirs, and somebody else has them all."""
+    """A worker and a waiting client lose theirs, and others take all that are free."""
     with Postgres.start(
         binaries=faults.BINARIES, fast=True, settings={"max_connections": "20"}
     ) as server:
@@ -105,13 +105,13 @@ async def test_waits_for_a_free_connection(random: Random, survived: Survived) -
     survived("times without a free connection")
 
 
-async def test_writes_where_it_may_when_a_server_only_reads(
+async def test_reconnects_from_a_server_that_becomes_read_only(
     dsn: str,
     db: psycopg.Connection,
     survived: Survived,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A session that may not write is left: the next may lead to a primary."""
+    """A read-only session is closed: the next may lead to a primary."""
     name = psycopg.sql.Identifier(db.info.dbname)
     only = psycopg.sql.SQL("alter database {} set default_transaction_read_only = on")
     anew = psycopg.sql.SQL("alter database {} reset default_transaction_read_only")
@@ -131,7 +131,7 @@ async def test_writes_where_it_may_when_a_server_only_reads(
         await aeventually(lambda: is_told(app), deadline=30)
         go_on.set()
         await aeventually(lambda: has_warned(caplog, READ_ONLY), deadline=30)
-        db.execute(anew.format(name))  # those who only read go on doing so
+        db.execute(anew.format(name))  # those that only read continue to do so
         assert await handle.result(timeout=30) == "done"
         another = await aeventually(lambda: spawned(app), deadline=30)
         assert await another.result(timeout=30) == 4
@@ -143,12 +143,12 @@ async def has_saved(db: psycopg.Connection) -> bool:
 
 
 async def is_told(app: AsyncDurable) -> bool:
-    """Whether a client hears, in the driver's words, that nothing can be written."""
+    """Whether a client gets the driver's error that nothing can be written."""
     try:
         await app.spawn(double, 1)
     except psycopg.errors.ReadOnlySqlTransaction:
         return True
-    except psycopg.OperationalError:  # a connection that had just been ended
+    except psycopg.OperationalError:  # a connection that had just been terminated
         return False
     return False
 
@@ -158,10 +158,10 @@ async def spawned(app: AsyncDurable) -> Any:
         return await app.spawn(double, 2)
 
 
-async def test_saves_in_parts_what_takes_too_long_at_once(
+async def test_saves_in_parts_what_takes_too_long_in_one_statement(
     dsn: str, db: psycopg.Connection, survived: Survived
 ) -> None:
-    """All steps end together, and no statement may take as long as they do."""
+    """All steps end together, and the statement timeout is shorter than their save."""
     db.execute(DAWDLE)
     limit = psycopg.sql.SQL("alter database {} set statement_timeout = '1s'")
     db.execute(limit.format(psycopg.sql.Identifier(db.info.dbname)))
@@ -187,7 +187,7 @@ async def test_waits_for_space_on_the_disk(
 
 
 async def has_warned(caplog: pytest.LogCaptureFixture, why: str) -> bool:
-    """Whether the worker has said why it tries again."""
+    """Whether the worker has logged why it retries."""
     return why in caplog.text
 
 
@@ -206,10 +206,10 @@ def small_disk() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_goes_on_when_a_full_disk_has_stopped_its_server(
+def test_continues_after_a_full_disk_has_stopped_its_server(
     small_disk: Path, tmp_path: Path, random: Random, survived: Survived
 ) -> None:
-    """First nothing can be written, then the log is full and the server panics."""
+    """First nothing can be written, then the WAL is full and the server panics."""
     ballast = small_disk / "ballast"
     with Postgres.start(
         small_disk / "data", binaries=faults.BINARIES, settings={"fsync": "off"}
@@ -236,14 +236,14 @@ def fill(ballast: Path) -> None:
 
 
 def has_panicked(server: Postgres) -> bool:
-    """Ask for a new segment of the log, until there is no room for one."""
+    """Request new WAL segments until there is no room for one."""
     with contextlib.suppress(psycopg.Error), psycopg.connect(server.conninfo()) as db:
         db.execute("select pg_switch_wal()")
     return "PANIC" in (server.home / "log").read_text(errors="replace")
 
 
 def is_up(server: Postgres) -> bool:
-    """Whether it serves; one that gave up recovering is started, as init systems do.
+    """Whether it accepts connections; start it if it has given up recovery.
 
     One that still recovers is left alone: in some 1 of 500 times a fast shutdown of
     Postgres 15 at the end of its recovery never ends.

@@ -1,4 +1,4 @@
-"""Everything at once, at random, for some seconds: `make soak` takes minutes."""
+"""All faults at once, at random, for some seconds: `make soak` takes minutes."""
 
 from __future__ import annotations
 

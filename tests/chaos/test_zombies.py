@@ -1,8 +1,8 @@
-"""A worker that was stopped for longer than its lease writes nothing any more.
+"""A worker that was stopped for longer than its lease can no longer write.
 
-It is stopped just before a call, others do something with its task, and it goes on: no
-row of the database changes, whatever it says, and its code is told. If nobody took
-over, it goes on as if nothing had been.
+It is stopped just before a call, other sessions act on its task, and it resumes: no row
+of the database changes, whatever it sends, and its code gets an exception. If nobody
+took the task over, it continues as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -22,21 +22,27 @@ import psycopg
 import pytest
 
 from durable import Durable, TaskContext, task
+from tests.support.forkserver import (
+    Child,
+    ForkServer,
+    forkserver,
+    resume,
+    wait_for_a_stop,
+)
 from tests.support.lingering import DEEDS, MANNERS, linger, mind
 from tests.support.processes import Processes
 from tests.support.survival import Share, Survived
 from tests.support.wait import eventually
-from tests.support.zygote import Child, Zygote, resume, wait_for_a_stop, zygote
 
 LEASE: Final = 2.0
 HOUR: Final = 3600.0
 TABLES: Final = [
-    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "notes"],
+    *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "deferred_work"],
     *["messages", "message_keys"],
     *["task_values", "stream_entries", "log_lines", "claim_log"],
 ]
-# All rows of a queue, as they are; but for an event that was not emitted. That is the
-# place to wait for it: a wait that is refused may leave one behind, until it is pruned.
+# All rows of a queue as they are, except for events that were not emitted. Such a row
+# is the place where a wait registers: a refused wait may leave one until it is pruned.
 ROWS: Final = (
     "select '{0}', rows::text from durable.{0} as rows where queue = %(queue)s"
 )
@@ -50,7 +56,7 @@ EMITTED: Final = (
 
 
 class Others:
-    """The rest of the world: it takes over as a worker does, and does more."""
+    """All other sessions: they take tasks over as workers do, among other things."""
 
     def __init__(self, db: psycopg.Connection, queue: str, task_id: UUID) -> None:
         self.db = db
@@ -64,7 +70,7 @@ class Others:
         self.db.execute(query, [self.queue, *args])
 
     def write(self, **extra: Any) -> str:
-        """Return what a worker says of the task that it holds."""
+        """Return the statement by which the holding worker writes for its task."""
         row = self.db.execute(
             "select claim from durable.tasks where queue = %s and task_id = %s",
             [self.queue, self.task_id],
@@ -81,8 +87,10 @@ class Others:
         self.ask("expire_leases")
 
     def take_over(self) -> None:
-        self.lease_ends()
-        self.claim()
+        """Expire the lease and claim in one transaction, before a late claim can."""
+        with self.db.transaction():
+            self.lease_ends()
+            self.claim()
 
     def claim(self) -> None:
         self.ask("claim_tasks", "other", ["linger", "mind"], 1, HOUR)
@@ -123,9 +131,10 @@ class Others:
         self.ask("cancel_task", self.task_id)
 
     def revive(self) -> None:
-        self.cancel()
-        self.ask("retry_task", self.task_id)
-        self.claim()
+        with self.db.transaction():
+            self.cancel()
+            self.ask("retry_task", self.task_id)
+            self.claim()
 
     def lose_the_last_attempt(self) -> None:
         self.db.execute(
@@ -164,30 +173,30 @@ ALL: Final = list(itertools.product(DEEDS, MEANWHILE))
 @pytest.fixture
 def forks(
     dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Zygote]:
-    """Where workers come from that are to be stopped."""
+) -> Iterator[ForkServer]:
+    """The fork server that starts the workers to be stopped."""
     monkeypatch.setenv("DURABLE_DATABASE_URL", dsn)
-    with zygote(tmp_path) as started:
+    with forkserver(tmp_path) as started:
         yield started
 
 
 class Scene:
     """One task, its former holder, and the others."""
 
-    def __init__(self, dsn: str, db: psycopg.Connection, forks: Zygote) -> None:
+    def __init__(self, dsn: str, db: psycopg.Connection, forks: ForkServer) -> None:
         self.db = db
         self.forks = forks
         self.app = Durable(dsn, tasks=[linger, mind])
         self.numbers = itertools.count(1)
 
     def stop(self, kind: Any, params: str, point: str) -> tuple[Child, Others]:
-        """Start a worker that takes the task, and stops itself at this point."""
+        """Start a worker that takes the task and stops itself at this point."""
         queue = f"scene-{next(self.numbers)}"
         with self.app as app:
             app.create_queue(queue)
             handle = app.spawn(kind, params, queue=queue)
         others = Others(self.db, queue, handle.task_id)
-        if point.startswith("load_checkpoints"):  # it has been held before
+        if point.startswith("load_checkpoints"):  # it was held before
             others.ask("claim_tasks", "first", ["linger"], 1, HOUR)
             others.ask("release_tasks", others.write())
         lease = LEASE if params == "has its lease extended" else HOUR
@@ -201,18 +210,14 @@ class Scene:
             shutdown_timeout=0 if at_once else 30,
         )
         if at_once:
-            eventually(lambda: self.is_running(others), deadline=30)
+            eventually(lambda: "begins" in child.passed(), deadline=30)
             child.terminate()
         wait_for_a_stop(child)
         return child, others
 
-    def is_running(self, others: Others) -> bool:
-        query = "select from durable.tasks where queue = %s and state = 'running'"
-        return self.db.execute(query, [others.queue]).rowcount == 1
-
     def resume(self, child: Child, others: Others, call: str) -> list[str]:
-        """Let it go on to its end, which changes nothing; return what its code saw."""
-        self.db.execute("select durable.apply_notes(%s)", [others.queue])
+        """Let the worker end, which must change nothing; return what its code saw."""
+        self.db.execute("select durable.apply_deferred_work(%s)", [others.queue])
         before = self.dump(others.queue)
         resume(child)
         eventually(
@@ -232,16 +237,16 @@ class Scene:
 
 
 @pytest.fixture
-def scene(dsn: str, db: psycopg.Connection, forks: Zygote) -> Scene:
+def scene(dsn: str, db: psycopg.Connection, forks: ForkServer) -> Scene:
     return Scene(dsn, db, forks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(2))
-def test_writes_nothing_once_another_has_the_task(
+def test_writes_nothing_after_another_worker_took_the_task(
     scene: Scene, share: Share, random: Random, survived: Survived, number: int
 ) -> None:
-    """Every kind of late write, whatever has happened to the task meanwhile."""
+    """Every kind of late write, after every kind of change to the task."""
     some = share(quick=covering(random), long=ALL)[number::2]
     for deed, meanwhile in some:
         call, _ = DEEDS[deed]
@@ -253,7 +258,7 @@ def test_writes_nothing_once_another_has_the_task(
 
 
 def expected(deed: str, meanwhile: str) -> str:
-    """Return what the task's code sees of its end."""
+    """Return how the task's code sees its end."""
     if deed == "completes":
         return "saw nothing"
     if deed.startswith("fails"):
@@ -262,14 +267,14 @@ def expected(deed: str, meanwhile: str) -> str:
     if deed == "is given back":
         return "saw Suspended: shutdown"
     if (deed, meanwhile) == ("loads its past", "another has saved the same step"):
-        return "saw nothing"  # for it is its past, by now
+        return "saw nothing"  # because it is in its history by now
     if meanwhile == "it was cancelled":
         return "saw Suspended: cancelled"
     return "saw Suspended: lease lost"
 
 
 def covering(random: Random) -> list[tuple[str, str]]:
-    """Return pairs in which every deed and everything meanwhile comes at least once."""
+    """Return pairs that cover every late write and every change at least once."""
     deeds, meanwhile = list(DEEDS), list(MEANWHILE)
     random.shuffle(deeds)
     random.shuffle(meanwhile)
@@ -277,10 +282,10 @@ def covering(random: Random) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_believes_an_answer_that_came_late_and_writes_nothing_more(
+def test_accepts_a_late_answer_and_writes_nothing_more(
     scene: Scene, share: Share, random: Random, survived: Survived
 ) -> None:
-    """What was saved before it stopped is saved; what it goes on to do is refused."""
+    """What was saved before the stop is saved; later writes are refused."""
     meanwhile = list(MEANWHILE)
     some = share(quick=random.sample(meanwhile, 3), long=meanwhile)
     for what in some:
@@ -299,10 +304,10 @@ def has_saved(others: Others) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("manner", MANNERS)
-def test_lets_no_code_of_a_former_holder_end_the_task(
+def test_code_of_a_former_holder_cannot_end_the_task(
     scene: Scene, survived: Survived, manner: str
 ) -> None:
-    """Whatever it makes of the exception that ends it."""
+    """Whatever it does with the exception that ends it."""
     child, others = scene.stop(mind, manner, "flush#1:before")
     others.take_over()
     saw = scene.resume(child, others, "flush#1")
@@ -315,7 +320,7 @@ def test_lets_no_code_of_a_former_holder_end_the_task(
 
 @task(max_attempts=1)
 async def wait_for_a_file(path: str, ctx: TaskContext) -> int:
-    """Hold the worker until a file is there."""
+    """Hold the worker until a file exists."""
     return await ctx.step("wait", until_exists, path, ctx.attempt)
 
 
@@ -327,8 +332,8 @@ def until_exists(path: str, attempt: int) -> int:
 app = Durable(tasks=[wait_for_a_file])
 
 
-@pytest.mark.parametrize("moment", ["extend_leases#1:before", "keep_house#2:sent"])
-def test_keeps_what_nobody_took_over(
+@pytest.mark.parametrize("moment", ["extend_leases#1:before", "run_maintenance#2:sent"])
+def test_continues_if_nobody_took_the_task_over(
     dsn: str,
     db: psycopg.Connection,
     processes: Processes,
@@ -337,7 +342,7 @@ def test_keeps_what_nobody_took_over(
     *,
     moment: str,
 ) -> None:
-    """It stops when it has not extended its lease yet, and does when it goes on."""
+    """It stops before it has extended its lease, and extends it when it resumes."""
 
     def is_true(condition: str) -> bool:
         return db.execute(f"select from durable.tasks where {condition}").rowcount == 1

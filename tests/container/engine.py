@@ -1,10 +1,10 @@
-"""Run a command with a Docker engine and our Postgres image at hand.
+"""Run a command with a Docker engine and the Postgres image available.
 
     python -m tests.container.engine pytest tests/test_container.py
 
-An engine that answers is used. Otherwise root may install and start one of its
-own, which keeps its files in a temporary directory and ends with the command. If
-there can be none, the command runs all the same and the reason is said aloud.
+A running engine is used. Otherwise root may install and start one, which keeps its
+files in a temporary directory and ends with the command. If neither is possible, the
+command runs all the same and the reason is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"  # its image is in a registr
 
 
 def unusable(image: str = IMAGE) -> str | None:
-    """Return why no container of this image can be had here, or None if it can.
+    """Return why no container of this image can run here, or None if it can.
 
     Nothing is pulled; without an engine this takes a millisecond.
     """
@@ -68,11 +68,11 @@ def _ask_engine(image: str) -> str | None:
 
 
 class NoEngine(RuntimeError):
-    """No engine, or no image, can be had on this machine."""
+    """There is no engine, or no image, on this machine."""
 
 
 def main(command: list[str]) -> int:
-    """Run the command, in the presence of an engine if that is possible."""
+    """Run the command, with an engine if possible."""
     with contextlib.ExitStack() as stack:
         try:
             if (unusable() or "").startswith("no Docker engine"):
@@ -88,7 +88,7 @@ def main(command: list[str]) -> int:
 
 @contextlib.contextmanager
 def _own_engine() -> Iterator[None]:
-    """Start a `dockerd` that touches no other one's files, and stop it after."""
+    """Start a `dockerd` that touches no other one's files, and stop it afterwards."""
     if os.geteuid() != 0:
         raise NoEngine("no Docker engine answers, and only root can start one")
     if not shutil.which("dockerd"):

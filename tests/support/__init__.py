@@ -1,3 +1,3 @@
-"""What tests need and no user sees: servers, clocks, processes, patience."""
+"""Test utilities: servers, clocks, processes, waits."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A call of every function there is, with arguments it might be given.
+"""A call of every function, with plausible arguments.
 
-The functions are read from the catalog: a new one is tried without being listed.
+The functions are read from the catalog, so new ones are included automatically.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _given(what: str, kind: str, queue: str, task_id: UUID) -> object:
     by_name = {
         ("queue", "text"): queue,
         ("to_queue", "text"): queue,
-        ("door", "text"): "work",
+        ("channel", "text"): "work",
         ("tasks", "jsonb"): '[{"task": "x"}]',
         ("children", "jsonb"): '[{"name": "child", "task": "x"}]',
         ("known", "uuid[]"): [],
@@ -81,7 +81,7 @@ def _given(what: str, kind: str, queue: str, task_id: UUID) -> object:
 
 
 def _said_of_a_task(task_id: UUID) -> dict[str, Any]:
-    """Return what a worker says of a task, for all functions at once."""
+    """Return arguments for a worker's calls about a task, for all functions at once."""
     return {
         "task_id": str(task_id),
         "claim": 1,

@@ -1,4 +1,4 @@
-"""A task under way, and the code it meets next: what a deployment does."""
+"""A running task, and the code deployed next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from durable.tasks where task_id = %s
 
 
 def exported(db: psycopg.Connection, task_id: Any) -> dict[str, Any]:
-    """Return a task's history as `check_replay` takes it."""
+    """Return a task's history in the form that `check_replay` takes."""
     columns = ("name", "position", "after", "state", "value", "attempt")
     rows = db.execute(CHECKPOINTS, [task_id])
     checkpoints = [dict(zip(columns, row, strict=True)) for row in rows]
@@ -39,10 +39,10 @@ def exported(db: psycopg.Connection, task_id: Any) -> dict[str, Any]:
 async def deployed(
     dsn: str, *deployments: Mapping[str, Any], **options: Any
 ) -> dict[str, TaskResult[Any]]:
-    """Run tasks until they wait for the event, then with the code deployed next.
+    """Run tasks until they wait for the event, then with each next version of the code.
 
     A deployment has the code of each task by its name. The event is emitted before the
-    second. Returns how each task stands after the last; options are those of spawn.
+    second. Returns the state of each task after the last; options are those of spawn.
     """
     tasks: dict[str, Any] = {}
     for number, deployment in enumerate(deployments):
@@ -71,7 +71,8 @@ def named(name: str, code: Any) -> AnyTask:
     """Return a function as a task of that name, unless it is a task already."""
     if isinstance(code, Task):
         return code
-    return task(name=name)(code)
+    made: AnyTask = task(name=name)(code)
+    return made
 
 
 def noted(dsn: str, name: str) -> str:
@@ -82,6 +83,6 @@ def noted(dsn: str, name: str) -> str:
 
 
 def charges(db: psycopg.Connection) -> list[str]:
-    """Return the effects there were, in order of their names."""
+    """Return the counted effects, in order of their names."""
     rows = db.execute("select name from public.charges order by name")
     return [str(name) for (name,) in rows]

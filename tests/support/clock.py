@@ -1,4 +1,4 @@
-"""Clocks for tests: of one database, standing or running; and of a process."""
+"""Clocks for tests: of a database, stopped or running; and of a process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ as $$ select test_clock.now from public.test_clock $$;
 
 
 class Clock:
-    """Stands still at the second it was made, until told otherwise.
+    """A clock that stands still at its second of creation, until it is moved.
 
     It moves for all sessions at once, as soon as `set` or `advance` return.
     """
@@ -36,18 +36,18 @@ class Clock:
         connection.execute(INSTALL)
 
     def now(self) -> datetime:
-        """Return the moment the database believes in."""
+        """Return the current time of the database."""
         row = self._connection.execute("select now from public.test_clock").fetchone()
         assert row is not None
         moment: datetime = row[0]
         return moment
 
     def set(self, moment: datetime) -> None:
-        """Move to this moment, be it past or future."""
+        """Set the clock to this moment, past or future."""
         self._connection.execute("update public.test_clock set now = %s", [moment])
 
     def advance(self, seconds: float | timedelta) -> datetime:
-        """Move on by so many seconds and return the new moment."""
+        """Advance by so many seconds and return the new time."""
         span = seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
         self.set(self.now() + span)
         return self.now()
@@ -67,14 +67,14 @@ as $$ select clock_timestamp() + test_clock.ahead from public.test_clock $$;
 
 
 class RunningClock:
-    """The database's clock goes on as clocks do, and jumps where the test says."""
+    """A running database clock that jumps where the test says."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
         connection.execute(RUN)
 
     def jump_to(self, ahead: timedelta) -> None:
-        """Be so far ahead of the true time from now on, or behind."""
+        """Run ahead of the true time by so much from now on, or behind."""
         self._connection.execute("update public.test_clock set ahead = %s", [ahead])
 
 
@@ -94,7 +94,7 @@ class WallClock:
         self.env = {"LD_PRELOAD": str(library), "DURABLE_TEST_SHIFT": str(self._shift)}
 
     def jump_to(self, ahead: timedelta) -> None:
-        """Be so far ahead of the true time from now on, or behind."""
+        """Run ahead of the true time by so much from now on, or behind."""
         seconds = struct.pack("=q", round(ahead.total_seconds()))
         with self._shift.open("r+b" if self._shift.exists() else "wb") as file:
             file.write(seconds)

@@ -1,10 +1,10 @@
-"""Tasks that do all a task can do, and keep a ledger of what they did.
+"""Tasks that use every feature, and keep a ledger of their effects.
 
     python -m tests.support.crashing 100     a worker for them that may be killed
 
 A step's effect is a row in public.effects; doing a step twice under one claim is an
-error there. Where they call `reach`, a failpoint can be; `saved` says that a step is
-one whose effect must not happen again.
+error there. Each call of `reach` can be a failpoint; `saved` marks the point from which
+on a step's effect must not be repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 import psycopg
 
 from durable import AsyncDurable, Retry, SyncTaskContext, TaskContext, task
-from durable._failpoints import reach
+from durable.testing._failpoints import reach
 
 __all__ = [
     "FAR",
@@ -66,7 +66,8 @@ STEPS: Final = {  # by task: the steps that have effects
     "tour": ["one", "paid", "arrived"],
     "tour-sync": ["one", "paid", "arrived"],
 }
-ONCE: Final = {"paid", "arrived"}  # those in transactions, whatever is on its way
+# Steps in transactions: their effect commits together with the checkpoint.
+ONCE: Final = {"paid", "arrived"}
 LINES: Final = {  # of the log, by task: each with the step that is saved after it
     "tour": {"sets out": "one", "has a letter": "paid"},
     "tour-sync": {"sets out": "one"},
@@ -77,7 +78,7 @@ Context: TypeAlias = TaskContext[psycopg.AsyncConnection]
 
 
 class Refused(Exception):
-    """What a step raises that always does."""
+    """What a step raises that always fails."""
 
 
 class Stumbled(Exception):
@@ -117,7 +118,7 @@ async def journey(label: str, ctx: Context) -> list[Any]:
     with contextlib.suppress(Refused):
         await ctx.step("refused", note_and_refuse, label, ctx)
     await ctx.step("two", note_sync, label, "two", ctx)
-    reach(saved(label, "refused"))  # with what came next, for nobody else may see it
+    reach(saved(label, "refused"))  # saved with what came next
     reach(saved(label, "two"))
     await ctx.sleep_for("nap", 0.03)
     reach(f"{label}: has slept")
@@ -161,7 +162,7 @@ async def runner(label: str, ctx: Context) -> str:
 
 @task(max_attempts=None, retry=Retry.fixed(0))
 async def relay(label: str, ctx: Context) -> list[Any]:
-    """Hand work to another queue, and hold by who was first whenever it is asked."""
+    """Spawn work in another queue, and check that the winner is the same each time."""
     reach(f"{label}: begins")
     await do(label, "one", ctx)
     far = f"{ctx.queue}{FAR}"
@@ -180,7 +181,7 @@ async def relay(label: str, ctx: Context) -> list[Any]:
 
 @task(max_attempts=None, retry=Retry.fixed(0), replay_check="strict")
 async def tour(label: str, ctx: Context) -> list[Any]:
-    """See all there is, and complete in the transaction of the last effect."""
+    """Use every feature, and complete in the transaction of the last effect."""
     reach(f"{label}: begins")
     ctx.logger.info("sets out")
     await ctx.send(ctx.task_id, "self", label)
@@ -217,7 +218,7 @@ async def tour(label: str, ctx: Context) -> list[Any]:
 
 @task(max_attempts=None, retry=Retry.fixed(0), replay_check="strict")
 def tour_sync(label: str, ctx: SyncTaskContext[Any]) -> list[Any]:
-    """See the same from a thread."""
+    """Do the same in a thread."""
     reach(f"{label}: begins")
     ctx.logger.info("sets out")
     ctx.send(ctx.task_id, "self", label)
@@ -246,7 +247,7 @@ def tour_sync(label: str, ctx: SyncTaskContext[Any]) -> list[Any]:
 
 @task(max_attempts=None, retry=Retry.fixed(0))
 async def vigil(label: str, ctx: Context) -> str:
-    """Be there until the worker is gone; one that is not to be killed ends at once."""
+    """Run until the worker is gone; return at once if it is not to be killed."""
     await do(label, "one", ctx)
     await ctx.step("watch", watch, ctx)
     return "relieved"
@@ -254,7 +255,7 @@ async def vigil(label: str, ctx: Context) -> str:
 
 @task(max_attempts=None, retry=Retry.fixed(0))
 async def herald(label: str, ctx: Context) -> str:
-    """Publish between steps, from within them, and beside waits."""
+    """Publish between steps, within steps, and beside waits."""
     reach(f"{label}: begins")
     ctx.logger.info("begins")
     await ctx.write_stream("news", "first")
@@ -276,7 +277,7 @@ async def herald(label: str, ctx: Context) -> str:
 
 
 async def speak(label: str, ctx: Context) -> None:
-    """Write as often as this runs, and let some of it be saved before it ends."""
+    """Write in every run, and have some of it saved before the step ends."""
     for word in ("to", "be"):
         await ctx.write_stream("words", word)
         await asyncio.sleep(0.005)
@@ -289,13 +290,13 @@ TASKS: Final = (
 
 
 async def do(label: str, step: str, ctx: Context) -> None:
-    """Take a step that has an effect."""
+    """Run a step that has an effect."""
     await ctx.step(step, note, label, step, ctx)
     reach(saved(label, step))
 
 
 def by(step: str, ctx: Any) -> list[Any]:
-    """Return whose effect it is, of which attempt, and under which claim."""
+    """Return which task has the effect, in which attempt and under which claim."""
     return [ctx.task_id, step, ctx.attempt, ctx._run.claimed.claim]
 
 
@@ -313,7 +314,7 @@ async def note_and_refuse(label: str, ctx: Context) -> None:
 
 
 def note_sync(label: str, step: str, ctx: Any) -> str:
-    """Do the same from a thread."""
+    """Do the same in a thread."""
     reach(f"{label}: before the effect of {step}")
     with psycopg.connect(
         os.environ["DURABLE_DATABASE_URL"], autocommit=True
@@ -336,7 +337,7 @@ async def note_within(
 def note_within_sync(
     connection: psycopg.Connection, label: str, step: str, ctx: SyncTaskContext[Any]
 ) -> str:
-    """Do the same from a thread."""
+    """Do the same in a thread."""
     reach(f"{label}: before the effect of {step}")
     connection.execute(NOTE, by(step, ctx))
     reach(f"{label}: after the effect of {step}")
@@ -356,12 +357,12 @@ def arrive_sync(
     seen: list[Any],
     ctx: SyncTaskContext[Any],
 ) -> list[Any]:
-    """Do the same from a thread."""
+    """Do the same in a thread."""
     return [*seen, note_within_sync(connection, label, "arrived", ctx)]
 
 
 def at_once(label: str, ctx: Context) -> list[Any]:
-    """Return a sleep and a step that ends later, so that the wait is looked up."""
+    """Return a sleep and a step that ends later, so that the sleep is polled for."""
     rested = asyncio.Event()
 
     async def rest() -> None:
@@ -376,20 +377,20 @@ def at_once(label: str, ctx: Context) -> list[Any]:
 
 
 async def stumble_once(ctx: Context) -> None:
-    """Fail the attempt, unless an earlier one has come as far as this."""
+    """Fail the attempt, unless an earlier one has come this far."""
     if (await ctx.state.execute(STUMBLE, [ctx.task_id])).rowcount:
         raise Stumbled
 
 
 async def watch(ctx: Context) -> None:
-    """Break the connection of the claims, and stay."""
+    """Break the connection that claims tasks, and stay."""
     if MORTAL in os.environ:
         await ctx.state.execute(BREAK)
         await asyncio.Event().wait()
 
 
 async def work(queue: str = "default", **options: Any) -> None:
-    """Be a worker for these tasks, until a signal."""
+    """Run a worker for these tasks until a signal."""
     application = AsyncDurable(
         queue=queue, tasks=TASKS, lifespan=ledger, version="mortal"
     )

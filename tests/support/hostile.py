@@ -1,6 +1,6 @@
-"""Texts that break what was built for polite ones.
+"""Texts that break code written for ordinary ones.
 
-`TEXTS` Postgres can keep, `UNKEEPABLE` it cannot; `any_text` makes more of the first.
+Postgres can store `TEXTS`, but not `UNKEEPABLE`; `any_text` makes more of the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEXTS: Final = (
         "_",
         "%_",
     ),
-    # space, and what cannot be seen
+    # whitespace and invisible characters
     *(
         "",
         " ",
@@ -66,7 +66,7 @@ TEXTS: Final = (
         "名前",
     ),
     "a" + "\u0301" * 100,
-    # what means something to durable
+    # text with a meaning for durable
     *(
         "$",
         "$now",
@@ -109,7 +109,7 @@ def any_text(random: Random) -> str:
 
 
 def is_name(text: str, limit: int) -> bool:
-    """Whether a text may be a name of so many bytes: the rule, said once more."""
+    """Whether a text may be a name of so many bytes: the rule, implemented again."""
     return (
         text.strip(" ") != ""
         and len(text.encode()) <= limit

@@ -1,4 +1,4 @@
-"""Tasks that are stopped just before they write, and say what they saw after that."""
+"""Tasks that are stopped just before a write, and report what they saw afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 from durable import AsyncDurable, NonRetryable, Retry, TaskContext, task
-from durable._failpoints import reach
+from durable.testing._failpoints import reach
 
 __all__ = ["DEEDS", "MANNERS", "linger", "mind", "work"]
 
@@ -19,7 +19,8 @@ PATIENCE: Final = 3600
 
 @task(max_attempts=None, retry=Retry.fixed(PATIENCE))
 async def linger(deed: str, ctx: Context) -> str:
-    """Do one thing that is too late by then, and report what comes of it."""
+    """Make one call that comes too late, and report its outcome."""
+    reach("begins")
     _, do = DEEDS[deed]
     try:
         await do(ctx)
@@ -32,7 +33,7 @@ async def linger(deed: str, ctx: Context) -> str:
 
 @task(max_attempts=None, retry=Retry.fixed(PATIENCE))
 async def mind(manner: str, ctx: Context) -> str:
-    """Do not let the news pass, as code should."""
+    """Re-raise the exception that ends it, as code should."""
     try:
         await ctx.step("late", late)
     except BaseException as error:  # noqa: BLE001 - that is the manner
@@ -46,7 +47,7 @@ async def late() -> str:
 
 
 async def return_at_once(_: Context) -> None:
-    """Let the rest go on as if nothing had happened."""
+    """Let the other tasks continue as if nothing had happened."""
 
 
 async def go_on(ctx: Context) -> None:
@@ -76,7 +77,7 @@ async def raise_in_a_group(ctx: Context) -> None:
 
 
 async def beside_a_sleep(ctx: Context) -> None:
-    """Hold the run by a step that ends after a sleep, which has to be looked up."""
+    """Hold the run with a step that ends after a sleep, which must be polled for."""
     rested = asyncio.Event()
 
     async def rest() -> None:
@@ -104,7 +105,7 @@ async def hold(ctx: Context) -> None:
 
 Deed: TypeAlias = Callable[[Context], Awaitable[Any]]
 
-# What is done too late, and the call that says so.
+# The late call, and the engine function it ends up in.
 DEEDS: Final[dict[str, tuple[str, Deed]]] = {
     "saves a step": ("flush#1", lambda ctx: ctx.step("late", late)),
     "completes": ("flush#1", nothing),
@@ -139,6 +140,6 @@ MANNERS: Final[dict[str, Deed]] = {
 
 
 async def work(queue: str, **options: Any) -> None:
-    """Be a worker for these tasks, until a signal."""
+    """Run a worker for these tasks until a signal."""
     application = AsyncDurable(queue=queue, tasks=[linger, mind])
     await application.run_worker(concurrency=1, **options)

@@ -1,4 +1,4 @@
-"""What an application says to durable, so that it may say it again after a crash."""
+"""An application's calls to durable, which it can repeat after a crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER: Final = "insert into public.orders values (%s) on conflict do nothing"
 
 
 async def order(queue: str, unwanted: str) -> None:
-    """Say everything once, with an event loop."""
+    """Make all calls, with an event loop."""
     async with AsyncDurable(queue=queue) as app:
         one = await app.spawn("errand", "one", idempotency_key="one")
         await app.send(one, "told", 1, dedup_key="one")
@@ -39,7 +39,7 @@ async def order(queue: str, unwanted: str) -> None:
 
 
 def order_sync(queue: str, unwanted: str) -> None:
-    """Do the same without one."""
+    """Make the same calls without one."""
     with Durable(queue=queue) as app:
         one = app.spawn("errand", "one", idempotency_key="one")
         app.send(one, "told", 1, dedup_key="one")

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode, before the server of the tests."""
+"""A PgBouncer in transaction mode, in front of the test server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from durable._unprivileged import User, start_child
+from durable.embedded._unprivileged import User, start_child
 from tests.support.wait import eventually
 
 __all__ = ["PGBOUNCER", "pgbouncer"]
@@ -36,7 +36,7 @@ max_client_conn = 200
 
 @contextlib.contextmanager
 def pgbouncer(dsn: str, *, size: int) -> Iterator[str]:
-    """Give the database's address behind a pool of so many sessions."""
+    """Return the database's address behind a pool of so many sessions."""
     assert PGBOUNCER is not None
     known = {"host": "127.0.0.1", "user": "postgres", **conninfo_to_dict(dsn)}
     database = str(known.pop("dbname"))

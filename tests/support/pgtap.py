@@ -22,7 +22,7 @@ PSQL = Path(__file__).with_name("psql-in-own-database")
 
 
 def main(binaries: str, *chosen: str) -> int:
-    """Start a throw-away server, prepare the template, prove all files."""
+    """Start a throw-away server, prepare the template, run all files."""
     every = sorted((ROOT / "pgtap").rglob("[!_]*.sql"))
     files = chosen or [str(path.relative_to(ROOT)) for path in every]
     with Postgres.start(binaries=binaries, fast=True) as server:

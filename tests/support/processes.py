@@ -1,4 +1,4 @@
-"""Real processes for tests: started, watched by what they print, and killed."""
+"""Real processes for tests: started, watched by their output, and killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMAND_LINE = "from durable.cli import main; main()"
 
 
 class Process:
-    """A child in a process group of its own; what it prints goes to a file."""
+    """A child in a process group of its own; its output goes to a file."""
 
     def __init__(self, command: list[str], log: Path, env: Mapping[str, str]) -> None:
         self.log = log
@@ -41,7 +41,7 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended (-9: by SIGKILL), or None while it runs."""
+        """Its exit code (-9: by SIGKILL), or None while it runs."""
         return self._child.poll()
 
     def output(self) -> str:
@@ -80,7 +80,7 @@ class Process:
 
 
 class Processes:
-    """Starts processes of one test and leaves none behind."""
+    """Starts the processes of one test, and kills all of them in the end."""
 
     def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
         self._directory = directory
@@ -103,6 +103,6 @@ class Processes:
         return self.python("-c", COMMAND_LINE, *arguments, env=env)
 
     def kill_all(self) -> None:
-        """End whatever still runs."""
+        """Kill all that still run."""
         for process in self._started:
             process.kill()

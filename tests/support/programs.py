@@ -1,6 +1,6 @@
-"""Random programs of durable calls, and one task that plays any of them.
+"""Random programs of durable calls, and one task that runs any of them.
 
-A program is JSON: a list of nodes, each a kind and what it needs. The calls of the task
+A program is JSON: a list of nodes, each a kind and its arguments. The calls of the task
 are those of its program, so that other code is another program.
 """
 
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import copy
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
@@ -22,23 +23,45 @@ from hypothesis import strategies as st
 
 from durable import Retry, TaskContext, task
 
-__all__ = ["CALLS", "calls_of", "play", "programs", "renamed", "swaps", "without"]
+__all__ = [
+    "CALLS",
+    "ORDERS",
+    "calls_of",
+    "play",
+    "programs",
+    "racing_programs",
+    "renamed",
+    "swaps",
+    "without",
+]
 
 Node: TypeAlias = list[Any]
 Program: TypeAlias = list[Node]
 
 CALLS: Final = ["step", "caught", "tries", "nap", "scope", "now", "patch"]
-UNSTEADY: Final = ["flaky", "lost", "turn", "pause", "later"]
+TOLD: Final = ["emit", "spawn", "heard"]
+RACING: Final = ["step", "caught", "scope", "now", "nap", *TOLD]
+UNSTEADY: Final = ["flaky", "lost", "turn", "pause", "later", *TOLD]
 AT_ONCE: Final = Retry.fixed(0)
 RELEASE: Final = "select durable.release_tasks('default', %s)"
+
+ORDERS: Final[defaultdict[UUID, list[list[str]]]] = defaultdict(list)
+"""In which order each run of a task has come past the places of its program."""
 
 _seen: set[tuple[UUID, str]] = set()
 
 
-def programs(*, steady: bool) -> st.SearchStrategy[Program]:
+def racing_programs() -> st.SearchStrategy[Program]:
+    """Return programs whose branches are saved by different statements."""
+    return programs(steady=True, kinds=RACING)
+
+
+def programs(
+    *, steady: bool, kinds: list[str] | None = None
+) -> st.SearchStrategy[Program]:
     """Return programs; steady ones do not fail, crash, or depend on timing."""
     names = st.sampled_from("abc")
-    kinds = CALLS if steady else [*CALLS, *UNSTEADY]
+    kinds = kinds or (CALLS if steady else [*CALLS, *UNSTEADY])
     leaves = st.lists(st.tuples(st.sampled_from(kinds), names).map(list), max_size=5)
     groups = ["all", "group"] if steady else ["all", "group", "beside", "race"]
 
@@ -52,16 +75,16 @@ def programs(*, steady: bool) -> st.SearchStrategy[Program]:
 
 
 class Flaky(Exception):
-    """What fails an attempt, or a try, once."""
+    """An error that fails an attempt, or a try, once."""
 
 
 class Caught(Exception):
-    """What a step raises that always does."""
+    """The error of a step that always fails."""
 
 
 @task(max_attempts=50, retry=AT_ONCE, replay_check="strict")
 async def play(params: dict[str, Any], ctx: TaskContext[Any]) -> str:
-    """Play a program, wait for its event, and end."""
+    """Run a program, wait for its event, and end."""
     player = _Player(ctx, params.get("dsn", ""))
     await player.play(params["program"], ctx, "")
     if params["waits"]:
@@ -73,13 +96,16 @@ class _Player:
     def __init__(self, ctx: TaskContext[Any], dsn: str) -> None:
         self.ctx = ctx
         self.dsn = dsn
+        self.order: list[str] = []
+        ORDERS[ctx.task_id].append(self.order)
 
     async def play(self, program: Program, ctx: TaskContext[Any], path: str) -> None:
         for number, (kind, what) in enumerate(program):
             await getattr(self, kind)(what, ctx, f"{path}/{number}")
+            self.order.append(f"{path}/{number}")
 
     def first(self, place: str) -> bool:
-        """Whether this task comes here for the first time."""
+        """Whether this task gets here for the first time."""
         new = (self.ctx.task_id, place) not in _seen
         _seen.add((self.ctx.task_id, place))
         return new
@@ -90,8 +116,8 @@ class _Player:
         await ctx.step(name, int)
 
     async def caught(self, name: str, ctx: TaskContext[Any], place: str) -> None:
-        # by names of its own: where another step met the failure, the code would fail,
-        # and what fails is not accused of what it has not come to
+        # with names of its own: where another step got the failure, the code would
+        # fail, and failing code is not reported for calls that it has not reached
         with contextlib.suppress(Caught):
             await ctx.scope("c").step(name, refuse)
 
@@ -110,7 +136,19 @@ class _Player:
     async def patch(self, name: str, ctx: TaskContext[Any], place: str) -> None:
         await ctx.patched(name)
 
-    # -- what goes wrong, or takes its time ----------------------------------------
+    async def emit(self, name: str, ctx: TaskContext[Any], place: str) -> None:
+        await ctx.scope("e").emit_event(f"{name}:{self.ctx.task_id}")
+
+    async def spawn(self, name: str, ctx: TaskContext[Any], place: str) -> None:
+        await ctx.scope("p").spawn(name, "nobody's")
+
+    async def heard(self, name: str, ctx: TaskContext[Any], place: str) -> None:
+        """Wait for an event that has been emitted."""
+        event = f"heard:{name}:{self.ctx.task_id}"
+        await ctx.scope(f"h{place}").emit_event(event)
+        await ctx.scope(f"h{place}").await_event(event)
+
+    # -- failures and delays -------------------------------------------------------
 
     async def flaky(self, name: str, ctx: TaskContext[Any], place: str) -> None:
         await ctx.step(name, self.fail_once, place)
@@ -119,7 +157,7 @@ class _Player:
         await ctx.step(name, self.lose_once, place)
 
     async def later(self, name: str, ctx: TaskContext[Any], place: str) -> None:
-        """Take a step in later attempts only."""
+        """Run a step in later attempts only."""
         if ctx.attempt > 1:
             await ctx.scope(f"later{ctx.attempt}").step(name, int)
 
@@ -148,7 +186,7 @@ class _Player:
                 group.create_task(branch)
 
     async def beside(self, what: Any, ctx: TaskContext[Any], place: str) -> None:
-        """Go on by itself while others do."""
+        """Continue while others run."""
         own, *others = self.branches(what, ctx, place)
         tasks = [asyncio.create_task(other) for other in others]
         try:
@@ -174,7 +212,7 @@ class _Player:
         return 0
 
     def lose_once(self, place: str) -> int:
-        """Give the task back, as if its worker had died here."""
+        """Release the task, as if its worker had died here."""
         if self.first(place):
             claimed = self.ctx._run.claimed
             held = [{"task_id": str(claimed.task_id), "claim": claimed.claim}]
@@ -191,7 +229,7 @@ def refuse() -> int:
 
 
 def calls_of(program: Program) -> Iterator[tuple[Program, int]]:
-    """Yield where the calls of a program are: in which list, and which of it."""
+    """Yield the places of a program's calls: the list, and the index in it."""
     for number, (kind, what) in enumerate(program):
         if kind in CALLS:
             yield program, number
@@ -228,7 +266,7 @@ def swaps(program: Program) -> list[Program]:
 
 
 def _key(node: Node) -> tuple[str, str]:
-    """Return what tells its checkpoint from that of another call."""
+    """Return what distinguishes its checkpoint from that of another call."""
     kind, name = node
     if kind == "now":
         return kind, ""

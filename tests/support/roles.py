@@ -1,4 +1,4 @@
-"""Roles of one test's own, by names of their own: a server's roles are everybody's."""
+"""Roles of one test, with unique names: a server's roles are shared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _set_role(session: psycopg.Connection, role: str) -> None:
 
 
 def _log_in(session: psycopg.Connection, role: str) -> None:
-    """Be the role as if it had logged in."""
+    """Set the session to the role as if it had logged in."""
     statement = sql.SQL("set session authorization {}")
     session.execute(statement.format(sql.Identifier(role)))
 
@@ -28,7 +28,7 @@ BECOMING: tuple[Become, ...] = (_set_role, _log_in)
 
 
 class Roles:
-    """Makes roles in a test's database, each with a schema, and drops them all."""
+    """Creates roles in a test's database, each with a schema, and drops them all."""
 
     def __init__(self, db: psycopg.Connection, dsn: str) -> None:
         self._db = db
@@ -36,7 +36,10 @@ class Roles:
         self._made: list[str] = []
 
     def make(self, role: str, *grants: str) -> str:
-        """Make a role with these grants, such as `durable_client`; return its name."""
+        """Create a role with these grants, such as `durable_client`.
+
+        Return its name.
+        """
         name = f"{role}_of_{self._db.info.dbname}"
         self._db.execute(f"create role {name}")
         self._made.append(name)
@@ -49,13 +52,13 @@ class Roles:
     def session(
         self, role: str, become: Become = _log_in
     ) -> Iterator[psycopg.Connection]:
-        """Give a session of the role."""
+        """Return a session of the role."""
         with psycopg.connect(self._dsn, autocommit=True) as session:
             become(session, role)
             yield session
 
     def drop_all(self) -> None:
-        """Drop the roles, and what they own and were granted."""
+        """Drop the roles, with their objects and grants."""
         for name in self._made:
             self._db.execute(f"drop owned by {name} cascade")
             self._db.execute(f"drop role {name}")

@@ -1,10 +1,10 @@
-"""Workers and clients of whichever version of durable is on the path, with a ledger.
+"""Workers and clients of the version of durable on the path, with a ledger.
 
     python -m tests.support.rolling worker      works until SIGTERM
     python -m tests.support.rolling client 7    spawns and waits until SIGTERM
 
-A step's effect is a row in public.effects that says which version had it. A client
-prints what it was told, and at the end for how many tasks it got the right result.
+A step's effect is a row in public.effects with the version that wrote it. A client
+prints its answers, and at the end for how many tasks it got the right result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from durable import AsyncDurable, AsyncTaskHandle, TaskContext, task
 __all__ = ["EFFECTS", "OLD", "RELEASES", "errand", "trip"]
 
 RELEASES: Final = Path(__file__).parents[1] / "releases"
-OLD: Final = RELEASES / "durable-0.1.0-py3-none-any.whl"
+OLD: Final = RELEASES / "durable_postgres-0.2.0-py3-none-any.whl"
 
 EFFECTS: Final = """
 create table public.effects (
@@ -60,7 +60,7 @@ async def errand(number: int, ctx: Context) -> int:
 
 @task(max_attempts=1)
 async def trip(params: dict[str, Any], ctx: Context) -> int:
-    """Make every kind of call; between setting out and arriving waits for an event."""
+    """Make every kind of call, and wait for an event in between."""
     await ctx.step("set out", note, ctx, "set out")
     child = await ctx.spawn("errand", errand, params["number"])
     await ctx.sleep_for("nap", 0.01)
@@ -73,7 +73,7 @@ async def trip(params: dict[str, Any], ctx: Context) -> int:
 
 
 async def note(ctx: Context, step: str) -> None:
-    """Have an effect; a second time is an error, and an error is the task's end."""
+    """Have an effect; a second one is an error, and an error fails the task."""
     await ctx.state.execute(NOTE, [ctx.task_id, step, VERSION])
 
 
@@ -98,7 +98,7 @@ async def ask(name: str) -> None:
 
 
 async def one_turn(app: AsyncDurable, name: str, turn: int) -> int:
-    """Spawn tasks alone and together, emit what they wait for, and see them end."""
+    """Spawn tasks alone and together, emit what they wait for, and await their end."""
     event = f"{name}:{turn}"
     first = await app.spawn(trip, {"number": 1, "event": event}, idempotency_key=event)
     await app.emit_event(event)

@@ -1,4 +1,4 @@
-"""What an installed engine consists of, as text: to compare, and to review.
+"""Describe an installed engine as text, for comparison and review.
 
 python -m tests.support.schema      accepts the schema as it is into tests/golden
 """

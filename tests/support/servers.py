@@ -21,12 +21,12 @@ SETTINGS = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
 
 
 class NoServer(RuntimeError):
-    """There is no Postgres of the kind that was asked for."""
+    """There is no Postgres of the requested kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running Postgres, and how it came to be this one."""
+    """A running Postgres, and why it was chosen."""
 
     dsn: str
     kind: str
@@ -35,7 +35,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
-    """Run the first server of dsn, container, local that can be had."""
+    """Run the first available server of dsn, container, local."""
     kind, why = _choose()
     with {"dsn": _named, "container": _container, "local": _local}[kind]() as dsn:
         yield Server(dsn, kind, why)

@@ -1,4 +1,4 @@
-"""The SQL that the package carries, copied, for a test to make the next version."""
+"""A copy of the packaged SQL, for tests that create the next version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from durable import _schema
+from durable._db import schema
 from tests.support.processes import ROOT
 
 __all__ = ["Sources"]
@@ -25,16 +25,16 @@ class Sources:
         return self._sql / name
 
     def carried(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let this process's package carry it."""
-        monkeypatch.setattr(_schema, "_sql", lambda: self._sql)
+        """Have this process's package use the copy."""
+        monkeypatch.setattr(schema, "_sql", lambda: self._sql)
 
     def migration(self, name: str, change: str, install: str = "") -> None:
-        """Add a migration, and what it comes to in a fresh install."""
+        """Add a migration, and its result in a fresh install."""
         (self / "migrations" / name).write_text(change)
         with (self / "tables.sql").open("a") as tables:
             tables.write(install or change)
 
     def rename(self, old: str, new: str) -> None:
-        """Call something else by another name, everywhere."""
+        """Rename an object, everywhere."""
         for file in self._sql.glob("*.sql"):
             file.write_text(re.sub(rf"\b{old}\b", new, file.read_text()))

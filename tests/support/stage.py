@@ -1,6 +1,6 @@
-"""A stage on which sessions meet: their transactions stay open where it matters.
+"""Sessions with open transactions, for tests of races.
 
-A call that has to wait runs in a thread, and the script goes on once Postgres says
+A call that has to wait runs in a thread, and the script continues once Postgres reports
 that it waits.
 """
 
@@ -48,7 +48,7 @@ class Held(NamedTuple):
 
 
 class Session:
-    """A connection with an open transaction, and a thread to wait in."""
+    """A connection with an open transaction, and a thread for calls that wait."""
 
     def __init__(
         self, connection: psycopg.Connection, watch: psycopg.Connection
@@ -75,7 +75,7 @@ class Session:
         self._thread.shutdown()
         self.connection.close()
 
-    # What a client does.
+    # Calls of a client.
 
     def spawn(self, name: str = "work", **options: Any) -> UUID:
         text = json.dumps(options, default=str)
@@ -95,17 +95,17 @@ class Session:
             "select task_id from durable.retry_task(%s, %s)", QUEUE, task_id
         )
 
-    # What a worker does.
+    # Calls of a worker.
 
     def claim(
-        self, name: str | None = None, quantity: int = 100, lease: float = 60
+        self, name: str | None = None, batch_size: int = 100, lease: float = 60
     ) -> list[Held]:
         names = None if name is None else [name]
         rows = self.rows(
             "select task_id, claim from durable.claim_tasks(%s, 'w', %s, %s, %s)",
             QUEUE,
             names,
-            quantity,
+            batch_size,
             lease,
         )
         return [Held(*row) for row in rows]
@@ -149,13 +149,13 @@ class Session:
         task_id: UUID = self.value(spawn, QUEUE, *held, children)
         return task_id
 
-    # What housekeeping does.
+    # Calls of maintenance.
 
     def expire(self) -> Any:
         return self.value("select durable.expire_leases(%s)", QUEUE)
 
-    def expire_deadlines(self) -> Any:
-        return self.value("select durable.expire_deadlines(%s)", QUEUE)
+    def expire_tasks(self) -> Any:
+        return self.value("select durable.expire_tasks(%s)", QUEUE)
 
     def cleanup(self) -> Any:
         return self.value("select durable.cleanup(%s)", QUEUE)
@@ -166,22 +166,22 @@ class Session:
     def drop_queue(self) -> Any:
         return self.value("select durable.drop_queue(%s)", QUEUE)
 
-    # What a test asks.
+    # Queries of a test.
 
     def state(self, task_id: UUID) -> Any:
         return self.value(
             "select state from durable.task_list where task_id = %s", task_id
         )
 
-    def notes(self) -> Any:
-        return self.value("select count(*) from durable.notes")
+    def deferred_work(self) -> Any:
+        return self.value("select count(*) from durable.deferred_work")
 
-    def apply_notes(self) -> None:
-        while self.notes():
-            assert self.value("select durable.apply_notes(%s)", QUEUE) > 0
+    def apply_deferred_work(self) -> None:
+        while self.deferred_work():
+            assert self.value("select durable.apply_deferred_work(%s)", QUEUE) > 0
 
     def has_locked(self, task_id: UUID) -> bool:
-        """Whether somebody else holds the task's row."""
+        """Whether another session holds the task's row."""
         return not self.rows(
             "select from durable.tasks where task_id = %s for update skip locked",
             task_id,
@@ -190,7 +190,7 @@ class Session:
     # Waiting.
 
     def start(self, call: Callable[..., Any], *args: Any, **more: Any) -> Future[Any]:
-        """Make a call in the thread, as long as it says `busy`."""
+        """Make a call in the thread, repeating it while it returns `busy`."""
 
         def patiently() -> Any:
             while True:
@@ -202,7 +202,7 @@ class Session:
         return self._thread.submit(patiently)
 
     def waiting(self, call: Callable[..., Any], *args: Any, **more: Any) -> Future[Any]:
-        """Make a call that has to wait for another session, and see it wait."""
+        """Make a call that has to wait for another session, and check that it waits."""
         future = self.start(call, *args, **more)
         pid = self.connection.info.backend_pid
 
@@ -215,7 +215,7 @@ class Session:
 
 
 class Stage:
-    """Where sessions meet. `db` commits each call at once."""
+    """Creates sessions. `db` commits each call at once."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection]) -> None:
         self._connect = connect
@@ -224,13 +224,14 @@ class Stage:
         self.db = self._session(connect())
 
     def _session(self, connection: psycopg.Connection) -> Session:
-        connection.execute("set lock_timeout = '5s'")  # whoever should not wait, fails
+        # A call that should not wait fails.
+        connection.execute("set lock_timeout = '5s'")
         connection.commit()
         self.sessions.append(session := Session(connection, self._watch))
         return session
 
     def session(self, isolation: IsolationLevel | None = None) -> Session:
-        """Return a session in a transaction; given a level, with its snapshot."""
+        """Return a session in a transaction; with a level, its snapshot is taken."""
         connection = self._connect()
         connection.autocommit = False
         connection.isolation_level = isolation
@@ -240,14 +241,14 @@ class Stage:
         return session
 
     def held(self, name: str = "work", lease: float = 60, **options: Any) -> Held:
-        """Return a running task."""
+        """Return a running task and its claim."""
         task_id = self.db.spawn(name, **options)
         (held,) = self.db.claim(name, lease=lease)
         assert held.task_id == task_id
         return held
 
     def lock(self, statement: str, *args: Any) -> Session:
-        """Return a session that holds the rows of a statement."""
+        """Return a session that has locked the rows of a statement."""
         session = self.session()
         assert session.rows(statement, *args)
         return session

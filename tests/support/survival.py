@@ -1,4 +1,4 @@
-"""Faults in two sizes, all from one seed; and what was survived, counted.
+"""Faults in two sizes, all from one seed, and counts of those survived.
 
     def test_survives(share: Share, random: Random, survived: Survived) -> None:
         for _ in range(share(quick=10, long=1000)):
@@ -9,8 +9,8 @@
 and, at the end, the sum of what all tests survived.
 
 DURABLE_CHAOS         long: the long share
-DURABLE_TEST_SEED     what a former run printed, to choose again what it chose
-DURABLE_SURVIVED      a page in which to put the counts, if nothing failed
+DURABLE_TEST_SEED     the seed that a former run printed, to repeat its choices
+DURABLE_SURVIVED      a page into which the counts are written, if nothing failed
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Share(Protocol):
     """Chooses the size of a test by the share that is being run."""
 
     def __call__(self, *, quick: T, long: T) -> T:
-        """Return the one or the other."""
+        """Return the size for the selected share."""
         ...
 
 
 class Survived(Protocol):
-    """Takes note of what a test has come through, for the sum of the whole run."""
+    """Counts what a test has survived, for the sum of the whole run."""
 
     def __call__(self, what: str, number: int = 1) -> None:
-        """Add so many, under a plural that reads well behind a number."""
+        """Add so many, under a plural that reads well after a number."""
         ...
 
 
@@ -66,13 +66,13 @@ def share() -> Share:
 
 @pytest.fixture
 def random(request: pytest.FixtureRequest) -> Random:
-    """What this test has to choose by; its choices follow from the run's seed."""
+    """A random generator for this test, seeded by the run's seed."""
     return Random(f"{os.environ[SEED]}/{request.node.name}")
 
 
 @pytest.fixture
 def survived(record_property: Callable[[str, object], None]) -> Survived:
-    """`survived("kills", 3)` adds to what the run prints when it is over."""
+    """`survived("kills", 3)` adds to what the run prints at its end."""
 
     def survived(what: str, number: int = 1) -> None:
         record_property(PROPERTY, [what, number])

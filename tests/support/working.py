@@ -1,4 +1,4 @@
-"""Run tasks here, in the test's own process."""
+"""Run tasks in the test's own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NIGHTS: Final = 20
 async def working(
     dsn: str, *tasks: AnyTask, **options: Unpack[WorkerOptions]
 ) -> AsyncIterator[tuple[AsyncDurable, Worker]]:
-    """Give an application with these tasks, and a worker of it."""
+    """Return an application with these tasks, and a worker of it."""
     async with (
         AsyncDurable(dsn, tasks=tasks) as app,
         app.worker(**options) as worker,
@@ -29,7 +29,7 @@ async def working(
 
 
 async def outcome(dsn: str, task: AnyTask, params: Any = None) -> TaskResult[Any]:
-    """Run one task as far as it goes without waiting, and say where it stands."""
+    """Run one task as far as it gets without waiting, and return its state."""
     async with working(dsn, task) as (app, worker):
         handle = await app.spawn(task, params)
         await worker.drain()
@@ -39,7 +39,7 @@ async def outcome(dsn: str, task: AnyTask, params: Any = None) -> TaskResult[Any
 async def through_the_night(
     dsn: str, clock: Clock, task: AnyTask, params: Any = None
 ) -> TaskResult[Any]:
-    """Run one task to its end, letting a day pass whenever it waits."""
+    """Run one task to its end, advancing by a day whenever it waits."""
     async with working(dsn, task) as (app, worker):
         handle = await app.spawn(task, params)
         for _ in range(_NIGHTS):

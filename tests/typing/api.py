@@ -9,7 +9,8 @@ that is not needed, so a mistake that they stop seeing fails the check.
 from __future__ import annotations
 
 from asyncio import gather
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
@@ -19,12 +20,14 @@ from pydantic import BaseModel
 
 from durable import (
     Actor,
+    AnnouncedTask,
     AsyncDurable,
     AsyncTaskHandle,
     AsyncTaskStream,
     Durable,
     HistoryEntry,
     LogLine,
+    Middleware,
     RecordedResponse,
     Retry,
     Sealed,
@@ -53,7 +56,7 @@ class Slip(BaseModel):
 
 
 class Shop:
-    """What a lifespan gives."""
+    """The value that a lifespan returns."""
 
     name: str = "shop"
 
@@ -106,7 +109,7 @@ class NotifyCustomer(Task[Slip, None]):
 
 class ProcessOrder(Task[Order, str]):
     max_attempts = 5
-    no_retry = (ValueError,)
+    non_retryable = (ValueError,)
     replay_check = "strict"
 
     async def run(self, order: Order, ctx: TaskContext[Shop]) -> str:
@@ -164,7 +167,7 @@ class ProcessOrder(Task[Order, str]):
 
 
 class Mirror:
-    """A codec of somebody's own."""
+    """A custom codec."""
 
     def seal(self, plain: bytes, /) -> Sealed:
         return Sealed("mirror", plain[::-1])
@@ -179,6 +182,36 @@ class Mirror:
 AsyncDurable(codec=Mirror())
 Durable(codec=[AESGCMCodec({}), Mirror()])
 Durable(codec=AESGCMCodec)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Traced(Middleware):
+    def spawn(
+        self, task: str, queue: str, headers: Mapping[str, JSON]
+    ) -> Mapping[str, JSON]:
+        return {"trace": task}
+
+    @contextmanager
+    def run_task(
+        self, ctx: TaskContext | SyncTaskContext
+    ) -> Generator[None, None, None]:
+        assert_type(ctx.name, str)
+        yield
+        assert_type(ctx.exit_reason, str | None)
+
+    def run_step(
+        self, ctx: TaskContext | SyncTaskContext, name: str
+    ) -> AbstractContextManager[int]:
+        return nullcontext(7)
+
+
+class WrongHook(Middleware):
+    def run_step(self, ctx: TaskContext | SyncTaskContext, name: str) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None
+
+
+AsyncDurable(middleware=[Traced()])
+Durable(middleware=[Traced()])
+Durable(middleware=[Traced])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
 class Greet(Task[str, str]):
@@ -197,6 +230,45 @@ async def count_orders(order: Order, ctx: TaskContext) -> int:
 @task(name="weigh-order", max_attempts=3, retry=Retry.none())
 def weigh_order(order: Order, ctx: SyncTaskContext) -> float:
     return order.id
+
+
+class Ship(Task[Any, str, ...]):
+    async def run(
+        self, ctx: TaskContext[Shop], *, order_id: int, notify: bool = True
+    ) -> str:
+        nightly = await ctx.spawn("nightly", CleanUp)
+        assert_type(await ctx.join(nightly), int)
+        assert_type(await ctx.call("pack", pack, pack.params(order_id=7)), float)
+        assert_type(await ctx.call("pack", pack, {"order_id": 7}), float)
+        await ctx.call("pack", pack, 7)  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        crowd = await ctx.spawn_many("crowd", pack, [pack.params(order_id=order_id)])
+        assert_type(await ctx.join_all(crowd), list[float])
+        return f"{order_id} {notify}"
+
+
+class CleanUp(Task[Any, int, ...]):
+    def run(self, ctx: SyncTaskContext) -> int:
+        return ctx.step("count", int)
+
+
+@task
+async def pack(ctx: TaskContext, *, order_id: int, notify: bool = True) -> float:
+    return order_id / (1 + notify)
+
+
+@task(max_attempts=3)
+def clean_up(ctx: SyncTaskContext) -> int:
+    return ctx.attempt
+
+
+class WrongKeywordResult(Task[Any, str, ...]):
+    async def run(self, ctx: TaskContext, *, order_id: int) -> int:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return order_id
+
+
+class WithoutEllipsis(Task[Order, str]):
+    async def run(self, ctx: TaskContext, *, order_id: int) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return str(order_id)
 
 
 class WrongResult(Task[Order, str]):
@@ -246,18 +318,36 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await handle.send("slips", dedup_key="7"), bool)
     await app.send(7, "slips")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(await app.list_versions(), list[VersionStats])
+    assert_type(await app.list_definitions(), list[AnnouncedTask])
     assert_type(await app.set_version(None, from_version="2026.10"), int)
     await app.create_queue(versions="pin", max_lost_leases=None)
     await app.create_queue(history="full")
     await app.create_queue(history="long")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, max_delay=60)
+    await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, start_timeout=60)
     await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await app.spawn(ProcessOrder, Order(id=7), max_attemps=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await app.spawn(ProcessOrder, Order(id=7), max_attempts="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     await anything_of(handle)
+
+
+async def with_keywords(app: AsyncDurable) -> None:
+    assert_type(await app.spawn(Ship, Ship.params(order_id=7)), AsyncTaskHandle[str])
+    assert_type(await app.spawn(Ship, {"order_id": 7}), AsyncTaskHandle[str])
+    assert_type(await app.spawn(CleanUp, queue="night"), AsyncTaskHandle[int])
+    assert_type(await app.spawn(clean_up), AsyncTaskHandle[int])
+    packing = await app.spawn(pack, pack.params(order_id=7, notify=False))
+    assert_type(packing, AsyncTaskHandle[float])
+    many = await app.spawn_many(pack, [{"order_id": 7}, pack.params(order_id=8)])
+    assert_type(many, list[AsyncTaskHandle[float]])
+    assert_type(await run_inline(app, pack, {"order_id": 7}), float)
+    Ship.params(oder_id=7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    pack.params(order_id="7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pack.params()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    clean_up.params(order_id=7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await app.spawn(pack, 7)  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def synchronous(app: Durable) -> None:
@@ -308,7 +398,7 @@ async def again_and_elsewhere(
     handle: AsyncTaskHandle[str],
     other: TaskHandle[int],
 ) -> None:
-    """A fork gives what its origin gives."""
+    """A fork returns what its origin returns."""
     assert_type(await handle.fork(before="charge"), AsyncTaskHandle[str])
     assert_type(await app.fork(handle, params=Order(id=7)), AsyncTaskHandle[str])
     assert_type(other.fork(after="charge", max_attempts=3), TaskHandle[int])

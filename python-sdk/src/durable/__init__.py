@@ -6,28 +6,36 @@
         async def run(self, name: str, ctx: TaskContext) -> str:
             return await ctx.step("greet", str.upper, name)
 
-Whatever crashes, a step that was saved is not run again. `Durable` is the same for
+A saved step is not run again, whichever process crashes. `Durable` is the client for
 synchronous code.
 """
 
 from __future__ import annotations
 
 import os as _os
+from importlib import import_module as _import_module
 
-from durable._async.client import AsyncDurable
-from durable._async.context import OpenStep, TaskContext
-from durable._async.following import AsyncTaskStream
-from durable._async.handle import AsyncTaskHandle
-from durable._current import current
-from durable._listing import TaskFilter, TaskInfo
-from durable._published import LogLine, StreamEntry
-from durable._results import QueueStats, TaskResult, VersionStats
+from durable._client._async.client import AsyncDurable
+from durable._client._async.handle import AsyncTaskHandle, AsyncTaskStream
+from durable._client._sync.client import Durable
+from durable._client._sync.handle import TaskHandle, TaskStream
+from durable._core.reports import (
+    Actor,
+    AnnouncedTask,
+    HistoryEntry,
+    LogLine,
+    QueueStats,
+    StreamEntry,
+    TaskFilter,
+    TaskInfo,
+    TaskResult,
+    VersionStats,
+)
+from durable._db.schema import schema_sql
 from durable._supervisor import run_worker
-from durable._sync.client import Durable
-from durable._sync.context import SyncTaskContext
-from durable._sync.following import TaskStream
-from durable._sync.handle import TaskHandle
-from durable._told import Actor, HistoryEntry
+from durable._task._async.context import OpenStep, TaskContext
+from durable._task._sync.context import SyncTaskContext
+from durable._task.current import current
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
 from durable._worker.worker import Worker
@@ -39,6 +47,7 @@ from durable.errors import (
     Conflict,
     DatabaseUnavailable,
     DurableError,
+    ErrorDetails,
     Forbidden,
     InvalidArgument,
     LeaseLost,
@@ -50,12 +59,13 @@ from durable.errors import (
     StepFailed,
     Suspended,
     TaskCancelled,
-    TaskError,
     TaskFailed,
     UnknownQueue,
     UnreadablePayload,
+    WrongIsolation,
 )
 from durable.http import RecordedResponse
+from durable.middleware import Middleware
 from durable.options import SpawnOptions
 from durable.retry import Retry
 from durable.task import Task, task
@@ -63,6 +73,7 @@ from durable.task import Task, task
 __all__ = [
     "Actor",
     "AlreadyFinished",
+    "AnnouncedTask",
     "AsyncDurable",
     "AsyncTaskHandle",
     "AsyncTaskStream",
@@ -72,11 +83,13 @@ __all__ = [
     "DatabaseUnavailable",
     "Durable",
     "DurableError",
+    "ErrorDetails",
     "Forbidden",
     "HistoryEntry",
     "InvalidArgument",
     "LeaseLost",
     "LogLine",
+    "Middleware",
     "NonDeterminism",
     "NonRetryable",
     "NotFound",
@@ -96,7 +109,6 @@ __all__ = [
     "Task",
     "TaskCancelled",
     "TaskContext",
-    "TaskError",
     "TaskFailed",
     "TaskFilter",
     "TaskHandle",
@@ -109,12 +121,12 @@ __all__ = [
     "VersionStats",
     "Worker",
     "WorkerOptions",
+    "WrongIsolation",
     "current",
     "run_worker",
+    "schema_sql",
     "task",
 ]
 
-if _orders := _os.environ.get("DURABLE_FAILPOINT"):  # of tests that crash processes
-    from durable._failpoints import arm as _arm
-
-    _arm(_orders)
+if _points := _os.environ.get("DURABLE_FAILPOINT"):  # set by crash tests
+    _import_module("durable.testing._failpoints").arm(_points)

@@ -1,58 +1,78 @@
-"""Several worker processes of one application.
+"""Run and supervise several worker processes of one application.
 
-Each is a fresh interpreter that imports the application: an app cannot be sent to
-another process, and connections do not survive a fork. One that dies is replaced.
+Each process is a fresh interpreter that imports the application: an app cannot be
+pickled, and connections do not survive a fork. A process that ends is replaced, with
+backoff if it ended soon after its start.
+
+A socket connects the supervisor with each process. To stop the process, the supervisor
+closes its end, as happens when the supervisor dies. A process that cannot work at all
+sends its error through the socket.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import Any, Final, Unpack
+import traceback
+from concurrent.futures import Future
+from typing import Final, Unpack
 
-from durable._async.client import AsyncDurable
-from durable._sync.client import Durable
+from durable import errors
+from durable._client._async.client import AsyncDurable
+from durable._client._sync.client import Durable
+from durable._db.application import application_of
 from durable._worker.hosting import run_until_signalled
-from durable._worker.options import WorkerOptions, worker_of
-from durable.errors import DurableError, InvalidArgument
+from durable._worker.options import Settings, WorkerOptions, settings_of, worker_of
+from durable._worker.signals import stop_signals
+from durable.errors import DatabaseUnavailable, DurableError, InvalidArgument
 
-__all__ = ["load_app", "run_worker"]
+__all__ = ["configure_logging", "load_app", "run_worker"]
 
 logger = logging.getLogger("durable.worker")
 
-_SOONEST_SECONDS: Final = 5.0  # long enough for a slow import of the application
+_STABLE_SECONDS: Final = 10.0  # a process that ran so long is restarted at once
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+_LONGEST_MESSAGE: Final = 65_536
+# added to the shutdown timeout, to end code, release tasks and close connections
+_EXIT_SECONDS: Final = 30.0
 # not `-m`, which would run a second copy of this module
 _WORK: Final = "from durable._supervisor import work_alone; work_alone()"
+_LOG_FORMAT: Final = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
 
 def run_worker(
     app: str, *, processes: int = 1, **options: Unpack[WorkerOptions]
 ) -> None:
-    """Work for an application, given as "module:name", until SIGTERM or SIGINT.
+    """Run workers of an application, given as "module:name", until a stop signal.
 
-    With several processes, this one watches over them. Raises InvalidArgument if there
-    is no such app, and what no time heals: SchemaVersion, UnknownQueue.
+    That is SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT exits at once. With
+    several processes, this one supervises them. Raises InvalidArgument if there is no
+    such app, and permanent errors: SchemaVersion, UnknownQueue, Forbidden, and
+    DatabaseUnavailable if the server rejects the database, the role or the password.
     """
     if type(processes) is not int or processes < 1:
         raise InvalidArgument("processes must be an int of at least 1")
     found = load_app(app)
     if processes > 1:
-        _supervise(app, processes, options)
+        settings = settings_of(application_of(found), options)
+        _Supervisor(app, processes, settings).run()
     else:
-        run_until_signalled(worker_of(found.application, options))
+        run_until_signalled(worker_of(application_of(found), options))
 
 
 def load_app(app: str) -> AsyncDurable | Durable:
-    """Return the app that "module:name" stands for, or raise InvalidArgument."""
+    """Import and return the app of "module:name", or raise InvalidArgument."""
     module, colon, name = app.partition(":")
     if not (module and colon and name):
         raise InvalidArgument(f"{app!r} is not of the form module:name")
@@ -69,61 +89,211 @@ def load_app(app: str) -> AsyncDurable | Durable:
     return found
 
 
-def _supervise(app: str, processes: int, options: Mapping[str, Any]) -> None:
-    """Keep so many processes running until a signal, then pass it on."""
-    stopping: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda received, _: stopping.append(received))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    children = {_start(app, options): time.monotonic() for _ in range(processes)}
-    try:
-        while not stopping:
-            for child, started in list(children.items()):
-                if child.poll() is not None:
-                    del children[child]
-                    child.communicate()
-                    _refuse_hopeless(child, started)
-                    children[_start(app, options)] = time.monotonic()
-            time.sleep(0.1)
-    finally:
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-        for child in children:
-            child.communicate()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def configure_logging(level: int | None) -> None:
+    """Log to stderr from this level on, INFO by default.
+
+    If the application has configured logging, only the level is changed.
+    """
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    if level is not None:
+        logging.getLogger().setLevel(level)
 
 
-def _start(app: str, options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    plain = {
-        key: value.total_seconds() if isinstance(value, timedelta) else value
-        for key, value in options.items()
-    }
-    command = [sys.executable, "-c", _WORK, app, json.dumps(plain)]
-    return subprocess.Popen(  # noqa: S603 - its own interpreter
-        command, stdin=subprocess.PIPE, start_new_session=True
-    )
+class _Supervisor:
+    """Keeps a number of processes running until a stop signal."""
+
+    def __init__(self, app: str, processes: int, settings: Settings) -> None:
+        root = logging.getLogger()
+        order = {
+            "app": app,
+            "options": settings._asdict(),
+            "path": sys.path,
+            "level": root.level if root.handlers else None,
+        }
+        self._children = [_Child(json.dumps(order)) for _ in range(processes)]
+        self._stopping = threading.Event()
+        self._ended_by: int | None = None
+
+    def run(self) -> None:
+        """Supervise the processes; return when all have stopped."""
+        with stop_signals(self._stopping.set, self._end_now):
+            try:
+                while not self._stopping.is_set():
+                    for child in self._children:
+                        child.tend()
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                self._stop_all()
+
+    def _end_now(self, number: int) -> None:
+        self._ended_by = number
+
+    def _stop_all(self) -> None:
+        logger.info("stopping %d worker processes", len(self._children))
+        for child in self._children:
+            child.stop()
+        while any(child.is_alive() for child in self._children):
+            if self._ended_by is not None:
+                for child in self._children:
+                    child.kill()
+            time.sleep(_POLL_SECONDS)
+        if self._ended_by is not None:
+            os._exit(128 + self._ended_by)
 
 
-def _refuse_hopeless(child: subprocess.Popen[bytes], started: float) -> None:
-    """Give up on a process that ends as soon as it starts: the next one would too."""
-    logger.warning("worker process %s ended with %s", child.pid, child.returncode)
-    if child.returncode > 0 and time.monotonic() - started < _SOONEST_SECONDS:
-        raise SystemExit(child.returncode)
+class _Child:
+    """One of the processes. `tend` starts it, and restarts it when it has ended."""
+
+    def __init__(self, order: str) -> None:
+        self._order = order
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._started = 0.0
+        self._due = 0.0
+        self._deaths = 0  # in a row, each soon after the start
+
+    def tend(self) -> None:
+        """Start the process if it is due; raise the permanent error it reported."""
+        if self._process is None:
+            if time.monotonic() >= self._due:
+                self._start()
+        elif not self.is_alive():
+            self._raise_reported_error()
+            self._schedule_start(_exit_text(self._process))
+
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask the process to stop gracefully."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the process has ended
+                # unlike close, it takes effect even if a fork has a copy of the socket
+                self._socket.shutdown(socket.SHUT_WR)
+            self._socket.close()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _start(self) -> None:
+        ours, its = socket.socketpair()
+        command = [sys.executable, "-c", _WORK, self._order, str(its.fileno())]
+        self._started = time.monotonic()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - its own interpreter
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                start_new_session=True,  # Ctrl-C goes to the supervisor only
+            )
+        except OSError as error:
+            ours.close()
+            self._schedule_start(f"a worker process could not be started: {error}")
+        else:
+            self._socket = ours
+        finally:
+            its.close()
+
+    def _schedule_start(self, why: str) -> None:
+        """Schedule the next start: at once, or with backoff after an early end."""
+        lived = time.monotonic() - self._started
+        self._deaths = 0 if lived > _STABLE_SECONDS else self._deaths + 1
+        pause = 0.0
+        if self._deaths:
+            pause = min(_FIRST_PAUSE * 2.0 ** min(self._deaths - 1, 10), _LONGEST_PAUSE)
+        self.stop()
+        self._process = self._socket = None
+        self._due = time.monotonic() + pause
+        logger.warning("%s; the next one starts in %g s", why, pause)
+
+    def _raise_reported_error(self) -> None:
+        if self._socket is None:
+            return
+        self._socket.setblocking(False)  # noqa: FBT003 - as it is called
+        with contextlib.suppress(OSError):
+            if message := self._socket.recv(_LONGEST_MESSAGE):
+                raise _decode_error(message)
+
+
+def _exit_text(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    how = f"with exit code {code}"
+    if code < 0:
+        with contextlib.suppress(ValueError):  # a real-time signal
+            how = f"by {signal.Signals(-code).name}"
+    return f"worker process {process.pid} has ended {how}"
+
+
+# -- in a child ------------------------------------------------------------------------
 
 
 def work_alone() -> None:
-    """Be one of several processes; the arguments are those of the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
+    """Run one of several processes, as the arguments of the command line say."""
+    order = json.loads(sys.argv[1])
+    supervisor = socket.socket(fileno=int(sys.argv[2]))
+    supervisor.set_inheritable(False)
+    gone: Future[None] = Future()
+    patience = order["options"]["shutdown_timeout"] + _EXIT_SECONDS
+    threading.Thread(
+        target=_stop_with_supervisor, args=(supervisor, gone, patience), daemon=True
+    ).start()
+    sys.path[:] = order["path"]
     try:
-        run_worker(sys.argv[1], **json.loads(sys.argv[2]))
+        found = _loaded(order["app"])
+        configure_logging(order["level"])
+        gone.set_running_or_notify_cancel()
+        run_until_signalled(worker_of(application_of(found), order["options"]), gone)
     except DurableError as error:
-        sys.exit(f"durable: {error}")
+        if isinstance(error, DatabaseUnavailable) and error.sqlstate is None:
+            raise  # it may be temporary
+        supervisor.send(_encode_error(error))
+        sys.exit(1)
 
 
-def _end_with_the_supervisor() -> None:
-    """Stop as on SIGTERM when the pipe to the supervisor breaks, whatever killed it."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _loaded(app: str) -> AsyncDurable | Durable:
+    """Load the app; a failure is permanent, since the supervisor could load it."""
+    try:
+        return load_app(app)
+    except DurableError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise InvalidArgument(f"{app!r} cannot be imported: {error!r}") from error
+
+
+def _stop_with_supervisor(
+    supervisor: socket.socket, gone: Future[None], patience: float
+) -> None:
+    """Stop when the supervisor closes its end of the socket, or dies.
+
+    After `patience` seconds the process exits, even if code blocks the event loop.
+    """
+    supervisor.recv(1)
+    if not gone.running():  # the worker has not started
+        os._exit(0)
+    gone.set_result(None)
+    time.sleep(min(patience, threading.TIMEOUT_MAX))
+    logger.error("the worker could not be stopped in %g s: it is ended", patience)
+    os._exit(1)
+
+
+def _encode_error(error: DurableError) -> bytes:
+    fields = {
+        "type": type(error).__name__,
+        "message": str(error.args[0] if error.args else error),
+        "hint": error.hint,
+        "sqlstate": getattr(error, "sqlstate", None),
+    }
+    return json.dumps(fields).encode()[:_LONGEST_MESSAGE]
+
+
+def _decode_error(message: bytes) -> DurableError:
+    fields = json.loads(message)
+    kind = getattr(errors, fields["type"], DurableError)
+    error: DurableError = kind(fields["message"], hint=fields["hint"])
+    if fields["sqlstate"] is not None:
+        error.sqlstate = fields["sqlstate"]  # type: ignore[attr-defined]
+    return error

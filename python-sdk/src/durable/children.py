@@ -1,4 +1,4 @@
-"""What a task holds of the children it spawned."""
+"""Handles of tasks that a task can wait for."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from durable._values import Codec
+from durable._core.values import Codec
 
-__all__ = ["ChildHandle"]
+__all__ = ["ChildHandle", "Joinable"]
 
 R_co = TypeVar("R_co", covariant=True)
 
 
+class Joinable(Generic[R_co]):
+    """A handle that a task can join: of a child, or of any other task."""
+
+    __slots__ = ()
+
+    queue: str
+    task_id: UUID
+    codec: Codec[R_co]
+
+
 @dataclass(frozen=True, slots=True)
-class ChildHandle(Generic[R_co]):
+class ChildHandle(Joinable[R_co]):
     """A child task. `await ctx.join(child)` waits for it and returns its output.
 
-    `name` is the one it was spawned under; `created` is false if its idempotency key
-    belonged to a task that was there already.
+    `name` is the name of the spawn; `created` is false if a task with its idempotency
+    key existed already.
     """
 
     name: str

@@ -1,21 +1,26 @@
 """The command line: `durable --help`.
 
-It calls what an application would call, and adds nothing. What goes wrong is one line
-on stderr, and the exit code says so: 2 for a command that can't be understood, else 1.
+Commands call the client's public API. An error is one line on stderr; the exit code is
+2 for invalid arguments, 1 for other errors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any
+import traceback
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, TextIO
 from uuid import UUID
 
 import psycopg
+import pydantic
 import typer
+from typer import Argument, Option
 
 import durable
 from durable import (
@@ -26,10 +31,11 @@ from durable import (
     SpawnOptions,
     TaskHandle,
     WorkerOptions,
-    _schema,
 )
-from durable._connections import ENVIRONMENT
-from durable._printing import columns, moment, one_line, table, to_json
+from durable._db import schema
+from durable._db.conninfo import ENVIRONMENT, checked_conninfo, without_passwords
+from durable._supervisor import configure_logging, load_app
+from durable.options import nearest
 
 __all__ = ["app", "main"]
 
@@ -50,65 +56,110 @@ def _json(text: str) -> Any:
 
 
 def _params(text: str) -> dict[str, Any]:
-    """Return params that might have been left out; null is not that."""
+    """Parse params into keyword arguments, so that omitted params differ from null."""
     return {"params": _json(text)}
 
 
+def _log_level(text: str) -> int:
+    level = logging.getLevelNamesMapping().get(text.upper())
+    if level is None:
+        raise typer.BadParameter(f"{text!r} is not a logging level")
+    return level
+
+
 Dsn = Annotated[
-    str, typer.Option(envvar=ENVIRONMENT, help="The database: a URL or conninfo.")
+    str, Option(envvar=ENVIRONMENT, help="The database: a URL or conninfo.")
 ]
-Queue = Annotated[str, typer.Argument(help="The queue's name.")]
-TaskId = Annotated[UUID, typer.Argument(help="The task's id, as spawn prints it.")]
+Queue = Annotated[str, Argument(help="The queue's name.")]
+OneQueue = Annotated[str | None, Argument(help="Only this queue.")]
+TaskId = Annotated[UUID, Argument(help="The task's id, as spawn prints it.")]
+Json = Annotated[Any, Option(parser=_json, metavar="JSON")]
+MaxAttempts = Annotated[int | None, Option(min=1)]
+AsJson = Annotated[bool, Option("--json", help="As JSON.")]
 
 
-def _tell_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
-    if asked:
-        typer.echo(f"durable {_schema.VERSION}")
+def _print_version(value: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if value:
+        typer.echo(f"durable {schema.VERSION}")
         raise typer.Exit
 
 
+VERSION = Option(
+    "--version", callback=_print_version, is_eager=True, help="Print the version."
+)
+
+
 @app.callback()
-def durably(
-    *,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_tell_version, is_eager=True, help="Print it."
-        ),
-    ] = False,
-) -> None:
+def durably(*, version: Annotated[bool, VERSION] = False) -> None:
     """Durable execution that is nothing but Postgres."""
 
 
 @app.command()
 def migrate(
     *,
-    dsn: Dsn,
-    queue: Annotated[str, typer.Option(help="Create this queue too.")] = "default",
+    dsn: Dsn = "",
+    queue: Annotated[str, Option(help="Create this queue too.")] = "default",
+    dump_sql: Annotated[
+        bool, Option(help="Print the SQL that upgrades, for psql -f; change nothing.")
+    ] = False,
+    from_version: Annotated[
+        str, Option("--from", help="With --dump-sql: only from this version.")
+    ] = "",
+    check: Annotated[
+        bool, Option(help="Change nothing; exit with 1 if an upgrade is needed.")
+    ] = False,
 ) -> None:
-    """Install or upgrade the schema, and create the queue "default"."""
+    """Install or upgrade the schema, and create the queue "default".
+
+    Prints what it did.
+    """
+    if dump_sql:
+        typer.echo(schema.for_psql(schema.upgrade_script(from_version)), nl=False)
+        return
+    if not dsn:
+        raise typer.BadParameter(f"pass --dsn, or set {ENVIRONMENT}")
+    if check:
+        with _client(dsn, queue) as client:
+            todo = client.check_schema()
+        typer.echo(todo or "the schema is up to date")
+        raise typer.Exit(1 if todo else 0)
+    logger = logging.getLogger("durable.client")
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.setLevel(logging.INFO)
     with _client(dsn, queue) as client:
         client.migrate()
 
 
 @app.command()
 def worker(
-    application: Annotated[str, typer.Argument(metavar="MODULE:APP")],
+    application: Annotated[str, Argument(metavar="MODULE:APP")],
     *,
-    processes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    processes: Annotated[int, Option(min=1, help="Worker processes.")] = 1,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="How many tasks each runs at once.")
+        int, Option(min=1, help="Concurrent tasks per process.")
     ] = 100,
     lease: Annotated[
-        float, typer.Option(help="Seconds until a silent worker's tasks are free.")
+        float, Option(help="Seconds until another worker may take over a task.")
     ] = 30,
     queue: Annotated[
         list[str] | None,
-        typer.Option(help="Work on this queue; repeat it for more. Else: the app's."),
+        Option(help="Work on this queue; repeatable. Default: the app's."),
+    ] = None,
+    log_level: Annotated[
+        Any,
+        Option(
+            parser=_log_level,
+            metavar="debug|info|warning|error|critical",
+            help="Log from this level on. Default: the app's, or info.",
+        ),
     ] = None,
 ) -> None:
-    """Work for an application until SIGTERM or SIGINT; a second one ends it at once."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    """Run workers of an application until SIGTERM, SIGINT or SIGHUP.
+
+    A second SIGTERM or SIGINT ends the processes at once.
+    """
+    load_app(application)  # first, since it may configure logging
+    configure_logging(log_level)
     options = WorkerOptions(concurrency=concurrency, lease=lease)
     if queue:
         options["queues"] = queue
@@ -118,14 +169,14 @@ def worker(
 @app.command()
 def spawn(
     queue: Queue,
-    task: Annotated[str, typer.Argument(help="The task's name.")],
+    task: Annotated[str, Argument(help="The task's name.")],
     *,
     dsn: Dsn,
-    params: Annotated[Any, typer.Option(parser=_json, metavar="JSON")] = "{}",
+    params: Json = "{}",
     key: Annotated[
-        str | None, typer.Option(help="Idempotency key: one key, one task.")
+        str | None, Option(help="Idempotency key: one key, one task.")
     ] = None,
-    max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
+    max_attempts: MaxAttempts = None,
 ) -> None:
     """Spawn a task, and print its id."""
     options: SpawnOptions = {}
@@ -135,17 +186,19 @@ def spawn(
         options["max_attempts"] = max_attempts
     with _client(dsn, queue) as client:
         typer.echo(client.spawn(task, params, **options).task_id)
+        if unknown := _unknown(client, queue, [task]):
+            typer.echo(f"durable: {unknown[0]}", err=True)
 
 
 @app.command()
 def emit(
     queue: Queue,
-    event: Annotated[str, typer.Argument(help="The event's name.")],
+    event: Annotated[str, Argument(help="The event's name.")],
     *,
     dsn: Dsn,
-    payload: Annotated[Any, typer.Option(parser=_json, metavar="JSON")] = "null",
+    payload: Json = "null",
 ) -> None:
-    """Emit an event; print whether it was the first of its name, which counts."""
+    """Emit an event, and print whether it was emitted already; the first one counts."""
     with _client(dsn, queue) as client:
         first = client.emit_event(event, payload)
     typer.echo("emitted" if first else "already emitted")
@@ -155,15 +208,13 @@ def emit(
 def send(
     queue: Queue,
     task_id: TaskId,
-    topic: Annotated[str, typer.Argument(help="What the message is about.")],
+    topic: Annotated[str, Argument(help="The message's topic.")],
     *,
     dsn: Dsn,
-    payload: Annotated[Any, typer.Option(parser=_json, metavar="JSON")] = "null",
-    key: Annotated[
-        str | None, typer.Option(help="Dedup key: one key, one message.")
-    ] = None,
+    payload: Json = "null",
+    key: Annotated[str | None, Option(help="Dedup key: one key, one message.")] = None,
 ) -> None:
-    """Send a task a message; print whether it is new, which a key decides."""
+    """Send a message to a task, and print whether its key was sent already."""
     with _client(dsn, queue) as client:
         is_new = client.send(task_id, topic, payload, dedup_key=key)
     typer.echo("sent" if is_new else "already sent")
@@ -175,9 +226,9 @@ def cancel(
     task_id: TaskId,
     *,
     dsn: Dsn,
-    reason: Annotated[str | None, typer.Option(help="Kept with the task.")] = None,
+    reason: Annotated[str | None, Option(help="Stored with the task.")] = None,
 ) -> None:
-    """Cancel a task and all below it; print whether it was live."""
+    """Cancel a task and its descendants, and print whether it had finished."""
     with _client(dsn, queue) as client:
         live = client.cancel(task_id, reason=reason)
     typer.echo("cancelled" if live else "already finished")
@@ -189,14 +240,14 @@ def retry(
     task_id: TaskId,
     *,
     dsn: Dsn,
-    max_attempts: Annotated[int | None, typer.Option(min=1)] = None,
+    max_attempts: MaxAttempts = None,
     params: Annotated[
-        Any, typer.Option(parser=_params, metavar="JSON", help="From now on.")
+        Any, Option(parser=_params, metavar="JSON", help="New params.")
     ] = None,
 ) -> None:
     """Give a failed or cancelled task one more attempt, and print its number.
 
-    What sleeps until its next attempt starts that now.
+    A task that sleeps until its next attempt starts it now.
     """
     with _client(dsn, queue) as client:
         handle: TaskHandle[Any] = client.retry(
@@ -211,18 +262,16 @@ def fork(
     task_id: TaskId,
     *,
     dsn: Dsn,
-    before: Annotated[
-        str | None, typer.Option(help="The step it is to begin with.")
-    ] = None,
-    after: Annotated[
-        str | None, typer.Option(help="The step it is to begin behind.")
-    ] = None,
+    before: Annotated[str | None, Option(help="The first step to run again.")] = None,
+    after: Annotated[str | None, Option(help="The last step to keep.")] = None,
     params: Annotated[
         Any,
-        typer.Option(parser=_params, metavar="JSON", help="Others than its origin's."),
+        Option(
+            parser=_params, metavar="JSON", help="New params. Default: the origin's."
+        ),
     ] = None,
 ) -> None:
-    """Spawn a task that begins where another one stood, and print its id."""
+    """Spawn a copy of a task that starts from one of its steps, and print its id."""
     with _client(dsn, queue) as client:
         origin = client.handle(task_id)
         typer.echo(origin.fork(before=before, after=after, **(params or {})).task_id)
@@ -234,14 +283,14 @@ def tasks(
     *,
     dsn: Dsn,
     state: Annotated[
-        list[str] | None, typer.Option(help="In this state; repeat it for more.")
+        list[str] | None, Option(help="Only this state; repeatable.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of this name.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 20,
+    name: Annotated[str | None, Option(help="Only this task name.")] = None,
+    limit: Annotated[int, Option(min=1, max=100_000, help="At most.")] = 20,
     after: Annotated[
-        UUID | None, typer.Option(help="The last of the page before.")
+        UUID | None, Option(help="The last task of the previous page.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List tasks, the newest first."""
     wanted: Any = {"states": state, "name": name}
@@ -249,21 +298,15 @@ def tasks(
     with _client(dsn, queue) as client:
         found = client.list_tasks(limit=limit, after=after, **wanted)
     if as_json:
-        typer.echo(to_json(found))
+        _print_json(found)
         return
     lines = [["task_id", "name", "state", "attempt", "spawned", "error"]]
-    lines += [
-        [
-            str(task.task_id),
-            task.name,
-            task.state,
-            str(task.attempt),
-            moment(task.spawned_at),
-            str(task.error or "").partition("\n")[0],
-        ]
-        for task in found
-    ]
-    typer.echo(columns(lines))
+    for task in found:
+        error = str(task.error or "").partition("\n")[0]
+        spawned = _moment(task.spawned_at)
+        line = [str(task.task_id), task.name, task.state, str(task.attempt)]
+        lines.append([*line, spawned, error])
+    _print_columns(lines)
 
 
 @app.command()
@@ -273,33 +316,26 @@ def history(
     *,
     dsn: Dsn,
     tree: Annotated[
-        bool, typer.Option(help="With its children's, below where each was spawned.")
+        bool, Option(help="Include each child's history, below its spawn.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Tell what has happened to a task, in order; what goes on comes last."""
+    """Print a task's history in order; what is in progress comes last."""
     with _client(dsn, queue) as client:
         handle = client.handle(task_id)
         entries = [(0, entry) for entry in handle.history()]
         if tree:
             entries = list(_with_children(client, entries))
     if as_json:
-        typer.echo(to_json(entry for _, entry in entries))
+        _print_json(entry for _, entry in entries)
         return
     lines = [["at", "attempt", "what", "name", "took", "worker", "detail"]]
-    lines += [
-        [
-            moment(entry.at),
-            str(entry.attempt or ""),
-            "  " * depth + entry.kind,
-            entry.name or "",
-            "" if entry.duration_ms is None else f"{entry.duration_ms} ms",
-            entry.worker or "",
-            entry.said,
-        ]
-        for depth, entry in entries
-    ]
-    typer.echo(columns(lines))
+    for depth, entry in entries:
+        took = "" if entry.duration_ms is None else f"{entry.duration_ms} ms"
+        what = "  " * depth + entry.kind
+        line = [_moment(entry.at), str(entry.attempt or ""), what, entry.name or ""]
+        lines.append([*line, took, entry.worker or "", entry.said])
+    _print_columns(lines)
 
 
 @app.command()
@@ -309,10 +345,10 @@ def result(
     *,
     dsn: Dsn,
     timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for its end.")
+        float, Option(min=0, help="Seconds to wait for the task to finish.")
     ] = 0,
 ) -> None:
-    """Print a task's result as JSON; exit with 1 if it has none (yet)."""
+    """Print a task's result as JSON; exit with 1 if it has none yet or failed."""
     with _client(dsn, queue) as client:
         output = client.handle(task_id).result(timeout=timeout)
     typer.echo(json.dumps(output))
@@ -325,10 +361,10 @@ def logs(
     *,
     dsn: Dsn,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+        bool, Option("--follow", "-f", help="Follow until the task finishes.")
     ] = False,
 ) -> None:
-    """Print what a task has logged."""
+    """Print a task's log."""
     with _client(dsn, queue) as client:
         for line in client.handle(task_id).logs(follow=follow):
             typer.echo(str(line))
@@ -343,35 +379,37 @@ def queues(*, dsn: Dsn) -> None:
 
 
 @app.command()
-def stats(
-    queue: Annotated[str | None, typer.Argument(help="Only this queue.")] = None,
-    *,
-    dsn: Dsn,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Count the tasks of every queue by state; `ready` are those claimable now."""
+def stats(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
+    """Count the tasks of every queue by state; `ready` are claimable now."""
     with _client(dsn) as client:
-        names = [queue] if queue is not None else client.list_queues()
-        found = [client.queue_stats(name) for name in names]
+        found = [client.queue_stats(name) for name in _queues(client, queue)]
+        unknown = [
+            line
+            for stats in found
+            for line in _unknown(client, stats.queue, stats.ready_by_name)
+        ]
     if as_json:
-        typer.echo(to_json(found))
-    else:
-        typer.echo(table(found))
+        _print_json(found)
+        return
+    columns = ["queue", "pending", "running", "sleeping"]
+    columns += ["completed", "failed", "cancelled", "ready"]
+    lines = [columns, *([str(getattr(row, name)) for name in columns] for row in found)]
+    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
+    for name, *counts in lines:
+        typer.echo("  ".join([name.ljust(first), *map(str.rjust, counts, rest)]))
+    for line in unknown:
+        typer.echo(f"durable: {line}", err=True)
 
 
 @app.command()
-def versions(
-    queue: Annotated[str | None, typer.Argument(help="Only this queue.")] = None,
-    *,
-    dsn: Dsn,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """List versions that work, or that tasks wait for; `!` marks what nobody runs."""
+def versions(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
+    """List versions that workers run or tasks need; `!` marks one without workers."""
     with _client(dsn) as client:
-        names = [queue] if queue is not None else client.list_queues()
-        found = [row for name in names for row in client.list_versions(name)]
+        found = [
+            row for name in _queues(client, queue) for row in client.list_versions(name)
+        ]
     if as_json:
-        typer.echo(to_json(found))
+        _print_json(found)
         return
     for row in found:
         mark = "!" if row.stranded else "*" if row.latest else " "
@@ -384,7 +422,7 @@ def versions(
 
 @app.command()
 def errors() -> None:
-    """Print the errors the database raises on purpose: SQLSTATE, name, meaning."""
+    """Print the engine's errors: SQLSTATE, name, meaning."""
     for code, cls in sorted(DurableError.by_code.items()):
         meaning = (cls.__doc__ or "").partition("\n")[0]
         typer.echo(f"{code}  {cls.__name__:<16} {meaning}")
@@ -393,32 +431,66 @@ def errors() -> None:
 @app.command()
 def sql() -> None:
     """Print the schema as one SQL file, for `psql -f`."""
-    typer.echo(_schema.flatten(), nl=False)
+    typer.echo(schema.for_psql(schema.script(None)), nl=False)
 
 
 @app.command()
 def demo() -> None:
-    """Kill a real job halfway with kill -9, and see that it goes on."""
-    from durable.demo import main as play  # noqa: PLC0415 - needs durable[demo]
+    """Kill a job halfway with kill -9, and show that it resumes."""
+    from durable.demo import main as play  # noqa: PLC0415 - needs the extra demo
 
     play()
 
 
 def main() -> None:
     """Run the command line."""
+    # usage errors quote arguments, and one of them may be an address
+    sys.stderr = _WithoutPasswords(sys.stderr)
     try:
         app(prog_name="durable")
-    except Exception as error:  # noqa: BLE001 - the outermost place there is
-        typer.echo(f"durable: {one_line(error)}", err=True)
+    except Exception as error:  # noqa: BLE001 - the outermost handler
+        typer.echo(f"durable: {_one_line(error)}", err=True)
         sys.exit(1)
+
+
+class _WithoutPasswords:
+    """A stream that masks passwords in the addresses written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(without_passwords(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
 def _client(dsn: str, queue: str = "default") -> Iterator[Durable]:
-    # a pool would go on trying where one attempt says what is wrong
-    psycopg.connect(dsn, connect_timeout=10).close()
+    # a pool would keep retrying; one attempt raises the error
+    psycopg.connect(checked_conninfo(dsn), connect_timeout=10).close()
     with Durable(dsn, queue=queue) as client:
         yield client
+
+
+def _queues(client: Durable, queue: str | None) -> list[str]:
+    return client.list_queues() if queue is None else [queue]
+
+
+def _unknown(client: Durable, queue: str, names: Iterable[str]) -> list[str]:
+    """Return a warning for each name that no worker of the queue has announced."""
+    try:
+        announced = {one.name for one in client.list_definitions(queue)}
+    except DurableError:  # a role that may spawn need not be allowed to list
+        return []
+    return [
+        f'no worker of queue "{queue}" has announced a task named "{name}"'
+        + (f': did you mean "{meant}"?' if (meant := nearest(name, announced)) else "")
+        for name in names
+        if name not in announced
+    ]
 
 
 def _with_children(
@@ -429,5 +501,39 @@ def _with_children(
         if entry.kind == "child_spawned" and entry.task_id is not None:
             child = client.handle(entry.task_id, queue=entry.queue)
             with contextlib.suppress(NotFound):  # it may have been deleted
-                below = [(depth + 1, told) for told in child.history()]
+                below = [(depth + 1, entry) for entry in child.history()]
                 yield from _with_children(client, below)
+
+
+def _print_json(rows: Iterable[Any]) -> None:
+    """Print dataclasses as a JSON array."""
+    found = [dataclasses.asdict(row) for row in rows]
+    typer.echo(json.dumps(found, indent=2, default=str))
+
+
+def _print_columns(lines: list[list[str]]) -> None:
+    """Print a table, without the columns that are empty below the header."""
+    shown = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in shown]
+    rows = zip(*shown, strict=True)
+    typer.echo(
+        "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    )
+
+
+def _moment(at: datetime | None) -> str:
+    """Return a time in UTC, to the millisecond; empty for None."""
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error's message in one line; with the place if it is unexpected."""
+    text = str(error).replace("\nHint:", ". Hint:")
+    if isinstance(error, psycopg.Error):
+        text = error.diag.message_primary or text
+    text = " ".join(text.split())
+    expected = (DurableError, psycopg.Error, TimeoutError, pydantic.ValidationError)
+    if text and isinstance(error, expected):
+        return text
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {text} ({last.filename}:{last.lineno})"

@@ -1,7 +1,7 @@
-"""What an application may do to its values on their way to the database, and back.
+"""Payload codecs: transform stored values, to encrypt or compress them.
 
-Not to be confused with types: those turn values into JSON text. A payload codec turns
-that text into something else, encrypts it for instance, and back into the same text.
+A value's type turns it into JSON text. A payload codec then turns that text into bytes,
+and the bytes back into the same text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["PayloadCodec", "Sealed"]
 
 
 class Sealed(NamedTuple):
-    """A value as a codec made it, and the mark by which it is known again.
+    """A value encoded by a codec, and the mark that identifies the codec and key.
 
-    `mark` is printable text, by custom `codec/key`; it is stored readably, as is which
-    task the value belongs to.
+    `mark` is printable text, by convention `codec/key`. It is stored in clear text, as
+    is the id of the task that the value belongs to.
     """
 
     mark: str
@@ -26,27 +26,28 @@ class Sealed(NamedTuple):
 class PayloadCodec(Protocol):
     """Turns values, as JSON text in UTF-8, into bytes and back.
 
-    One instance serves all threads of a process. `durable.encryption` has one that
+    One instance serves all threads of a process. `durable.encryption` has a codec that
     encrypts.
     """
 
     def seal(self, plain: bytes, /) -> Sealed:
-        """Return a value as it is to be stored."""
+        """Encode a value for storage."""
         ...
 
     def open(self, sealed: Sealed, /) -> bytes:
-        """Return what was sealed, byte for byte.
+        """Return exactly the bytes that were passed to `seal`.
 
-        Raises LookupError for a mark that it does not know, anything else for data
-        that it does not accept.
+        Raise LookupError for an unknown mark, any other exception for invalid data.
         """
         ...
 
     def fingerprints(self, plain: bytes, /) -> Sequence[str]:
-        """Return what tells the same value again, though it is sealed to other bytes.
+        """Return fingerprints that are equal for equal values.
 
-        Each at most 255 bytes of printable text that give nothing away: one for every
-        key that may still have been the first when an idempotency key was used, the
-        present one first. Nothing, if equal values are sealed to equal bytes.
+        The engine compares them when an idempotency key is used again, since equal
+        values may be sealed to different bytes. Each is printable text of at most 255
+        bytes that reveals nothing about the value. Return one for each key that may
+        have been the first when the idempotency key was first used, the current key's
+        first; none if equal values are sealed to equal bytes.
         """
         ...

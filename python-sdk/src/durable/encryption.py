@@ -2,7 +2,7 @@
 
     app = AsyncDurable(codec=AESGCMCodec({"2026-11": key}))
 
-Needs the package `cryptography`: `pip install durable[encryption]`.
+Needs the package `cryptography`: `pip install 'durable-postgres[encryption]'`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+try:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+except ImportError as error:
+    raise ImportError(
+        "durable.encryption needs cryptography: "
+        "pip install 'durable-postgres[encryption]'"
+    ) from error
 
 from durable.codecs import Sealed
 from durable.errors import InvalidArgument
@@ -30,15 +36,14 @@ _KEY_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,50}")
 
 
 class AESGCMCodec:
-    """AES-256 in Galois/Counter Mode: secret, and noticed if it was changed.
+    """Authenticated encryption with AES-256 in Galois/Counter Mode.
 
-    `keys` are 32 bytes each, by a name that is stored beside what they encrypt. The
-    first encrypts, all decrypt: to rotate, put a new key in front, and take the old one
-    away once nothing is kept that it encrypted. Each value has a nonce of its own,
-    drawn at random, so a key is good for four thousand million values. Where a value is
-    kept is not part of what is authenticated, for values are copied: a result to
-    whoever joins the task, params to what is spawned anew. Raises InvalidArgument for
-    what is no key.
+    `keys` maps names to keys of 32 bytes; the name is stored beside each encrypted
+    value. The first key encrypts, all keys decrypt: to rotate, put a new key in front,
+    and remove the old one once no stored value uses it. Each value has its own random
+    nonce, so a key may encrypt four thousand million values. The place where a value is
+    stored is not authenticated, since values are copied: a result to the parent that
+    joins the task, params to a fork. Raises InvalidArgument for an invalid key.
     """
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
@@ -50,7 +55,7 @@ class AESGCMCodec:
             _check_key(name, key)
         self._first = next(iter(keys))
         self._ciphers = {name: AESGCM(key) for name, key in keys.items()}
-        self._tellers = {
+        self._fingerprint_keys = {
             name: hmac.digest(key, b"durable fingerprint of params", hashlib.sha256)
             for name, key in keys.items()
         }
@@ -60,7 +65,7 @@ class AESGCMCodec:
 
     @staticmethod
     def generate_key() -> bytes:
-        """Return a new key. Keep it where the database's backups are not."""
+        """Return a new random key. Store it apart from the database's backups."""
         return AESGCM.generate_key(_KEY_BYTES * 8)
 
     def seal(self, plain: bytes, /) -> Sealed:
@@ -71,7 +76,7 @@ class AESGCMCodec:
         return Sealed(mark, nonce + cipher.encrypt(nonce, plain, mark.encode()))
 
     def open(self, sealed: Sealed, /) -> bytes:
-        """Decrypt with the key that the mark names; LookupError if it is not here."""
+        """Decrypt with the key that the mark names; LookupError without that key."""
         name = sealed.mark.removeprefix(_PREFIX)
         if name == sealed.mark:
             raise LookupError(sealed.mark)
@@ -86,8 +91,8 @@ class AESGCMCodec:
     def fingerprints(self, plain: bytes, /) -> list[str]:
         """Return a keyed hash under each of the keys."""
         return [
-            f"{_PREFIX}{name}:{_digest(teller, plain)}"
-            for name, teller in self._tellers.items()
+            f"{_PREFIX}{name}:{_digest(key, plain)}"
+            for name, key in self._fingerprint_keys.items()
         ]
 
 

@@ -1,19 +1,19 @@
-"""What durable raises on purpose.
+"""The exceptions of durable.
 
     DurableError
       NotFound, AlreadyFinished, Conflict, UnknownQueue, LeaseLost, SchemaVersion,
-      Forbidden
+      Forbidden, WrongIsolation
       DatabaseUnavailable    also a psycopg_pool.PoolTimeout
       InvalidArgument        also a ValueError
-      TaskFailed             the outcome of a task: result(), join()
-      TaskCancelled          the outcome of a task, or what the database says of it
-      StepFailed             a recorded failure whose own class cannot be restored
+      TaskFailed             from result() and join(): the task failed
+      TaskCancelled          from result(), join() and calls on a cancelled task
+      StepFailed             a step's failure whose exception cannot be stored as JSON
       NonDeterminism         a task's code no longer makes the calls of its history
-    NonRetryable             raised by you: the task fails now
-    Suspended                an asyncio.CancelledError: not for you to catch or raise
+    NonRetryable             raised by your code: the task fails now
+    Suspended                an asyncio.CancelledError: do not catch or raise it
 
-A timeout is the builtin `TimeoutError`. The classes with a code are one with the
-database's catalogue, `select * from durable.errors()`: one SQLSTATE, one class.
+A timeout is the builtin `TimeoutError`. Classes with a code match the engine's list,
+`select * from durable.errors()`: one class for each SQLSTATE.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "Conflict",
     "DatabaseUnavailable",
     "DurableError",
+    "ErrorDetails",
     "Forbidden",
     "InvalidArgument",
     "LeaseLost",
@@ -44,20 +45,20 @@ __all__ = [
     "StepFailed",
     "Suspended",
     "TaskCancelled",
-    "TaskError",
     "TaskFailed",
     "UnknownQueue",
     "UnreadablePayload",
+    "WrongIsolation",
     "from_database",
     "sqlstates",
 ]
 
 
 class DurableError(Exception):
-    """Catch this to catch whatever durable raises on purpose.
+    """The base class of durable's exceptions.
 
-    `code` is the SQLSTATE the class stands for, or None; `hint` says what to do,
-    where there is something to do. `by_code` finds the class of a SQLSTATE.
+    `code` is the SQLSTATE of the class, or None; `hint` is advice on how to fix the
+    error, or None. `by_code` maps SQLSTATEs to classes.
     """
 
     code: ClassVar[str | None] = None
@@ -82,15 +83,19 @@ class NotFound(DurableError, code="WFNFD"):
 
 
 class AlreadyFinished(DurableError, code="WFFIN"):
-    """The task has reached its end, and ends are final."""
+    """The task has finished, and finished states are final."""
 
 
 class Conflict(DurableError, code="WFCON"):
-    """What is already there differs: an idempotency key used for another task."""
+    """An existing row differs: an idempotency key used for another task."""
 
 
 class UnknownQueue(DurableError, code="WFQUE"):
     """There is no queue of this name. Create it first."""
+
+
+class WrongIsolation(DurableError, code="WFISO"):
+    """The transaction is stricter than READ COMMITTED, which maintenance needs."""
 
 
 class LeaseLost(DurableError, code="WFLST"):
@@ -98,11 +103,11 @@ class LeaseLost(DurableError, code="WFLST"):
 
 
 class SchemaVersion(DurableError, code="WFVER"):
-    """The database lacks durable's schema, or has one this package cannot use."""
+    """The database has no durable schema, or one that this package cannot use."""
 
 
 class Forbidden(DurableError, code="42501"):
-    """The function, or the queue, is not granted to the role that called."""
+    """The calling role has no grant on the function or the queue."""
 
 
 class InvalidArgument(DurableError, ValueError, code="22023"):
@@ -110,20 +115,20 @@ class InvalidArgument(DurableError, ValueError, code="22023"):
 
 
 class DatabaseUnavailable(DurableError, PoolTimeout):
-    """No connection to the database can be had: nothing was sent.
+    """No connection to the database could be made; nothing was sent.
 
-    It says so in the words of the server, or of whatever is on the way there. A client
-    that has not been let in yet raises it at once for a database, a role or a password
-    that the server does not know; for the rest its pool waits, for 30 s unless it says
-    otherwise. It is also a `psycopg_pool.PoolTimeout`.
+    The message is that of the server, pooler or network. A client that has not
+    connected yet raises it at once if the server rejects the database, role or
+    password; for other failures its pool waits, for 30 s by default. It is also a
+    `psycopg_pool.PoolTimeout`.
     """
 
 
 class UnreadablePayload(DurableError):
-    """A value is sealed, and cannot be opened here.
+    """A sealed value cannot be opened by this application's codecs.
 
-    `mark` says by which codec, and which of its keys. A worker that meets one puts the
-    task back for a minute, without using up an attempt.
+    `mark` names the codec and key that sealed it. A worker that reads such a value
+    releases the task for a minute, without using up an attempt.
     """
 
     def __init__(self, mark: str, why: str = "cannot be opened") -> None:
@@ -139,11 +144,11 @@ class UnreadablePayload(DurableError):
 
 
 @dataclass(frozen=True, slots=True)
-class TaskError:
-    """What a task or a step raised, as it was recorded.
+class ErrorDetails:
+    """The recorded exception of a task or a step.
 
-    `type` is the name of the exception's class, `message` its text, `traceback`
-    the formatted stack, or None when none was kept.
+    `type` is the name of the exception's class, `message` its text, `traceback` the
+    formatted stack, or None if none was stored.
     """
 
     type: str
@@ -155,9 +160,9 @@ class TaskError:
 
 
 class _Recorded(DurableError):
-    """A failure that comes with the error which was recorded for it."""
+    """A failure that carries the error recorded for it."""
 
-    def __init__(self, error: TaskError) -> None:
+    def __init__(self, error: ErrorDetails) -> None:
         super().__init__(str(error))
         self.args = (error,)
         self.error = error
@@ -169,15 +174,15 @@ class _Recorded(DurableError):
 
 
 class TaskFailed(_Recorded):
-    """The task failed for good. `error` is what its last run raised.
+    """The task failed permanently. `error` is the error of its last attempt.
 
-    `task_id` says which task, and `name`, to a task that waited for its child, under
-    which name it had spawned it; each is None where that is not known.
+    `task_id` is the task's id. `name`, raised in a parent that joined its child, is the
+    name under which the child was spawned. Each is None if unknown.
     """
 
     def __init__(
         self,
-        error: TaskError,
+        error: ErrorDetails,
         *,
         task_id: UUID | None = None,
         name: str | None = None,
@@ -188,16 +193,20 @@ class TaskFailed(_Recorded):
 
 
 class StepFailed(_Recorded):
-    """A step failed earlier, and its exception's class cannot be restored here."""
+    """A step failed with an exception that JSON cannot store; `error` describes it.
+
+    It is raised in place of the exception, in the first run as in every replay; `hint`
+    names what cannot be stored.
+    """
 
 
 class NonDeterminism(DurableError):
-    """A task's code no longer makes the calls that its history holds, in their order.
+    """A task's code no longer makes the calls of its history in the same order.
 
-    `expected` is the recorded call that it does not make, as its checkpoint is named;
-    `found` what it makes instead, None if it ends; `position` which call of the task it
-    was, from 1. Raised for tasks with `replay_check = "strict"`: the attempt fails, and
-    is made again as any other.
+    `expected` is the checkpoint name of the recorded call; `found` that of the call the
+    code made instead, None if the code returned; `position` is the number of the call,
+    from 1. Raised for tasks with `replay_check = "strict"`: the attempt fails, and is
+    retried like any other.
     """
 
     def __init__(
@@ -216,9 +225,9 @@ class NonDeterminism(DurableError):
 
 
 class TaskCancelled(DurableError, code="WFCAN"):
-    """The task was cancelled. `reason` says why, where that is known.
+    """The task was cancelled. `reason` is the given reason, or None.
 
-    `task_id` and `name` are as those of `TaskFailed`.
+    `task_id` and `name` are as in `TaskFailed`.
     """
 
     def __init__(
@@ -236,10 +245,10 @@ class TaskCancelled(DurableError, code="WFCAN"):
 
 
 class NonRetryable(Exception):
-    """Raise it in a task to fail the task now, whatever attempts are left.
+    """Raise it in a task to fail the task now, without further attempts.
 
-    `raise NonRetryable("the card is stolen")` says it in words,
-    `raise NonRetryable(error)` passes on an exception, which becomes its cause.
+    `raise NonRetryable("the card is stolen")` gives a message;
+    `raise NonRetryable(error)` wraps an exception, which becomes its cause.
     """
 
     def __init__(self, why: str | BaseException = "") -> None:
@@ -253,14 +262,14 @@ class NonRetryable(Exception):
 
 
 class BadStatus(DurableError):
-    """A response of `ctx.http` says that the request failed: 400 or above.
+    """A response of `ctx.http` has a status of 400 or above.
 
-    `status_code`, `method` and `url` say which. Raised by `raise_for_status`.
+    Has `status_code`, `method` and `url`. Raised by `raise_for_status`.
     """
 
     def __init__(self, status_code: int, method: str, url: str) -> None:
         super().__init__(f"{method} {url} answered {status_code}")
-        self.args = (status_code, method, url)  # by which it is restored at replay
+        self.args = (status_code, method, url)  # a replay restores it from these
         self.status_code = status_code
         self.method = method
         self.url = url
@@ -270,15 +279,15 @@ class BadStatus(DurableError):
 
 
 class ResponseTooLarge(DurableError, NonRetryable):
-    """The body of a response is above `max_bytes`. Trying again would not help."""
+    """The body of a response is larger than `max_bytes`. A retry would not help."""
 
 
 class Suspended(asyncio.CancelledError):
-    """The run leaves its worker before its code has ended.
+    """The run stops on this worker before its code has finished.
 
-    It comes out of the task's awaits when the task waits, was cancelled, lost its
-    lease, or its worker shuts down; `reason` says which. Let it pass: `finally` and
-    `async with` tidy up what is local, and every later call on the context raises it
+    A task's await raises it when the task suspends for a wait, was cancelled, lost its
+    lease, or its worker shuts down; `reason` says which. Do not catch it: use `finally`
+    and `async with` to clean up local state. Every later call on the context raises it
     again and does nothing.
     """
 
@@ -288,12 +297,11 @@ class Suspended(asyncio.CancelledError):
 
 
 def from_database(exc: Exception) -> Exception:
-    """Return durable's own exception for what a driver raised, or `exc` itself.
+    """Return durable's exception for a driver's, or `exc` itself if it has none.
 
-    Goes by SQLSTATE, never by the message, and knows no driver: psycopg's and
-    asyncpg's errors are read as they are, SQLAlchemy's and Django's through the
-    driver's error inside them. What is returned has `exc` as its cause, so that
-    `raise from_database(exc)` is all a caller writes.
+    Goes by SQLSTATE, not by the message, for errors of psycopg, asyncpg, psycopg 2, and
+    those wrapped by SQLAlchemy or Django. The result has `exc` as its cause, so
+    `raise from_database(exc)` is enough.
     """
     for error in _driver_errors(exc):
         if _sqlstate(error) in _POOLED and not getattr(exc, "__notes__", None):
@@ -306,25 +314,25 @@ def from_database(exc: Exception) -> Exception:
 
 
 def sqlstates(exc: BaseException) -> list[str]:
-    """Return the SQLSTATEs of a driver's exception and of those inside it."""
+    """Return the SQLSTATEs of a driver's exception and of those it wraps."""
     return [_sqlstate(error) or "" for error in _driver_errors(exc)]
 
 
-# invalid schema name, undefined function, undefined table; the name is all that every
-# language of the server's messages has in common
+# invalid schema name, undefined function, undefined table; only the name is the same in
+# every language of the server's messages
 _MISSING = {
     "3F000": re.compile(r"\bdurable\b"),
     "42883": re.compile(r"\bdurable\."),
     "42P01": re.compile(r"\bdurable\."),
 }
-# a prepared statement that is another session's: unknown, or known already
+# a prepared statement of another session: unknown, or existing already
 _POOLED = {"26000", "42P05"}
 # Django wraps once, and SQLAlchemy's asyncpg dialect twice
 _WRAPPERS = 3
 
 
 def _driver_errors(exc: BaseException) -> Iterator[BaseException]:
-    """Yield the exception and those inside it, as far as they have a SQLSTATE."""
+    """Yield those of the exception and the ones it wraps that have a SQLSTATE."""
     error: BaseException | None = exc
     for _ in range(_WRAPPERS + 1):
         if error is None:

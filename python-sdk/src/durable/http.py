@@ -1,4 +1,4 @@
-"""What `ctx.http` takes and gives: options of a request, and its recorded response."""
+"""The options of `ctx.http`, and the recorded response that it returns."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _BAD: Final = 400
 
 
 class RequestOptions(StepOptions, total=False):
-    """What may be said of a request: as to httpx, and as of any step.
+    """The options of an HTTP request: those of httpx and those of a step.
 
-    params, headers, content, data, files, json, auth, follow_redirects: as
-        httpx takes them. None of these is stored.
-    timeout: seconds or timedelta the whole may take, 60 if left out; None: any time.
-    max_bytes: of the body, decompressed: 1 MiB if left out, at most 8 MiB. Above it the
-        step fails with ResponseTooLarge.
-    idempotency_header: whether `Idempotency-Key: <task_id>/<name>` is sent, by which
-        the other side may tell that it is asked again. Left out: unless it is a GET,
-        HEAD or OPTIONS.
-    raise_for_status: whether a status of 400 or above is a failure, BadStatus, after
-        which the step may be tried again; else, and if left out, it is a response.
-    max_attempts, retry, no_retry, retry_if: as of any step; see StepOptions.
+    params, headers, content, data, files, json, auth, follow_redirects: as in httpx.
+        None of these is stored.
+    timeout: seconds or timedelta for the whole request, 60 by default; None: no limit.
+    max_bytes: limit of the decompressed body, 1 MiB by default, at most 8 MiB. Above it
+        the step fails with ResponseTooLarge.
+    idempotency_header: whether to send `Idempotency-Key: <task_id>/<name>`, by which
+        the server can recognise a repeated request. By default True, except for GET,
+        HEAD and OPTIONS.
+    raise_for_status: whether a status of 400 or above fails the step with BadStatus,
+        and so may be retried. By default False: it is returned as a response.
+    max_attempts, retry, non_retryable, retry_if: as in StepOptions.
     """
 
     params: Any
@@ -50,11 +50,11 @@ class RequestOptions(StepOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class RecordedResponse:
-    """A response as it was recorded: the same at every replay.
+    """A recorded response, the same at every replay.
 
-    `url` is where it came from, after redirects, without user and password, and without
-    a query if `params` were given. The body is kept as text if it is UTF-8, else as
-    base64; `content` gives its bytes either way.
+    `url` is the final URL after redirects, without user and password, and without the
+    query if `params` were given. The body is stored as text if it is UTF-8, else as
+    base64; `content` returns its bytes in both cases.
     """
 
     method: str
@@ -66,19 +66,18 @@ class RecordedResponse:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, found in upper or lower case."""
-        import httpx  # noqa: PLC0415 - an extra
-
-        return httpx.Headers(list(self.header_items))
+        """The headers, with case-insensitive names."""
+        headers: httpx.Headers = httpx_module().Headers(list(self.header_items))
+        return headers
 
     @property
     def content(self) -> bytes:
-        """The body as it came, decompressed."""
+        """The body as bytes, decompressed."""
         return base64.b64decode(self.body) if self.is_base64 else self.body.encode()
 
     @property
     def text(self) -> str:
-        """The body as text, by the charset of its content type, else UTF-8."""
+        """The body as text, in the charset of its content type, else UTF-8."""
         charset = _as_httpx(self).charset_encoding or "utf-8"
         try:
             return self.content.decode(charset, errors="replace")
@@ -87,11 +86,11 @@ class RecordedResponse:
 
     @property
     def is_success(self) -> bool:
-        """Whether the status is below 300, and above 199."""
+        """Whether the status is from 200 to 299."""
         return 200 <= self.status_code < 300  # noqa: PLR2004 - what HTTP calls success
 
     def json(self) -> Any:
-        """Return the body read as JSON. Raises ValueError if it is none."""
+        """Parse the body as JSON. Raises ValueError if it is not JSON."""
         return json.loads(self.content)
 
     def raise_for_status(self) -> RecordedResponse:
@@ -104,9 +103,9 @@ class RecordedResponse:
     def of(
         cls, response: httpx.Response, content: bytes, *, queried: bool
     ) -> RecordedResponse:
-        """Record a response of httpx whose body has been read apart from it.
+        """Record a response of httpx, whose body was read separately.
 
-        `queried`, its query was given as params, which are not stored.
+        `queried` says that `params` made the query, which then is not stored.
         """
         url = response.url.copy_with(username=None, password=None)
         url = url.copy_with(query=None) if queried else url
@@ -121,8 +120,19 @@ class RecordedResponse:
         )
 
 
+def httpx_module() -> Any:
+    """Import httpx, or raise an ImportError that says how to install it."""
+    try:
+        import httpx  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError(
+            "durable.http needs httpx: pip install 'durable-postgres[http]'"
+        ) from error
+    return httpx
+
+
 def _stored(content: bytes) -> tuple[str, bool]:
-    """Return bytes as text that Postgres takes, and whether that is base64."""
+    """Return bytes as text that Postgres accepts, and whether it is base64."""
     if b"\0" not in content:
         try:
             return content.decode(), False
@@ -132,7 +142,8 @@ def _stored(content: bytes) -> tuple[str, bool]:
 
 
 def _as_httpx(recorded: RecordedResponse) -> httpx.Response:
-    import httpx  # noqa: PLC0415 - an extra
-
     kind = recorded.headers.get("content-type", "")
-    return httpx.Response(recorded.status_code, headers={"content-type": kind})
+    response: httpx.Response = httpx_module().Response(
+        recorded.status_code, headers={"content-type": kind}
+    )
+    return response

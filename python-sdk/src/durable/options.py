@@ -1,97 +1,110 @@
-"""What may be said of a task when it is spawned, and once for all in its class."""
+"""Options of tasks, spawns and steps, and their checks."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
-from durable._json import JSON, Unsavable
-from durable._names import LONG, check_key, check_queue_name, check_version
-from durable._time import moment_text, seconds
-from durable._values import PLAIN
+from durable._core.arguments import (
+    LONG,
+    check_key,
+    check_queue_name,
+    check_version,
+    moment_text,
+    seconds,
+)
+from durable._core.values import JSON, PLAIN, Unsavable
 from durable.errors import InvalidArgument
 from durable.retry import Retry
 
 __all__ = [
     "JSON",
     "Isolation",
+    "QueuePolicy",
     "ReplayCheck",
     "SpawnOptions",
     "StepOptions",
     "TaskOptions",
-    "checked_count",
+    "checked_headers",
     "checked_identity",
     "checked_max_attempts",
-    "checked_no_retry",
+    "checked_non_retryable",
     "checked_replay_check",
     "nearest",
+    "policy_json",
     "spawn_options_json",
     "unknown_option",
 ]
 
 
 Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
-"""What a transaction sees of others, as Postgres names it."""
+"""A transaction isolation level of Postgres."""
 
 ReplayCheck: TypeAlias = Literal["warn", "strict", "off"]
-"""What is done if a task's code does not make the calls that its history holds."""
+"""The reaction if a task's code does not make the calls of its history."""
 
 
 class StepOptions(TypedDict, total=False):
-    """How often a step is tried before it has failed; once, unless this says more.
+    """The retry options of a step.
 
-    max_attempts: how often its function may be called, at least 1; None: as often as it
-        takes. Left out, once.
-    retry: how long the task waits between two tries, holding no worker. None or left
-        out: 1 second, then twice as long each time, up to 5 minutes, with jitter.
-    no_retry: classes of exceptions after which it is not tried again.
-    retry_if: whether it is tried again after this exception.
-    timeout: seconds or timedelta each call of an async function may take; then it is
-        cancelled, and has failed with the builtin TimeoutError. None: any time.
+    max_attempts: how often its function may be called, at least 1; None: no limit. By
+        default 1: no retries.
+    retry: the delay between two attempts, during which the task is suspended and holds
+        no worker. None or left out: 1 second, then twice as long each time, up to 5
+        minutes, with jitter.
+    non_retryable: exception classes that are not retried.
+    retry_if: called with the exception; returns whether to retry.
+    timeout: seconds or timedelta for each call of an async function. It is cancelled
+        then, and fails with the builtin TimeoutError. None: no limit.
     """
 
     max_attempts: int | None
     retry: Retry | None
-    no_retry: tuple[type[Exception], ...]
+    non_retryable: tuple[type[Exception], ...]
     retry_if: Callable[[Exception], bool]
     timeout: timedelta | float | None
 
 
 class TaskOptions(TypedDict, total=False):
-    """The options of every spawn of a task, unless that spawn says otherwise.
+    """The default options of a task; each spawn may override them.
 
-    max_attempts: how often it may be started, at least 1; None: as often as it takes.
-        Left out, 5.
-    retry: how long a failed attempt waits for the next. None or left out: 1 second,
-        then twice as long each time, up to 5 minutes, with jitter.
-    headers: JSON values that travel with the task; a spawn adds to its class's, and
-        a child's to its parent's. None, for a spawn: none at all, nor the parent's.
-    max_delay: seconds or timedelta it may wait for its first start; None: any time.
-    max_duration: seconds or timedelta from its first start to its end; None: any time.
-    queue: the queue it is spawned in; None: as if it were left out.
+    max_attempts: how often the task may be started, at least 1; None: no limit. By
+        default 5.
+    retry: the delay after a failed attempt. None or left out: 1 second, then twice as
+        long each time, up to 5 minutes, with jitter.
+    headers: JSON values stored with the task. Those of a spawn are added to those of
+        the class, and a child's to those of its parent. None, in a spawn: no headers,
+        not even the parent's.
+    start_timeout: seconds or timedelta until the first start, after which the task is
+        cancelled; None: no limit.
+    execution_timeout: seconds or timedelta from the first start to the end, after
+        which the task is cancelled; None: no limit.
+    queue: the queue to spawn it in; None is the same as leaving it out.
     """
 
     max_attempts: int | None
     retry: Retry | None
     headers: Mapping[str, JSON] | None
-    max_delay: timedelta | float | None
-    max_duration: timedelta | float | None
+    start_timeout: timedelta | float | None
+    execution_timeout: timedelta | float | None
     queue: str | None
 
 
 class SpawnOptions(TaskOptions, total=False):
     """The options of one spawn.
 
-    idempotency_key: 1-255 bytes, unique in the queue: spawning again with the same key
-        gives the same task. None: no key.
-    identity: who asks for the task, in JSON such as {"user": "ada", "roles": ["ops"]}:
-        `ctx.identity`. Left out, a child has its parent's; None: nobody.
-    deadline: the moment, an aware datetime, by which it is to be finished; then it is
-        cancelled. A child's is never later than its parent's. None: none of its own.
-    version: whose workers are to run it where the queue's policy is "gate"; the
-        application's own unless said. None: the latest's.
+    idempotency_key: 1-255 bytes, unique in the queue: another spawn with the same key
+        returns the same task. None: no key.
+    identity: the identity of the requester as JSON, such as
+        {"user": "ada", "roles": ["ops"]}; read it as `ctx.identity`. By default, a
+        child inherits its parent's. None: no identity.
+    deadline: an aware datetime at which the task is cancelled unless it has finished.
+        A child's is never later than its parent's. None: no deadline of its own.
+    version: the application version whose workers run the task, if the queue's policy
+        is "gate". By default the application's own; None: the latest.
     """
 
     idempotency_key: str | None
@@ -100,15 +113,50 @@ class SpawnOptions(TaskOptions, total=False):
     version: str | None
 
 
+class QueuePolicy(TypedDict, total=False):
+    """The policy of a queue.
+
+    keep_tasks: how long to keep finished tasks, a timedelta or seconds; None: for ever.
+        Default: 30 days.
+    keep_events: the same for events.
+    roles: names of the database roles whose members may use the queue, from the next
+        call on; None, the default: every role that may call the functions.
+    max_lost_leases: how many leases in a row a task may lose without saving anything
+        before it fails as a crash loop; None: no limit. Default: 100.
+    versions: which workers may claim a task: "pin", those of the application version
+        that started it; "gate", those of the version that spawned it; None, the
+        default: all.
+    history: "full" records the start and end of each claim, so that a task's history
+        shows every claim, suspension and wake-up, at the cost of a row for each claim
+        and suspension; "brief", the default, records nothing extra.
+    """
+
+    keep_tasks: timedelta | float | None
+    keep_events: timedelta | float | None
+    roles: Sequence[str] | None
+    max_lost_leases: int | None
+    versions: Literal["pin", "gate"] | None
+    history: Literal["full", "brief"]
+
+
+def policy_json(policy: Mapping[str, Any]) -> str:
+    """Return a policy as `durable.create_queue` takes and checks it."""
+    given = dict(policy)
+    for period in given.keys() & {"keep_tasks", "keep_events"}:
+        given[period] = seconds(given[period], period)
+    if isinstance(given.get("roles"), tuple):
+        given["roles"] = list(given["roles"])
+    return PLAIN.dump(given)
+
+
 def spawn_options_json(
     defaults: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of `durable.spawn`: those given over the class's own.
+    """Return the options of `durable.spawn`: those given override the class's.
 
-    `defaults` is what this function made of the class's options, `given` what the
-    caller of a spawn wrote. The queue is checked, and left out: it is no option in SQL.
-    Raises InvalidArgument for an unknown option, naming the nearest, and for a value
-    that the option cannot have.
+    `defaults` are the class's options as this function returned them, `given` those of
+    the spawn. The queue is checked and left out, since it is no option in SQL. Raises
+    InvalidArgument for an unknown option, naming the nearest, and for an invalid value.
     """
     merged = dict(defaults)
     for option, value in given.items():
@@ -120,39 +168,39 @@ def spawn_options_json(
             merged[option] = None if checked is None else {**known, **checked}
         elif option == "queue":
             continue
-        elif checked is None and option != "max_attempts":
+        elif checked is None and option not in _NULLABLE:
             merged.pop(option, None)
         else:
             merged[option] = checked
     return merged
 
 
-def nearest(word: str, words: Sequence[str]) -> str | None:
-    """Return the word that was probably meant, if there is one."""
+def nearest(word: str, words: Collection[str]) -> str | None:
+    """Return the most similar word, if any is close."""
     return next(iter(difflib.get_close_matches(word, words, n=1)), None)
 
 
 def unknown_option(option: str, known: Sequence[str]) -> str:
-    """Return what to say of an option that there is not."""
+    """Return the error message for an unknown option."""
     meant = nearest(option, known)
     advice = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
     return f"there is no option {option}: {advice}"
 
 
-def checked_no_retry(classes: object) -> tuple[type[Exception], ...]:
-    """Return classes of exceptions; InvalidArgument for anything else."""
+def checked_non_retryable(classes: object) -> tuple[type[Exception], ...]:
+    """Return a tuple of exception classes; InvalidArgument for anything else."""
     if not isinstance(classes, tuple) or not all(
         isinstance(cls, type) and issubclass(cls, Exception) for cls in classes
     ):
         raise InvalidArgument(
-            f"no_retry must be a tuple of exception classes, not {classes!r}",
-            hint="For instance no_retry = (ValueError,).",
+            f"non_retryable must be a tuple of exception classes, not {classes!r}",
+            hint="For instance non_retryable = (ValueError,).",
         )
     return classes
 
 
 def checked_replay_check(value: object) -> None:
-    """Refuse what is no `ReplayCheck`: InvalidArgument."""
+    """Raise InvalidArgument unless the value is a `ReplayCheck`."""
     if value not in get_args(ReplayCheck):
         raise InvalidArgument(
             f"replay_check is {value!r}",
@@ -161,20 +209,15 @@ def checked_replay_check(value: object) -> None:
 
 
 def checked_max_attempts(value: object) -> int | None:
-    """Return how often something may be tried; InvalidArgument for no number."""
-    return checked_count(value, "max_attempts")
-
-
-def checked_count(value: object, what: str) -> int | None:
-    """Return how often something may happen; InvalidArgument for no number."""
+    """Return an int of at least 1, or None; InvalidArgument for anything else."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
         kind = type(value).__name__
-        raise InvalidArgument(f"{what} must be an int or None, not {kind}")
+        raise InvalidArgument(f"max_attempts must be an int or None, not {kind}")
     if not 1 <= value <= _INT4_MAX:
         raise InvalidArgument(
-            f"{what} must be from 1 to {_INT4_MAX}", hint="None means no limit."
+            f"max_attempts must be from 1 to {_INT4_MAX}", hint="None means no limit."
         )
     return value
 
@@ -190,70 +233,59 @@ def _retry(value: object) -> dict[str, Any] | None:
     return value.as_options()
 
 
-def checked_identity(value: object) -> dict[str, JSON] | None:
-    """Return who asks, or raise InvalidArgument."""
+def _mapping(value: object, what: str) -> dict[str, JSON] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        kind = type(value).__name__
-        raise InvalidArgument(f"identity must be a mapping, not {kind}")
-    identity = dict(value)
+        raise InvalidArgument(f"{what} must be a mapping, not {type(value).__name__}")
     try:
-        PLAIN.dump(identity)
+        PLAIN.dump(dict(value))
     except Unsavable as error:
-        raise InvalidArgument(f"identity must be plain JSON: {error}") from error
-    return identity
+        raise InvalidArgument(f"{what} must be plain JSON: {error}") from error
+    return dict(value)
 
 
-def _headers(value: object) -> dict[str, JSON] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise InvalidArgument(f"headers must be a mapping, not {type(value).__name__}")
-    headers = dict(value)
-    for name in headers:
-        _header_name(name)
-    try:
-        PLAIN.dump(headers)
-    except Unsavable as error:
-        raise InvalidArgument(f"headers must be plain JSON: {error}") from error
+checked_identity = partial(_mapping, what="identity")
+
+
+def checked_headers(value: object) -> dict[str, JSON] | None:
+    """Return headers as a plain dict, or raise InvalidArgument."""
+    headers = _mapping(value, "headers")
+    for name in headers or ():
+        if not 0 < len(name.encode()) <= LONG:
+            raise InvalidArgument(
+                f"a header's name must be a str of 1 to {LONG} bytes, not {name!r}"
+            )
+        if name.startswith("durable:"):
+            raise InvalidArgument(
+                f"headers that begin with durable: are durable's own: {name!r}"
+            )
     return headers
 
 
-def _key(value: Any) -> str | None:
-    return None if value is None else check_key(value)
-
-
-def _queue(value: Any) -> str | None:
-    return None if value is None else check_queue_name(value)
-
-
-def _version(value: Any) -> str | None:
-    return None if value is None else check_version(value)
-
-
-def _header_name(name: object) -> None:
-    if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONG:
-        raise InvalidArgument(
-            f"a header's name must be a str of 1 to {LONG} bytes, not {name!r}"
-        )
-    if name.startswith("durable:"):
-        raise InvalidArgument(
-            f"headers that begin with durable: are durable's own: {name!r}"
-        )
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
 
 
 _INT4_MAX: Final = 2**31 - 1
+# Options that a definition or the parent may provide: a None of the spawn overrides it.
+_NULLABLE: Final = (
+    "max_attempts",
+    "retry",
+    "start_timeout",
+    "execution_timeout",
+    "identity",
+)
 
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_attempts": checked_max_attempts,
     "retry": _retry,
-    "headers": _headers,
-    "idempotency_key": _key,
+    "headers": checked_headers,
+    "idempotency_key": _optional(check_key),
     "identity": checked_identity,
-    "max_delay": lambda value: seconds(value, "max_delay"),
-    "max_duration": lambda value: seconds(value, "max_duration"),
-    "queue": _queue,
+    "start_timeout": lambda value: seconds(value, "start_timeout"),
+    "execution_timeout": lambda value: seconds(value, "execution_timeout"),
+    "queue": _optional(check_queue_name),
     "deadline": lambda value: moment_text(value, "deadline"),
-    "version": _version,
+    "version": _optional(check_version),
 }

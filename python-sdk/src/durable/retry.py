@@ -1,4 +1,4 @@
-"""How long a failed task waits before its next attempt."""
+"""Retry policies: the delay between a failed attempt and the next one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
 
-from durable._time import LONGEST, required_seconds, seconds
+from durable._core.arguments import LONGEST, required_seconds, seconds
 from durable.errors import InvalidArgument
 
 __all__ = ["Retry"]
@@ -18,13 +18,13 @@ MAX_FACTOR: Final = 1e10
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When a failed attempt is followed by another one. How many: `max_attempts`.
+    """The delay between attempts. `max_attempts` limits their number.
 
         Retry.none()
         Retry.fixed(timedelta(minutes=1))
         Retry.exponential(1, max=timedelta(hours=1))
 
-    Make one with these three; the fields are what they come to, durations in seconds.
+    Create one with these three methods; the fields hold durations in seconds.
     """
 
     kind: Literal["none", "fixed", "exponential"]
@@ -35,7 +35,7 @@ class Retry:
 
     @classmethod
     def none(cls) -> Retry:
-        """No second attempt: the first failure is final."""
+        """Do not retry: the first failure is final."""
         return cls("none")
 
     @classmethod
@@ -57,9 +57,9 @@ class Retry:
     ) -> Retry:
         """Wait `base` before the second attempt, then `factor` times longer each time.
 
-        Never longer than `max`. With jitter, waits are spread at random, so that what
-        failed together does not come back together. Raises InvalidArgument for a
-        duration that is negative or not finite, and for a factor below 1.
+        Never longer than `max`. Jitter shortens each delay at random, by up to half, so
+        that tasks which failed together do not retry together. Raises InvalidArgument
+        for a duration that is negative or not finite, and for a factor below 1.
         """
         if isinstance(factor, bool) or not 1 <= factor <= MAX_FACTOR:
             raise InvalidArgument(f"factor must be a number from 1 to {MAX_FACTOR:g}")
@@ -67,15 +67,14 @@ class Retry:
         return cls("exponential", first, factor, most, bool(jitter))
 
     def delay(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures, with jitter if any."""
+        """Return the delay in seconds after this many failures, with jitter if set."""
         base, factor = self.base_seconds or 0.0, self.factor or 2.0
         if self.kind != "exponential":
             return base
         # the exponent is capped, so that no number of failures overflows
-        longest = base * math.exp(min(math.log(factor) * (failures - 1), 60))
-        longest = min(
-            longest, LONGEST if self.max_seconds is None else self.max_seconds
-        )
+        growth = math.exp(min(math.log(factor) * (failures - 1), 60))
+        most = LONGEST if self.max_seconds is None else self.max_seconds
+        longest = min(base * growth, most)
         return longest * random.uniform(0.5, 1) if self.jitter else longest  # noqa: S311 - no secret
 
     def as_options(self) -> dict[str, Any]:

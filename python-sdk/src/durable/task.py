@@ -1,8 +1,7 @@
-"""Tasks, as people write them: a class with a `run`, or a function under `@task`."""
+"""Task definitions: a class with a `run` method, or a function under `@task`."""
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Concatenate,
     Final,
     Generic,
     Protocol,
@@ -21,13 +21,16 @@ from typing import (
     overload,
 )
 
-from durable._json import JSON
-from durable._names import check_task_name, default_task_name
+import typing_extensions
+
+from durable._core.annotations import keyword_parameters
+from durable._core.arguments import check_task_name, default_task_name
+from durable._core.values import JSON
 from durable.errors import InvalidArgument
 from durable.options import (
     ReplayCheck,
     TaskOptions,
-    checked_no_retry,
+    checked_non_retryable,
     checked_replay_check,
     spawn_options_json,
 )
@@ -40,10 +43,12 @@ __all__ = ["Task", "options_of", "task"]
 
 P = TypeVar("P")
 R = TypeVar("R")
+Q = typing_extensions.ParamSpec("Q")
+Rest = typing_extensions.ParamSpec("Rest", default=[Any])
 
 
-class Task(ABC, Generic[P, R]):
-    """A piece of work that takes P, gives R, and survives its worker.
+class Task(ABC, Generic[P, R, Rest]):
+    """A durable task that takes params P, returns R and survives its worker.
 
         class ProcessOrder(Task[Order, str]):
             max_attempts = 5
@@ -51,57 +56,81 @@ class Task(ABC, Generic[P, R]):
             async def run(self, order: Order, ctx: TaskContext) -> str:
                 return await ctx.step("charge", charge_card, order)
 
-    P and R are anything pydantic can validate. What the class says below holds for
-    every spawn that does not say otherwise.
-    A wrong or misspelt option is refused when the class is made: InvalidArgument.
+    P and R are any types that pydantic can validate. The options below apply to every
+    spawn that does not override them. An invalid option raises InvalidArgument when the
+    class is defined.
+
+    A `run` without params, or with keyword parameters of its own, belongs to a
+    `Task[Any, R, ...]`. Its params are a dict of those parameters:
+
+        class Ship(Task[Any, str, ...]):
+            async def run(self, ctx: TaskContext, *, order_id: int) -> str: ...
     """
 
     name: ClassVar[str]
-    """1-100 bytes; the class's own name in kebab case if not given."""
+    """1-100 bytes; by default the class's name in kebab case."""
 
     queue: ClassVar[str | None] = None
-    """Where it is spawned; None: in the queue of whoever spawns it."""
+    """The queue to spawn it in; None: the queue of the client or parent."""
 
     max_attempts: ClassVar[int | None]
-    """How often it may be started, at least 1; None: no limit; left out: 5."""
+    """How often the task may be started, at least 1; None: no limit; default 5."""
 
     retry: ClassVar[Retry | None]
-    """How long a failed attempt waits for the next; `Retry` has the choices."""
+    """The delay between a failed attempt and the next one."""
 
     headers: ClassVar[Mapping[str, JSON]]
-    """JSON values that travel with the task."""
+    """JSON values stored with the task."""
 
-    max_delay: ClassVar[timedelta | float | None]
-    """Seconds or timedelta it may wait for its first start, or it is cancelled."""
+    start_timeout: ClassVar[timedelta | float | None]
+    """Seconds or timedelta until the first start; then the task is cancelled."""
 
-    max_duration: ClassVar[timedelta | float | None]
-    """Seconds or timedelta from its first start to its end, or it is cancelled."""
+    execution_timeout: ClassVar[timedelta | float | None]
+    """Seconds or timedelta from the first start; then the task is cancelled."""
 
-    no_retry: ClassVar[tuple[type[Exception], ...]] = ()
-    """Exceptions after which another attempt is pointless: they fail the task."""
+    non_retryable: ClassVar[tuple[type[Exception], ...]] = ()
+    """Exceptions that fail the task without another attempt."""
 
     replay_check: ClassVar[ReplayCheck] = "warn"
-    """What is done if its code no longer makes the calls that a task's history holds:
-    "warn" logs it once; "strict" fails the attempt with NonDeterminism; or "off"."""
+    """The reaction if the code no longer makes the calls of a task's history: "warn"
+    logs once; "strict" fails the attempt with NonDeterminism; "off" does not check."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        _refuse_typos(cls)
         if "name" not in vars(cls):
             cls.name = default_task_name(cls.__name__)
         options_of(cls)
 
+    @classmethod
+    def params(
+        cls: type[_Keywords[Q]], /, *_: Q.args, **keywords: Q.kwargs
+    ) -> dict[str, Any]:
+        """Return params for a task whose `run` has keyword parameters.
+
+            await app.spawn(Ship, Ship.params(order_id=7))
+
+        It is the dict of them; type checkers compare it with the signature of `run`.
+        """
+        return dict(keywords)
+
     @abstractmethod
-    def run(self, params: P, ctx: Any, /) -> R | Awaitable[R]:
+    def run(
+        self, params: P, /, *ctx: Rest.args, **keywords: Rest.kwargs
+    ) -> R | Awaitable[R]:
         """Do the work and return the result.
 
-        `async def` runs on the worker's loop and gets a `TaskContext`; `def` runs in a
-        thread of its own and gets a `SyncTaskContext`.
+        Takes params and the context, or the context and keyword-only parameters.
+
+        `async def` runs on the worker's event loop and gets a `TaskContext`; `def` runs
+        in a thread of its own and gets a `SyncTaskContext`. A function wrapped with
+        `functools.wraps` or `functools.partial` counts as the inner function.
         """
 
 
-def options_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> dict[str, Any]:
-    """Return a task's options as `durable.spawn` takes them, all of them checked."""
+def options_of(
+    source: type[Task[Any, Any, ...]] | Task[Any, Any, ...],
+) -> dict[str, Any]:
+    """Return a task's options, checked, as `durable.spawn` takes them."""
     given = {
         option: getattr(source, option)
         for option in TaskOptions.__annotations__
@@ -112,7 +141,7 @@ def options_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> dict[str, Any]:
     try:
         _refuse_none_as_headers(given)
         check_task_name(source.name)
-        checked_no_retry(source.no_retry)
+        checked_non_retryable(source.non_retryable)
         checked_replay_check(source.replay_check)
         return spawn_options_json({}, given)
     except InvalidArgument as error:
@@ -121,43 +150,75 @@ def options_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> dict[str, Any]:
         ) from error
 
 
-# the contexts tell the two apart: whatever is awaitable is a result, too
+if TYPE_CHECKING:
+
+    class _Keywords(Protocol[Q]):
+        """A task whose `run` has keyword parameters of its own."""
+
+        def run(self, ctx: Any, /, *args: Q.args, **keywords: Q.kwargs) -> Any: ...
+
+    class KeywordTask(Task[Mapping[str, Any], R, ...], Generic[Q, R]):
+        """The task that `@task` makes of a function with keyword parameters."""
+
+        @abstractmethod
+        def run(
+            self, ctx: Any, /, *args: Q.args, **keywords: Q.kwargs
+        ) -> R | Awaitable[R]: ...
+
+
+# Overloads differ by the context, since an awaitable may be a result, too. They overlap
+# for functions that take a context first, and then another one.
 AsyncFunction: TypeAlias = "Callable[[P, TaskContext[Any]], Awaitable[R]]"
 SyncFunction: TypeAlias = "Callable[[P, SyncTaskContext[Any]], R]"
+AsyncKeywords: TypeAlias = "Callable[Concatenate[TaskContext[Any], Q], Awaitable[R]]"
+SyncKeywords: TypeAlias = "Callable[Concatenate[SyncTaskContext[Any], Q], R]"
 
 
 class TaskArguments(TaskOptions, total=False):
-    """What `@task` takes: the options of the class form."""
+    """The options of `@task`, which are those of a Task class."""
 
     name: str
-    no_retry: tuple[type[Exception], ...]
+    non_retryable: tuple[type[Exception], ...]
     replay_check: ReplayCheck
 
 
 class Decorator(Protocol):
-    """What `@task(…)` returns: it turns a function into a task."""
+    """The decorator that `@task(…)` returns."""
 
     @overload
-    def __call__(self, function: AsyncFunction[P, R], /) -> Task[P, R]: ...
+    def __call__(self, function: AsyncFunction[P, R], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: SyncFunction[P, R], /) -> Task[P, R]: ...
+    def __call__(self, function: SyncFunction[P, R], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: AsyncKeywords[Q, R], /) -> KeywordTask[Q, R]: ...
+    @overload
+    def __call__(self, function: SyncKeywords[Q, R], /) -> KeywordTask[Q, R]: ...
 
 
 @overload
-def task(function: AsyncFunction[P, R], /) -> Task[P, R]: ...
+def task(function: AsyncFunction[P, R], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
 @overload
-def task(function: SyncFunction[P, R], /) -> Task[P, R]: ...
+def task(function: SyncFunction[P, R], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+@overload
+def task(function: AsyncKeywords[Q, R], /) -> KeywordTask[Q, R]: ...
+@overload
+def task(function: SyncKeywords[Q, R], /) -> KeywordTask[Q, R]: ...
 @overload
 def task(**options: Unpack[TaskArguments]) -> Decorator: ...
-def task(function: Callable[[Any, Any], Any] | None = None, /, **options: Any) -> Any:
-    """Make a task of a function that takes params and a context.
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a task from a function.
 
         @task(max_attempts=5)
         async def process_order(order: Order, ctx: TaskContext) -> str: ...
 
-    The types of params and result are its annotations, its name in kebab case the
-    default for the task's. The function itself stays reachable as `.run`. Raises
-    InvalidArgument as a `Task` class does, TypeError if it cannot take both arguments.
+        @task
+        async def ship(ctx: TaskContext, *, order_id: int) -> str: ...
+
+    It takes params and a context, or a context and keyword-only parameters, or only a
+    context. The types of params and result come from its annotations, and the task's
+    name is by default the function's in kebab case. The function itself is available as
+    `.run`. Raises InvalidArgument as a `Task` class does, and TypeError for any other
+    parameters.
     """
     if function is not None:
         return _task_of(function, options)
@@ -165,21 +226,16 @@ def task(function: Callable[[Any, Any], Any] | None = None, /, **options: Any) -
 
 
 def _task_of(
-    function: Callable[[Any, Any], Any], options: Mapping[str, Any]
+    function: Callable[..., Any], options: Mapping[str, Any]
 ) -> Task[Any, Any]:
     if not isinstance(function, FunctionType):
         raise TypeError(f"@task belongs on a function, not on {function!r}")
-    try:
-        inspect.signature(function).bind("params", "ctx")
-    except TypeError as error:
-        raise TypeError(
-            f"{function.__qualname__} must take two arguments, params and context"
-        ) from error
-    _refuse_context_first(function)
+    keyword_parameters(function, function.__qualname__)
     unknown = [option for option in options if option not in TASK_OPTIONS]
     if unknown:
         raise InvalidArgument(
-            f"@task has no option {unknown[0]}: there are {_listed()}"
+            f"@task has no option {unknown[0]}: there are"
+            f" {', '.join(sorted(TASK_OPTIONS))}"
         )
     body = {
         "run": staticmethod(function),
@@ -192,56 +248,16 @@ def _task_of(
     return cast("Task[Any, Any]", cls())
 
 
-def _refuse_context_first(function: FunctionType) -> None:
-    """Refuse `(ctx, params)`, as far as the annotation of the first one tells."""
-    first = next(iter(inspect.signature(function).parameters.values())).annotation
-    named = first if isinstance(first, str) else getattr(first, "__name__", "")
-    if named.partition("[")[0].rpartition(".")[2] in ("TaskContext", "SyncTaskContext"):
-        raise TypeError(
-            f"{function.__qualname__} must take its params first, then the context"
-        )
-
-
 TASK_OPTIONS: Final = tuple(TaskArguments.__annotations__)
 
 
-def _listed() -> str:
-    return ", ".join(sorted(TASK_OPTIONS))
-
-
-def _class_of(source: type[Task[Any, Any]] | Task[Any, Any]) -> type[Task[Any, Any]]:
+def _class_of(
+    source: type[Task[Any, Any, ...]] | Task[Any, Any, ...],
+) -> type[Task[Any, Any, ...]]:
     return source if isinstance(source, type) else type(source)
 
 
 def _refuse_none_as_headers(given: Mapping[str, Any]) -> None:
-    """Refuse what only a spawn can want: to be without its class's and its parent's."""
+    """Refuse None as headers of a class: only a spawn can drop inherited headers."""
     if given.get("headers", {}) is None:
         raise InvalidArgument("headers must be a mapping, not None")
-
-
-def _refuse_typos(cls: type[Task[Any, Any]]) -> None:
-    """Refuse an attribute that is one slip of the finger away from an option."""
-    for attribute, value in vars(cls).items():
-        if callable(value) or attribute.startswith("_"):
-            continue
-        for option in TASK_OPTIONS:
-            if _one_typo_apart(attribute, option):
-                message = f"{cls.__qualname__}.{attribute}: did you mean {option}?"
-                hint = "An attribute of your own should have another name."
-                raise InvalidArgument(message, hint=hint)
-
-
-def _one_typo_apart(word: str, other: str) -> bool:
-    """Whether one letter is missing, extra or another, or two have changed places."""
-    if word == other or abs(len(word) - len(other)) > 1:
-        return False
-    start = 0
-    while word[start : start + 1] == other[start : start + 1]:
-        start += 1
-    left, right = word[start:], other[start:]
-    return (
-        left[1:] == right
-        or left == right[1:]
-        or left[1:] == right[1:]
-        or (left[1::-1] == right[:2] and left[2:] == right[2:])
-    )

@@ -1,7 +1,7 @@
-"""durable beside itself: what must not make it slower, and what it costs.
+"""durable alone: what must not make it slower, and what operations cost.
 
-Tasks arrive in one transaction, so that all of them are there at one moment. What a
-user's autovacuum would have done by then is done by hand, and nothing else is.
+Tasks arrive in one transaction, so that all of them exist at one moment. Work that a
+user's autovacuum would have done by then is done explicitly, and nothing else is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tasks in the states that a figure wants, and what the database says of them."""
+"""Create tasks in the states that a figure needs, and query the database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ __all__ = [
 ]
 
 CHUNK: Final = 1000
-SPARE: Final = 1000  # more tasks than are measured: the end of a queue is another thing
+# More tasks than are measured: the end of a queue behaves differently.
+SPARE: Final = 1000
 SPAWN_MANY: Final = "select task_id from durable.spawn_many('default', %s)"
 PRELOAD: Final = """
 insert into durable.tasks (
@@ -34,22 +35,22 @@ select
   now() + %(available)s::interval, now() + %(started)s::interval,
   now() + %(finished)s::interval,
   case when %(state)s = 'completed' then 'null'::jsonb end
-from generate_series(1, %(quantity)s) as number
+from generate_series(1, %(batch_size)s) as number
 """
 
 
-def spawn(dsn: str, quantity: int, task: str = "noop", params: Any = None) -> None:
+def spawn(dsn: str, batch_size: int, task: str = "noop", params: Any = None) -> None:
     """Spawn tasks of one kind in one transaction."""
     with psycopg.connect(dsn) as connection:
-        for start in range(0, quantity, CHUNK):
+        for start in range(0, batch_size, CHUNK):
             one = {"task": task, "params": params}
-            chunk = [one] * min(CHUNK, quantity - start)
+            chunk = [one] * min(CHUNK, batch_size - start)
             connection.execute(SPAWN_MANY, [json.dumps(chunk)])
 
 
-def preload(dsn: str, state: str, quantity: int, age: str = "0") -> None:
-    """Insert tasks in a state, older than all that are spawned."""
-    where: dict[str, Any] = {"state": state, "quantity": quantity}
+def preload(dsn: str, state: str, batch_size: int, age: str = "0") -> None:
+    """Insert tasks in a state, older than all spawned ones."""
+    where: dict[str, Any] = {"state": state, "batch_size": batch_size}
     where |= {"available": None, "started": None, "finished": None, "claim": 0}
     if state == "pending":
         where |= {"prefix": "00000000-0001-7000-8000-", "available": "-1 day"}
@@ -70,13 +71,13 @@ def vacuum(dsn: str) -> None:
 
 
 def checkpoint(dsn: str) -> None:
-    """Make a checkpoint: the next change of a page logs all of it."""
+    """Make a checkpoint: afterwards the first change of a page logs all of it."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("checkpoint")
 
 
 def row(dsn: str, query: str) -> tuple[Any, ...]:
-    """Return the one row of a query."""
+    """Return the single row of a query."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         found = connection.execute(query.encode()).fetchone()
     if found is None:

@@ -1,4 +1,4 @@
-"""An empty database that fills under a worker that was there before."""
+"""An empty database fills up under a running worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.bench.sizes import Sizes
 __all__ = ["cold"]
 
 BATCH: Final = 100
-FEW: Final = 12  # tasks until every statement of a worker has a plan that is kept
+FEW: Final = 12  # tasks until all statements of a worker have a cached plan
 SECOND: Final = 1_000_000_000
 SLOW: Final = 20.0  # milliseconds
 CALL: Final = re.compile(
@@ -40,8 +40,8 @@ def cold(place: Place, sizes: Sizes) -> Figure:
         series={},
     )
     measures: dict[str, Callable[[], Mapping[str, float]]] = {}
-    for quantity in sizes.arrivals:
-        of = f"{quantity:,}: "
+    for batch_size in sizes.arrivals:
+        of = f"{batch_size:,}: "
         for name, unit in [
             ("slowest call", "ms"),
             ("calls above 20 ms", "calls"),
@@ -63,27 +63,27 @@ def cold(place: Place, sizes: Sizes) -> Figure:
             ),
             Comparison(f"{of}of warm", f"{of}cold", 0.9, f"{of}warm"),
         ]
-        measures[f"{of}slowest call"] = partial(_arrive, place, quantity, of)
+        measures[f"{of}slowest call"] = partial(_arrive, place, batch_size, of)
     return figure.in_turns(sizes.rounds, measures)
 
 
-def _arrive(place: Place, quantity: int, of: str) -> Mapping[str, float]:
+def _arrive(place: Place, batch_size: int, of: str) -> Mapping[str, float]:
     with place.database(OURS) as dsn:
         name = str(conninfo_to_dict(dsn)["dbname"])
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute(
                 f'alter database "{name}" set log_min_duration_statement = 1'
             )
-        quantities = (FEW, quantity, quantity)
+        quantities = (FEW, batch_size, batch_size)
         with place.worker(OURS, dsn, "noop", *quantities, concurrency=BATCH) as worker:
             for _ in range(FEW):
                 spawn(dsn, 1)
             worker.section(0)
-            spawn(dsn, quantity)
+            spawn(dsn, batch_size)
             arrived = worker.section(1)
             calls = _calls(place.server_log(), name)
             vacuum(dsn)
-            spawn(dsn, quantity)
+            spawn(dsn, batch_size)
             again = worker.section(2)
     return {
         f"{of}slowest call": max(calls, default=0.0),
@@ -96,7 +96,7 @@ def _arrive(place: Place, quantity: int, of: str) -> Mapping[str, float]:
 
 
 def _calls(log: str, database: str) -> list[float]:
-    """Return what a worker's calls took in a database, in milliseconds."""
+    """Return the durations of a worker's calls in a database, in milliseconds."""
     return [
         float(took)
         for name, took, statement in CALL.findall(log)

@@ -1,4 +1,4 @@
-"""What must not make it slower: a backlog, a held snapshot, cleanup."""
+"""Conditions that must not make it slower: a backlog, a held snapshot, cleanup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ where task_id < '00000000-0001-7000-8000-000000000000'
 
 
 def backlog(place: Place, sizes: Sizes) -> Figure:
-    """Measure what millions of other tasks cost."""
+    """Measure the cost of millions of other tasks."""
     figure = Figure(
         key="backlog",
         title="A backlog",
@@ -63,7 +63,7 @@ def backlog(place: Place, sizes: Sizes) -> Figure:
 
 
 def snapshot(place: Place, sizes: Sizes) -> Figure:
-    """Measure what a snapshot costs that somebody holds."""
+    """Measure the cost of a snapshot that another session holds."""
     figure = Figure(
         key="snapshot",
         title="A held snapshot",
@@ -109,7 +109,7 @@ def cleanup(place: Place, sizes: Sizes) -> Figure:
     figure = Figure(
         key="cleanup",
         title="Cleanup beside a worker",
-        how=f"One worker does tasks while its own housekeeping deletes {sizes.old:,}"
+        how=f"One worker does tasks while its own maintenance deletes {sizes.old:,}"
         " others that finished 40 days ago; in turns with as many that finished just"
         " now, which stay.",
         series={

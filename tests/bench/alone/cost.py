@@ -1,4 +1,4 @@
-"""What one thing costs: a lonely step, a thousand spawns, the WAL of a task."""
+"""The cost of single operations: a step, a thousand spawns, the WAL of a task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["lonely_step", "spawn_many", "wal"]
 
 
 def lonely_step(place: Place, sizes: Sizes) -> Figure:
-    """Measure one task's sequential steps beside one-row inserts."""
+    """Measure one task's sequential steps against one-row inserts."""
     figure = Figure(
         key="lonely_step",
         title="A lonely step",
@@ -61,7 +61,7 @@ def lonely_step(place: Place, sizes: Sizes) -> Figure:
 
 
 def spawn_many(place: Place, sizes: Sizes) -> Figure:
-    """Spawn a thousand tasks a call, beside a bare insert of the same rows."""
+    """Spawn a thousand tasks a call, against a bare insert of the same rows."""
     figure = Figure(
         key="spawn_many",
         title="Spawning a thousand a call",
@@ -127,20 +127,20 @@ def wal(place: Place, sizes: Sizes) -> Figure:
 
     def measure(name: str, pages: str, after: str) -> Mapping[str, float]:
         contender, kind, params = kinds[name]
-        quantity = max(round(contender.quick[kind] * sizes.scale), 1)
+        batch_size = max(round(contender.quick[kind] * sizes.scale), 1)
         with place.setting("full_page_writes", pages), place.database(contender) as dsn:
             begun = _written(dsn)
             if contender is OURS:
-                spawn(dsn, quantity, kind, params)
+                spawn(dsn, batch_size, kind, params)
             else:
-                place.run(contender, "spawn", dsn, kind, quantity)
+                place.run(contender, "spawn", dsn, kind, batch_size)
             if pages == "on":
                 checkpoint(dsn)
-            with place.worker(contender, dsn, kind, quantity) as worker:
+            with place.worker(contender, dsn, kind, batch_size) as worker:
                 worker.section()
-                place.until_counted(contender, dsn, quantity)
+                place.until_counted(contender, dsn, batch_size)
                 written = _written(dsn) - begun
-        return {name + after: written / quantity}
+        return {name + after: written / batch_size}
 
     measures: dict[str, Callable[[], Mapping[str, float]]] = {}
     for pages, after in [("off", ""), ("on", ", full pages")]:
@@ -150,6 +150,6 @@ def wal(place: Place, sizes: Sizes) -> Figure:
 
 
 def _written(dsn: str) -> int:
-    """Return how far the WAL has come, in bytes."""
+    """Return the current WAL position, in bytes."""
     (position,) = row(dsn, "select pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
     return int(position)

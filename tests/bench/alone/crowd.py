@@ -1,4 +1,4 @@
-"""Several workers: on the children of one parent, and two instead of one."""
+"""Several workers: on the children of one parent, and two against one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.bench.sizes import Sizes
 __all__ = ["fanin", "two"]
 
 WORKERS: Final = 4
-PAUSE: Final = 0.1  # seconds between two counts: they cost what they look at
-CLAIM_OF_PARENT: Final = "select claim from durable.tasks where name = 'fan'"
+PAUSE: Final = 0.1  # seconds between two counts: a count costs as much as it reads
+CLAIMS_OF_PARENT: Final = "select times_claimed from durable.tasks where name = 'fan'"
 STAMPED: Final = """
 select count(*) / extract(epoch from max(tasks.finished_at) - min(tasks.started_at))
 from durable.tasks
@@ -45,9 +45,9 @@ def fanin(place: Place, sizes: Sizes) -> Figure:
         ],
     )
 
-    def finish(dsn: str, quantity: int) -> float:
-        with place.workers(OURS, dsn, "noop", quantity, count=WORKERS):
-            place.until_counted(OURS, dsn, quantity, pause=PAUSE)
+    def finish(dsn: str, batch_size: int) -> float:
+        with place.workers(OURS, dsn, "noop", batch_size, count=WORKERS):
+            place.until_counted(OURS, dsn, batch_size, pause=PAUSE)
         (rate,) = row(dsn, STAMPED)
         return float(rate)
 
@@ -55,8 +55,8 @@ def fanin(place: Place, sizes: Sizes) -> Figure:
         with place.database(OURS) as dsn:
             place.run(OURS, "fan-out", dsn, sizes.children)
             rate = finish(dsn, sizes.children + 1)
-            (claim,) = row(dsn, CLAIM_OF_PARENT)
-        return {"children": rate, "parent woken": claim / 2 - 1}
+            (claims,) = row(dsn, CLAIMS_OF_PARENT)
+        return {"children": rate, "parent woken": claims - 1}
 
     def none() -> Mapping[str, float]:
         with place.database(OURS) as dsn:
@@ -68,11 +68,11 @@ def fanin(place: Place, sizes: Sizes) -> Figure:
 
 def two(place: Place, sizes: Sizes) -> Figure:
     """Compare two worker processes with one."""
-    quantity = sizes.measured * 2
+    batch_size = sizes.measured * 2
     figure = Figure(
         key="two",
         title="Two worker processes",
-        how=f"{quantity:,} tasks by one worker process and by two, on"
+        how=f"{batch_size:,} tasks by one worker process and by two, on"
         f" {os.cpu_count()} cores; by the database's own stamps. The tasks compute for"
         " a fraction of a millisecond, so that one process is busy before Postgres is;"
         " beside them tasks that do nothing. CPU is that of all workers and of all the"
@@ -93,19 +93,19 @@ def two(place: Place, sizes: Sizes) -> Figure:
 
     def measure(name: str, kind: Kind, count: int) -> Mapping[str, float]:
         with place.database(OURS) as dsn:
-            spawn(dsn, quantity, kind)
+            spawn(dsn, batch_size, kind)
             before = place.server_cpu()
-            with place.workers(OURS, dsn, kind, quantity, count=count) as workers:
+            with place.workers(OURS, dsn, kind, batch_size, count=count) as workers:
                 idle = sum(worker.cpu for worker in workers)
-                place.until_counted(OURS, dsn, quantity, pause=PAUSE)
+                place.until_counted(OURS, dsn, batch_size, pause=PAUSE)
                 busy = sum(worker.cpu for worker in workers)
                 server = place.server_cpu() - before
             (rate,) = row(dsn, STAMPED)
         return {
             name: float(rate),
-            f"{name}, workers' CPU": (busy - idle) / quantity * 10_000,
-            f"{name}, server's CPU": server / quantity * 10_000,
-            f"{name}, cores in use": (busy - idle + server) / quantity * float(rate),
+            f"{name}, workers' CPU": (busy - idle) / batch_size * 10_000,
+            f"{name}, server's CPU": server / batch_size * 10_000,
+            f"{name}, cores in use": (busy - idle + server) / batch_size * float(rate),
         }
 
     return figure.in_turns(

@@ -1,4 +1,4 @@
-"""Who is compared, how each is set up, and how its finished tasks are counted."""
+"""The contenders: how each is set up, and how its finished tasks are counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONCURRENCY: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One of them; a program of `tests.bench.contenders` does what it is told."""
+    """A contender; a program of `tests.bench.contenders` runs its commands."""
 
     key: str
     package: str
@@ -27,13 +27,13 @@ class Contender:
 
     @property
     def module(self) -> str:
-        """The module whose program this is."""
+        """The module of its program."""
         return f"tests.bench.contenders.{self.key}"
 
 
 OURS: Final = Contender(
     key="durable",
-    package="durable",
+    package="durable-postgres",
     settings=f"`app.run_worker(concurrency={CONCURRENCY})`, on uvloop",
     done="select count(*) from durable.tasks where tasks.state = 'completed'",
     quick={"noop": 20_000, "steps": 2000, "step": 5000},

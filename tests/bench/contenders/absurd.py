@@ -29,9 +29,9 @@ class Absurd(Program):
             await connection.execute(BUNDLED_SCHEMA_SQL)
             await connection.execute("select absurd.create_queue('default')")
 
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         async with await psycopg.AsyncConnection.connect(dsn) as connection:
-            await connection.execute(SPAWN, [kind, quantity])
+            await connection.execute(SPAWN, [kind, batch_size])
 
     async def work(self, given: Work) -> None:
         app = AsyncAbsurd(given.dsn)

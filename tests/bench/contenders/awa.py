@@ -32,10 +32,10 @@ class Awa(Program):
             await client.migrate()
             await client.install_queue_storage(schema="awa")
 
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         async with AsyncClient(dsn) as client:
-            for start in range(0, quantity, CHUNK):
-                chunk = [Noop(n) for n in range(start, min(start + CHUNK, quantity))]
+            for start in range(0, batch_size, CHUNK):
+                chunk = [Noop(n) for n in range(start, min(start + CHUNK, batch_size))]
                 await client.enqueue_many_copy(chunk, queue=kind)
 
     async def work(self, given: Work) -> None:

@@ -15,7 +15,7 @@ AT_ONCE: Final = 50
 
 
 def launch(dsn: str) -> None:
-    """Launch DBOS on a database; it migrates what it finds."""
+    """Launch DBOS on a database, which it migrates."""
     DBOS(
         config={
             "name": "bench",
@@ -35,7 +35,7 @@ class Dbos(Program):
         launch(dsn)
         DBOS.destroy()
 
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         """Do nothing: the process that runs workflows starts them."""
 
     async def work(self, given: Work) -> None:
@@ -57,7 +57,7 @@ class Dbos(Program):
                 handle: Any = await DBOS.start_workflow_async(workflow)
                 await handle.get_result()
 
-        await asyncio.gather(*(run() for _ in range(given.quantity)))
+        await asyncio.gather(*(run() for _ in range(given.batch_size)))
         await asyncio.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""durable itself, through its public API."""
+"""durable, through its public API."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def steps(params: Any, ctx: TaskContext) -> None:
 
 @task
 async def busy(params: Any, ctx: TaskContext) -> None:
-    """Do what takes a fraction of a millisecond, and no I/O."""
+    """Compute for a fraction of a millisecond, without I/O."""
     RECORDS[0].begin()
     sum(range(COUNTED))
     RECORDS[0].end()
@@ -87,9 +87,9 @@ async def fan(children: int, ctx: TaskContext) -> None:
 
 
 @task
-async def lonely(quantity: int, ctx: TaskContext[psycopg.AsyncConnection]) -> None:
-    """Save a step and insert a row, in turns, with nobody else about."""
-    for index in range(quantity):
+async def lonely(batch_size: int, ctx: TaskContext[psycopg.AsyncConnection]) -> None:
+    """Save a step and insert a row, alternately, without other load."""
+    for index in range(batch_size):
         begun = time.monotonic_ns()
         await ctx.step(f"step-{index}", number, index)
         saved = time.monotonic_ns()
@@ -106,10 +106,10 @@ class Durable(Program):
         async with AsyncDurable(dsn) as app:
             await app.migrate()
 
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         async with await psycopg.AsyncConnection.connect(dsn) as connection:
-            for start in range(0, quantity, CHUNK):
-                chunk = [{"task": kind}] * min(CHUNK, quantity - start)
+            for start in range(0, batch_size, CHUNK):
+                chunk = [{"task": kind}] * min(CHUNK, batch_size - start)
                 await connection.execute(SPAWN, [json.dumps(chunk)])
 
     async def work(self, given: Work) -> None:
@@ -132,8 +132,11 @@ async def fan_out(dsn: str, children: int) -> None:
             await worker.drain()
 
 
-async def measure_lonely(dsn: str, quantity: int) -> None:
-    """Run one task of many steps; print what each and an insert beside it took."""
+async def measure_lonely(dsn: str, batch_size: int) -> None:
+    """Run one task of many steps.
+
+    Print the duration of each and of an insert beside it.
+    """
 
     @contextlib.asynccontextmanager
     async def session() -> AsyncIterator[psycopg.AsyncConnection]:
@@ -144,7 +147,7 @@ async def measure_lonely(dsn: str, quantity: int) -> None:
             yield connection
 
     async with AsyncDurable(dsn, tasks=[lonely], lifespan=session) as app:
-        await app.spawn(lonely, quantity)
+        await app.spawn(lonely, batch_size)
         async with app.worker() as worker:
             await worker.drain()
     print(json.dumps(LATENCIES))

@@ -25,11 +25,11 @@ class Pgqueuer(Program):
         await Queries(AsyncpgDriver(connection)).install()
         await connection.close()
 
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         connection = await asyncpg.connect(dsn)
         queries = Queries(AsyncpgDriver(connection))
-        for start in range(0, quantity, CHUNK):
-            size = min(CHUNK, quantity - start)
+        for start in range(0, batch_size, CHUNK):
+            size = min(CHUNK, batch_size - start)
             await queries.enqueue([kind] * size, [None] * size, [0] * size)
         await connection.close()
 

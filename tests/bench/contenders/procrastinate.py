@@ -21,11 +21,11 @@ class Procrastinate(Program):
         async with _app(dsn).open_async() as app:
             await app.schema_manager.apply_schema_async()
 
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         async with _app(dsn).open_async() as app:
             job = app.configure_task(kind)
-            for start in range(0, quantity, CHUNK):
-                chunk: list[dict[str, Any]] = [{}] * min(CHUNK, quantity - start)
+            for start in range(0, batch_size, CHUNK):
+                chunk: list[dict[str, Any]] = [{}] * min(CHUNK, batch_size - start)
                 await job.batch_defer_async(*chunk)
 
     async def work(self, given: Work) -> None:

@@ -1,12 +1,12 @@
-"""What every contender can do, each as a command of a process of its own.
+"""The commands of every contender, each run in a process of its own.
 
     python -m tests.bench.contenders.absurd prepare DSN
     python -m tests.bench.contenders.absurd spawn DSN noop 1000
     python -m tests.bench.contenders.absurd work DSN noop RECORD GATE 1000
 
-A worker keeps a record of when the code of its tasks ran, by the clock that all
-processes of a machine share, and writes it down once so many tasks have ended. Nothing
-else is measured inside a contender, and nothing is written while it works.
+A worker records when the code of its tasks ran, by the clock that all processes of a
+machine share, and writes the record once so many tasks have ended. Nothing else is
+measured inside a contender, and nothing is written while it works.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Kind: TypeAlias = Literal["noop", "step", "steps", "wake", "busy"]
 Send: TypeAlias = Callable[[int], Awaitable[object]]
 
 STEPS: Final = {"noop": 0, "step": 1, "steps": 10, "wake": 0, "busy": 0}
-WARM_UP: Final = 5  # tasks that are woken for nobody's figures
+WARM_UP: Final = 5  # tasks that are woken outside the measurement
 PAUSE: Final = (0.02, 0.06)  # seconds between two wake-ups: the worker is idle again
-PEEK: Final = 0.002  # seconds between two looks at the gate
+PEEK: Final = 0.002  # seconds between two checks of the gate
 
 
 class Record:
-    """When tasks started and ended here: written down once so many have ended.
+    """When tasks started and ended here, written once so many have ended.
 
     Several quantities are sections, one after the other, each in a file of its own.
     """
@@ -63,14 +63,14 @@ class Record:
         self._delays: list[int] = []
 
     def begin(self, sent: int | None = None) -> None:
-        """Say that the code of a task runs, and when it was sent."""
+        """Record the start of a task, and when it was sent."""
         now = time.monotonic_ns()
         self._begun.append(now)
         if sent is not None:
             self._delays.append(now - sent)
 
     def end(self) -> None:
-        """Say that the code of a task has run."""
+        """Record the end of a task."""
         self._ended.append(time.monotonic_ns())
         if len(self._ended) == self._quantities[self._section]:
             self._write()
@@ -91,12 +91,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a worker is to do: tasks of a kind, and how many there will be."""
+    """A worker's work: tasks of a kind, and how many there will be."""
 
     dsn: str
     kind: Kind
     record: Record
-    quantity: int
+    batch_size: int
 
 
 class Program(ABC):
@@ -104,10 +104,10 @@ class Program(ABC):
 
     @abstractmethod
     async def prepare(self, dsn: str) -> None:
-        """Install what it needs into an empty database."""
+        """Install its schema into an empty database."""
 
     @abstractmethod
-    async def spawn(self, dsn: str, kind: Kind, quantity: int) -> None:
+    async def spawn(self, dsn: str, kind: Kind, batch_size: int) -> None:
         """Put tasks into its queue, as fast as it can."""
 
     @abstractmethod
@@ -118,14 +118,14 @@ class Program(ABC):
         """Open a client that spawns a task which knows when it was sent."""
         raise NotImplementedError(f"{dsn}: no client")
 
-    async def wake(self, dsn: str, quantity: int) -> None:
+    async def wake(self, dsn: str, batch_size: int) -> None:
         """Wake an idle worker again and again.
 
-        Print what a round trip took here after the same pause, and the call of spawn.
+        Print the duration of a round trip after the same pause, and of the spawn call.
         """
         round_trips, calls = [], []
         async with self.client(dsn) as send, await _connection(dsn) as connection:
-            for _ in range(WARM_UP + quantity):
+            for _ in range(WARM_UP + batch_size):
                 await asyncio.sleep(random.uniform(*PAUSE))
                 begun = time.monotonic_ns()
                 await connection.execute("select 1")
@@ -136,11 +136,11 @@ class Program(ABC):
                 calls.append(time.monotonic_ns() - begun)
         print(json.dumps([round_trips, calls]))
 
-    async def wake_here(self, dsn: str, record: Record, quantity: int) -> None:
-        """Do the same with client and worker in one process."""
-        given = Work(dsn, "wake", record, WARM_UP + quantity)
+    async def wake_here(self, dsn: str, record: Record, batch_size: int) -> None:
+        """Measure the same with client and worker in one process."""
+        given = Work(dsn, "wake", record, WARM_UP + batch_size)
         working = asyncio.create_task(self.work(given))
-        await self.wake(dsn, quantity)
+        await self.wake(dsn, batch_size)
         await working
 
 
@@ -149,14 +149,14 @@ async def _connection(dsn: str) -> psycopg.AsyncConnection[Any]:
 
 
 def main(program: Program) -> None:
-    """Do what the command line says, on uvloop where there is one."""
+    """Run the command line, on uvloop if installed."""
     command, dsn, *rest = sys.argv[1:]
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     run(_command(program, command, dsn, rest))
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, on uvloop where there is one."""
+    """Run a coroutine to its end, on uvloop if installed."""
     try:
         import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - an extra
     except ImportError:
@@ -169,15 +169,15 @@ async def _command(program: Program, command: str, dsn: str, rest: list[str]) ->
     match command, *rest:
         case ["prepare"]:
             await program.prepare(dsn)
-        case ["spawn", kind, quantity]:
-            await program.spawn(dsn, cast("Kind", kind), int(quantity))
-        case ["wake", quantity]:
-            await program.wake(dsn, int(quantity))
-        case ["wake-here", path, quantity]:
-            record = Record(Path(path), [WARM_UP + int(quantity)])
-            await program.wake_here(dsn, record, int(quantity))
+        case ["spawn", kind, batch_size]:
+            await program.spawn(dsn, cast("Kind", kind), int(batch_size))
+        case ["wake", batch_size]:
+            await program.wake(dsn, int(batch_size))
+        case ["wake-here", path, batch_size]:
+            record = Record(Path(path), [WARM_UP + int(batch_size)])
+            await program.wake_here(dsn, record, int(batch_size))
         case ["work", kind, path, gate, *quantities]:
-            numbers = [int(quantity) for quantity in quantities]
+            numbers = [int(batch_size) for batch_size in quantities]
             record = Record(Path(path), numbers)
             await asyncio.to_thread(_pass, Path(gate))
             given = Work(dsn, cast("Kind", kind), record, sum(numbers))
@@ -187,14 +187,14 @@ async def _command(program: Program, command: str, dsn: str, rest: list[str]) ->
 
 
 def _pass(gate: Path) -> None:
-    """Say that the interpreter is up, and wait until the gate is opened."""
+    """Report that the interpreter is up, and wait until the gate is opened."""
     gate.with_name(f"{gate.name}.{os.getpid()}").touch()
     while not gate.exists():
         time.sleep(PEEK)
 
 
 def _end_with(parent: int) -> None:
-    """End when whoever started this process has, however that went."""
+    """End this process when its parent ends, in any way."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

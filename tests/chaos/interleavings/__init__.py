@@ -1,20 +1,20 @@
-"""Two calls of the engine, stopped wherever they can be, against each other.
+"""Interleavings of any two calls of the engine, stopped at every possible point.
 
-points.py       where a call can be stopped
+points.py       the points at which a call can be stopped
 calls.py        every call that touches a task
-stage.py        where a scenario is played
-scenarios.py    what is there when two of them meet
-trees.py        the same, of families in one queue
-families.py     the same, across two queues
-mail.py         the same, of messages
-crossings.py    the same, where features meet
-copies.py       a scenario's rows, once more for each pair
-sessions.py     a session that stops where it is told to
-pairs.py        two calls, and how they are played
+stage.py        the queue in which a scenario is played
+scenarios.py    the situations in which two calls meet
+trees.py        the same, for families in one queue
+families.py     the same, for families across two queues
+mail.py         the same, for messages
+crossings.py    the same, for combinations of features
+copies.py       copies of a scenario's rows, one for each pair
+sessions.py     a session that stops at a chosen point
+pairs.py        two calls, and how they are interleaved
 judging.py      which outcomes are those of one call after the other
 conductor.py    plays a pair, and has the outcome judged
 
-`find_problem` does it all, on an engine with whatever functions a database has.
+`find_problem` does all of this, with the functions that a database has.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def find_problem(
 ) -> str | None:
     """Play so many interleavings at most, of pairs chosen by `random`.
 
-    Returns the first thing that is wrong, or None. The engine of this database gets
-    points, and its clock stands still: give it one of its own.
+    Returns the first problem found, or None. The engine of this database gets points,
+    and its clock stands still: give it one of its own.
     """
     with Conductor(dsn, scenarios) as conductor:
         pairs = conductor.pairs()

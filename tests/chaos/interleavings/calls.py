@@ -1,4 +1,4 @@
-"""Every call that touches a task, as a value: what two sessions make of it meets.
+"""Every call that touches a task, as a value, to be played against another.
 
 Arguments name tasks of a scenario; all copies of it have the same ids and claims, so a
 call differs between copies in its queue only.
@@ -34,11 +34,11 @@ class Held(NamedTuple):
 class Call:
     """A call, with `%(queue)s` for the queue, and `%(far)s` for the other one.
 
-    tries: it passes over rows in other hands, and is made again later.
-    divisible: it is about several tasks, or takes others with it, one after the other.
-    composite: it is several calls, all of which are played too.
-    inserts: of two by the same claim at once, one is told 23505, to say it again.
-    cancels: the nicks of those that it cancels in one go, or "all".
+    tries: it skips locked rows, and is repeated later.
+    divisible: it handles several tasks, or cancels others too, one after the other.
+    composite: it consists of several calls, all of which are played too.
+    inserts: of two by the same claim at once, one gets 23505 and has to be repeated.
+    cancels: the nicknames of the tasks that it cancels in one call, or "all".
     """
 
     name: str
@@ -52,11 +52,11 @@ class Call:
 
     @property
     def sweeps(self) -> bool:
-        """Whether it is about tasks that match a filter, each by itself."""
+        """Whether it handles tasks that match a filter, each by itself."""
         return "wanted" in self.args
 
     def of(self, task_ids: Iterable[str]) -> Call:
-        """Return a sweep of no more than these."""
+        """Return a sweep of at most this many."""
         wanted = json.dumps({"task_ids": list(task_ids)})
         return replace(self, args={**self.args, "wanted": wanted})
 
@@ -70,7 +70,7 @@ class Call:
         return {"queue": queue, "far": far, **args}
 
 
-# What clients do.
+# Calls of clients.
 
 
 def spawn(nick: str, *, parent: Held | None = None, **options: Any) -> Call:
@@ -170,25 +170,25 @@ def delete_many(*tasks: Held) -> Call:
     return _many("delete_tasks", tasks)
 
 
-# What workers do.
+# Calls of workers.
 
 
-def claim(quantity: int = 100) -> Call:
+def claim(batch_size: int = 100) -> Call:
     return Call(
         "claim",
         "select task_id, claim"
-        " from durable.claim_tasks(%(queue)s, 'taker', null, %(quantity)s, 60)",
-        {"quantity": quantity},
+        " from durable.claim_tasks(%(queue)s, 'taker', null, %(batch_size)s, 60)",
+        {"batch_size": batch_size},
         tries=True,
     )
 
 
-def claim_as(version: str, quantity: int = 100) -> Call:
+def claim_as(version: str, batch_size: int = 100) -> Call:
     return Call(
         f"claim as {version}",
         "select task_id, claim from durable.claim_tasks("
-        "%(queue)s, 'taker', null, %(quantity)s, 60, version => %(version)s)",
-        {"quantity": quantity, "version": version},
+        "%(queue)s, 'taker', null, %(batch_size)s, 60, version => %(version)s)",
+        {"batch_size": batch_size, "version": version},
         tries=True,
     )
 
@@ -198,6 +198,18 @@ def announce(version: str) -> Call:
         f"announce {version}",
         "select * from durable.announce_version(%(queue)s, %(version)s)",
         {"version": version},
+        tries=True,
+    )
+
+
+def announce_definitions(version: str) -> Call:
+    return Call(
+        f"announce the tasks of {version}",
+        "select durable.announce_definitions(%(queue)s, %(definitions)s, %(version)s)",
+        {
+            "version": version,
+            "definitions": '[{"task": "step", "options": {"max_attempts": 3}}]',
+        },
         tries=True,
     )
 
@@ -304,7 +316,7 @@ def load(*helds: Held) -> Call:
 def hold(held: Held) -> Call:
     return Call(
         f"hold {held.nick}",
-        "select name, state from durable.hold_task("
+        "select name, state from durable.lock_task("
         "%(queue)s, %(task_id)s, %(claim)s, 'step')",
         {"task_id": held.task_id, "claim": held.claim},
     )
@@ -322,7 +334,7 @@ def poll(*helds: Held, waits: list[dict[str, Any]]) -> Call:
 def withdraw(
     held: Held, *given_up: dict[str, Any], waits: list[dict[str, Any]]
 ) -> Call:
-    """Poll, having given up what was polled for before."""
+    """Poll for new waits, cancelling the former ones."""
     verb = f"withdraw {_names([*given_up])} for {_names(waits)}"
     return _about(verb, "poll_waits", (held,), waits=waits, withdrawn=given_up)
 
@@ -348,7 +360,7 @@ def first(*tasks: Held) -> dict[str, Any]:
 
 
 def mixed(wait: dict[str, Any], *places: str | None) -> dict[str, Any]:
-    """Say of a wait for tasks where each of them is: in this queue, or `FAR`."""
+    """Return a wait for tasks with the queue of each: this one, or `FAR`."""
     return wait | {"queues": list(places)}
 
 
@@ -422,7 +434,7 @@ def spawn_far(held: Held, nick: str, **options: Any) -> Call:
 
 
 def spawn_back(held: Held, nick: str) -> Call:
-    """Let a task of the other queue spawn a child in this one."""
+    """Have a task of the other queue spawn a child in this one."""
     call = spawn_far(held, nick)
     home = call.query.replace("%(queue)s", "%(home)s").replace("%(far)s", "%(queue)s")
     return replace(call, query=home.replace("%(home)s", "%(far)s"))
@@ -466,7 +478,7 @@ def send_from(held: Held, to: Held, topic: str = "t", key: str | None = None) ->
     )
 
 
-# What housekeeping and operators do.
+# Calls of maintenance and operators.
 
 
 def promote(version: str) -> Call:
@@ -502,11 +514,11 @@ def _house(function: str, *, tries: bool = True) -> Call:
 
 
 expire_leases: Final = _house("expire_leases")
-expire_deadlines: Final = _house("expire_deadlines")
-apply_notes: Final = _house("apply_notes")
+expire_tasks: Final = _house("expire_tasks")
+apply_deferred_work: Final = _house("apply_deferred_work")
 cleanup: Final = _house("cleanup")
 prune_events: Final = _house("prune_events")
-keep_house: Final = replace(_house("keep_house"), composite=True)
+run_maintenance: Final = replace(_house("run_maintenance"), composite=True)
 drop_queue: Final = _house("drop_queue", tries=False)
 create_queue: Final = Call(
     "create_queue",

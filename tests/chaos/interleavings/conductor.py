@@ -1,15 +1,15 @@
-"""Plays two calls against each other, and judges what has become of their queue.
+"""Play two calls against each other, and judge the state of their queue afterwards.
 
 A scenario is played once, into a queue of its own. Each interleaving plays in a copy of
-it: all state is keyed by queue, so ids and claims stay what they are, and the clock
-stands still. Afterwards notes are applied, and calls that passed over rows in other
-hands or were told to come again are made again, as a worker would. Then
+it: all state is keyed by queue, so ids and claims stay the same, and the clock stands
+still. Afterwards deferred work is applied, and calls that skipped locked rows or were
+told to retry are repeated, as a worker would do. Then
 
-- the state, and what each call said, are those of one call after the other, in one of
-  the two orders, on the same terms; or of B alone, if A has rolled back;
+- the state and the answer of each call are those of one call after the other, in one of
+  the two orders, at the same isolation levels; or of B alone, if A rolled back;
 - every promise holds (tests/chaos/promises.py);
-- nobody was told what a caller need not expect, such as a deadlock, and no note or
-  lease was given up on.
+- no call failed with an error its caller need not expect, such as a deadlock, and no
+  deferred work or lease was abandoned.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import psycopg
 from tests.chaos.interleavings.calls import (
     FAR,
     Call,
-    apply_notes,
+    apply_deferred_work,
     create_queue,
     drop_queue,
     far,
@@ -51,21 +51,34 @@ from tests.chaos.interleavings.sessions import Session
 from tests.chaos.interleavings.stage import HOUR, Scenario, Stage
 from tests.chaos.interleavings.trees import TREES
 from tests.chaos.promises import UNSEEN_WAIT, broken
+from tests.support.claims import count_claims
 
 __all__ = ["EVERY_SCENARIO", "Conductor"]
 
 EVERY_SCENARIO: Final = (*SCENARIOS, *TREES, *FAMILIES, *MAIL, *CROSSINGS)
 
-NOTES: Final = "select from durable.notes where queue = %(queue)s limit 1"
+NOTES: Final = "select from durable.deferred_work where queue = %(queue)s limit 1"
 UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 REFUSALS: Final = {None, "WFCAN", "WFCON", "WFFIN", "WFLST", "WFNFD", "WFQUE"}
-AGAIN: Final = {"40001", "23505"}
+AGAIN: Final = {"40001", "23505", "WFISO"}
 ROUNDS: Final = 20
-EVERYWHERE: Final = (apply_notes, far(apply_notes))
+# A database accumulates thousands of queues, and each query concerns two of them.
+LOOKUPS: Final = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "plan_cache_mode=force_generic_plan",
+        "enable_seqscan=off",
+        "enable_hashjoin=off",
+        "enable_mergejoin=off",
+        "jit=off",
+        "synchronous_commit=off",
+    )
+)
+APPLY_NOTES: Final = {"": apply_deferred_work, FAR: far(apply_deferred_work)}
 
 
 class Conductor(contextlib.AbstractContextManager["Conductor"]):
-    """Two sessions and whoever watches them, in a database of their own."""
+    """Two sessions and an observer, in a database of their own."""
 
     def __init__(
         self,
@@ -83,9 +96,10 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
     def _set_out(
         self, dsn: str, scenarios: Sequence[Scenario], *, pointed: bool
     ) -> None:
-        self.watch = psycopg.connect(dsn, autocommit=True)
+        self.watch = psycopg.connect(dsn, autocommit=True, options=LOOKUPS)
         self._sessions.callback(self.watch.close)
         stop_the_clock(self.watch)
+        count_claims(self.watch)
         if pointed:
             instrument(self.watch)
         make_copier(self.watch)
@@ -93,6 +107,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         self.b = self._session(dsn)
         self.house = self._session(dsn)
         self.nicks: dict[str, dict[str, str]] = {}
+        self._places: dict[str, list[str]] = {}
         self.calls: dict[str, list[Call]] = {}
         self._points: dict[tuple[str, str], int] = {}
         self._parts: dict[Pair, set[Outcome]] = {}
@@ -115,13 +130,16 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         return session
 
     def _set(self, scenario: Scenario) -> None:
-        """Play what was before, and ask which calls it is about."""
+        """Play a scenario up to the meeting, and return the calls it offers."""
         name = scenario.__name__
         session = self.house.connection
         stage = Stage(session, name)
         self.calls[name] = list(scenario(stage))
         assert len({call.name for call in self.calls[name]}) == len(self.calls[name])
         self.nicks[name] = stage.nicks
+        known = "select from durable.queues where queue = %s"
+        has_far = session.execute(known, [f"{name}{FAR}"]).rowcount
+        self._places[name] = ["", FAR] if has_far else [""]
         session.execute("select set_config('test.now', %s, false)", [str(HOUR)])
 
     def _copy(self, scenario: str) -> str:
@@ -129,7 +147,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         self.watch.execute("select public.copy_queue(%s, %s)", [scenario, queue])
         return queue
 
-    # What there is to play.
+    # Interleavings to play
 
     def pairs(self) -> list[Pair]:
         """Return all ordered pairs of all scenarios."""
@@ -141,14 +159,14 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         ]
 
     def points(self, scenario: str, call: Call) -> int:
-        """Return how many points a call passes when it is alone."""
+        """Return how many points a call passes when it runs alone."""
         key = scenario, call.name
         if key not in self._points:
             self._points[key] = self.house.points(call, self._copy(scenario))
         return self._points[key]
 
     def stops(self, scenario: str, call: Call) -> range:
-        """Where to stop a call: not before its first statement, but after its last."""
+        """Return where to stop a call: at no point before its first statement."""
         return range(2, max(self.points(scenario, call), 1) + 2)
 
     def every_stop(self, pair: Pair) -> Iterator[Interleaving]:
@@ -161,7 +179,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         return Interleaving(pair, random.choice(self.stops(pair.scenario, pair.a)))
 
     def some_way(self, pair: Pair, random: Random) -> Interleaving:
-        """Choose from all ways to play a pair."""
+        """Choose among all ways to play a pair."""
         return Interleaving(
             pair,
             random.choice(self.stops(pair.scenario, pair.a)),
@@ -173,10 +191,10 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
             b_stays=random.random() < 0.5,
         )
 
-    # Playing.
+    # Playing
 
     def problem(self, way: Interleaving) -> str | None:
-        """Play; say what is wrong."""
+        """Play an interleaving; return what is wrong, or None."""
         queue = self._copy(way.pair.scenario)
         self._play(way, queue)
         told = (self.a.result if way.a_commits else "", self.b.result)
@@ -185,7 +203,7 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         return f"{way} {stopped}; they said {told}: {wrong}" if wrong else None
 
     def _refused(self, way: Interleaving) -> str | None:
-        """Look for refusals that nobody may be told."""
+        """Look for errors that no caller should see."""
         expected = set(REFUSALS)
         if way.levels != IN_READ_COMMITTED:
             expected |= AGAIN
@@ -197,9 +215,13 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
     def _judged(
         self, way: Interleaving, queue: str, told: tuple[str, str]
     ) -> str | None:
-        """Look for broken promises, and for what comes of neither order."""
+        """Look for broken promises, and for outcomes that neither order explains."""
         outcome = self._rest(way.pair, queue, told, again=way.a_commits)
-        wrong = broken(self.watch, queue) + broken(self.watch, f"{queue}{FAR}")
+        wrong = [
+            promise
+            for where in self._places[way.pair.scenario]
+            for promise in broken(self.watch, f"{queue}{where}")
+        ]
         legal = self._legal(way)
         sessions = (self.a, self.b, self.house)
         warnings = [text for session in sessions for text in session.warnings]
@@ -243,25 +265,25 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         if session.rest(other) == "done":
             session.end(commit=True)
 
-    # Judging.
+    # Judging
 
     def _rest(
         self, pair: Pair, queue: str, told: tuple[str, str], *, again: bool
     ) -> Outcome:
-        """Come to rest, and return what there is then.
+        """Apply deferred work until nothing is left, and return the state.
 
-        What has to be said again is said again before others do what is left.
+        Calls to be retried are retried before other sessions do the remaining work.
         """
         said = list(told)
         calls = [(0, pair.a), (1, pair.b)] if again else [(1, pair.b)]
         for place, call in calls:
             if said[place] in AGAIN:
                 said[place] = self.house.make(call, queue)
-        self._apply_notes(queue)
+        self._apply_notes(pair.scenario, queue)
         for place, call in calls:
             if call.tries:
                 self.house.make(call, queue)
-                self._apply_notes(queue)
+                self._apply_notes(pair.scenario, queue)
                 said[place] = ""
         for dropping, creating in (
             (drop_queue, create_queue),
@@ -272,11 +294,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
                 self.house.make(creating, queue)
         return self._state(pair.scenario, queue, said)
 
-    def _apply_notes(self, queue: str) -> None:
+    def _apply_notes(self, scenario: str, queue: str) -> None:
         for _ in range(ROUNDS):
             left = [
-                call
-                for call, where in zip(EVERYWHERE, ("", FAR), strict=True)
+                APPLY_NOTES[where]
+                for where in self._places[scenario]
                 if self.watch.execute(NOTES, {"queue": f"{queue}{where}"}).rowcount
             ]
             if not left:
@@ -285,10 +307,10 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
                 self.house.make(call, queue)
 
     def _state(self, scenario: str, queue: str, said: list[str]) -> Outcome:
-        """Return all rows of a queue and what was said, by nicknames."""
+        """Return all rows of a queue and the answers of the calls, by nicknames."""
         rows = [
             (kind, subject.replace(queue, ""), row.replace(queue, ""))
-            for where in ("", FAR)
+            for where in self._places[scenario]
             for kind, subject, row in self.watch.execute(
                 STATE, {"queue": f"{queue}{where}"}
             )
@@ -316,11 +338,11 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         return tuple(sorted(told + facts))
 
     def in_order(self, pair: Pair) -> Outcome:
-        """Return what comes of A and then B, with nobody else there."""
+        """Return the outcome of A and then B, without concurrency."""
         return self._in_order(pair, "ab", IN_READ_COMMITTED, again=True)
 
     def _legal(self, way: Interleaving) -> list[Outcome]:
-        """Return what may come of it, on its own terms or in READ COMMITTED."""
+        """Return the outcomes legal at these isolation levels or in READ COMMITTED."""
         return [
             self._in_order(way.pair, order, levels, again=way.a_commits)
             for levels in {way.levels, IN_READ_COMMITTED}
@@ -328,9 +350,9 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
         ]
 
     def _in_parts(self, pair: Pair) -> set[Outcome]:
-        """Return what comes of a sweep that is at some tasks before the other call.
+        """Return the outcomes of a sweep that handles some tasks before the other call.
 
-        It is one call for each task: the other one may come between any two of these.
+        It is one call per task: the other call may run between any two of these.
         """
         if pair not in self._parts:
             self._parts[pair] = {
@@ -367,6 +389,6 @@ class Conductor(contextlib.AbstractContextManager["Conductor"]):
 
 
 def _some(tasks: list[str]) -> Iterator[tuple[str, ...]]:
-    """Yield all choices of them, but for none and all."""
+    """Yield all choices of them, except none and all."""
     for size in range(1, len(tasks)):
         yield from itertools.combinations(tasks, size)

@@ -1,4 +1,4 @@
-"""A queue's rows: all of them once more for another queue, and what they come to."""
+"""Copy all rows of a queue into another queue, and compare states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COPY: Final = """
 create function public.copy_queue(original text, copy text) returns void
 language plpgsql as $$ begin {} end $$
 """
-# Of a scenario's queues, and of what names them.
+# Rows of a scenario's queues, and of objects named after them.
 MOVED: Final = {
     name: sql.SQL("copy || substr({}, length(original) + 1)").format(
         sql.Identifier(name)
@@ -86,7 +86,7 @@ from durable.queues where queue = %(queue)s
 
 
 def make_copier(session: psycopg.Connection) -> None:
-    """All tables' rows of one queue, once more for another."""
+    """Copy all tables' rows of one queue into another."""
     statements = []
     for table, columns in session.execute(COLUMNS).fetchall():
         statement = sql.SQL(

@@ -1,4 +1,4 @@
-"""Where calls of several features meet: as in scenarios.py."""
+"""Scenarios in which calls of several features meet: as in scenarios.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def what_two_want_to_delete(stage: Stage) -> list[Call]:
         do.delete_many(child, over),
         do.delete_many(),
         do.cleanup,
-        do.keep_house,
+        do.run_maintenance,
         do.retry_many(),
         do.fork(over),
         do.send(over),
@@ -70,15 +70,15 @@ def what_two_want_to_delete(stage: Stage) -> list[Call]:
 
 
 def a_family_with_one_deadline(stage: Stage) -> list[Call]:
-    """It has just passed, in both queues."""
+    """Its deadline has just passed, in both queues."""
     stage.reach_far()
     parent = stage.held("parent", deadline=JUST_BEFORE)
     near = stage.held("near", parent)
     far = stage.held_below(parent, do.spawn_far(parent, "far"))
     joins = do.mixed(do.join(near, far), None, FAR)
     return [
-        do.expire_deadlines,
-        do.far(do.expire_deadlines),
+        do.expire_tasks,
+        do.far(do.expire_tasks),
         do.cancel(parent),
         do.cancel(near),
         do.far(do.cancel(far)),
@@ -92,8 +92,8 @@ def a_family_with_one_deadline(stage: Stage) -> list[Call]:
         do.spawn("below", parent=parent),
         do.spawn_children(near, "grandchild"),
         do.spawn_back(far, "back"),
-        do.apply_notes,
-        do.far(do.apply_notes),
+        do.apply_deferred_work,
+        do.far(do.apply_deferred_work),
     ]
 
 
@@ -119,9 +119,9 @@ def many_of_a_family_of_two_queues(stage: Stage) -> list[Call]:
         do.suspend(other, waits=[do.mixed(do.first(far, back), FAR, None)]),
         do.spawn_far(other, "more"),
         do.cleanup,
-        do.far(do.keep_house),
-        do.apply_notes,
-        do.far(do.apply_notes),
+        do.far(do.run_maintenance),
+        do.apply_deferred_work,
+        do.far(do.apply_deferred_work),
     ]
 
 

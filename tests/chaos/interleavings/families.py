@@ -1,4 +1,4 @@
-"""Where two calls meet about a family of two queues: as in scenarios.py."""
+"""Scenarios in which calls meet in a family across two queues: as in scenarios.py."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def a_parent_asleep_until_its_children_elsewhere_end(stage: Stage) -> list[Call]
         do.emit(),
         do.claim(),
         do.far(do.claim()),
-        do.apply_notes,
-        do.far(do.apply_notes),
+        do.apply_deferred_work,
+        do.far(do.apply_deferred_work),
     ]
 
 
@@ -61,7 +61,7 @@ def a_parent_about_to_wait_for_the_first(stage: Stage) -> list[Call]:
         do.far(do.cancel(far)),
         do.far(do.release(far)),
         do.far(do.drop_queue),
-        do.far(do.keep_house),
+        do.far(do.run_maintenance),
         do.emit(),
     ]
 
@@ -84,8 +84,8 @@ def a_family_of_two_queues_that_failed(stage: Stage) -> list[Call]:
         do.far(do.complete(far)),
         do.cleanup,
         do.far(do.cleanup),
-        do.apply_notes,
-        do.far(do.apply_notes),
+        do.apply_deferred_work,
+        do.far(do.apply_deferred_work),
         do.claim(),
         do.far(do.claim()),
     ]

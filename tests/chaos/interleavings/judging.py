@@ -1,8 +1,8 @@
-"""Whether what has come of two calls is what comes of one after the other.
+"""Decide whether the outcome of two calls is that of one call after the other.
 
 Which of two ends of one task came first is open, and so is its reason: it is left out
-of the comparison where two calls, or a note and the clock, may have given it. That the
-reason is a true one is a promise (tests/chaos/promises.py).
+of the comparison where two calls, or deferred work and the clock, may have given it.
+That the reason is true is checked separately (tests/chaos/promises.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.chaos.interleavings.pairs import IN_READ_COMMITTED, Interleaving
 
 __all__ = ["Outcome", "difference", "is_legal", "orders"]
 
-# What is known about each subject: a task with all that belongs to it, an event, ...
+# The facts about each subject: a task with all its rows, an event, ...
 Outcome = tuple[tuple[str, str], ...]
 
 ABOVE: Final = r'\{"by": "[^"]*", "type": "\$CancelledByParent"[^}]*\}'
@@ -36,8 +36,8 @@ UNDO_ONE_ANOTHER: Final = {"retry_tasks", "cancel_tasks"}
 def orders(way: Interleaving) -> tuple[str, ...]:
     """Return in which orders the calls may have been made; only B, if A rolls back.
 
-    Two that undo one another, and pass over what is busy, are said again in the end, A
-    and then B: who is the last for a task depends on which of them had passed it over.
+    Two calls that undo one another, and skip locked rows, are repeated in the end, A
+    and then B: which is the last for a task depends on which of them had skipped it.
     """
     if not way.a_commits:
         return ("b",)
@@ -63,9 +63,9 @@ def is_legal(way: Interleaving, outcome: Outcome, legal: list[Outcome]) -> bool:
 def _with_reasons_open(way: Interleaving, outcomes: list[Outcome]) -> list[Outcome]:
     """Leave out which of two reasons came first for a task that was cancelled.
 
-    Of a parent's end and the deadline that both of them have, the clock's note or the
-    parent's comes first. Of several tasks that are cancelled at once, each ends by
-    itself or with one above it that is among them.
+    Of a parent's end and the deadline that both have, either comes first. Of several
+    tasks cancelled at once, each ends by itself or with one above it that is among
+    them.
     """
     if way.levels != IN_READ_COMMITTED or any(map(_is_late, outcomes)):
         outcomes = [_leave_out(BY_TIME, outcome, _anybody) for outcome in outcomes]
@@ -77,7 +77,7 @@ def _with_reasons_open(way: Interleaving, outcomes: list[Outcome]) -> list[Outco
 
 
 def _is_late(outcome: Outcome) -> bool:
-    """Whether anything has ended by the deadline that it may have from its parent."""
+    """Whether any task ended by the deadline that it may have from its parent."""
     return any(IS_LATE.search(fact) for _, fact in outcome)
 
 
@@ -115,7 +115,7 @@ def _about(subject: str, outcome: Outcome) -> list[str]:
 
 
 def difference(outcome: Outcome, legal: list[Outcome]) -> str:
-    """Say what is in the one and not in the others, and the other way round."""
+    """Describe what only the one contains and what only the others contain."""
     lines = []
     for title, other in zip(("A then B", "B then A"), legal, strict=False):
         lines.append(f"  against {title}:")

@@ -1,4 +1,4 @@
-"""Where two calls meet about messages: as in scenarios.py."""
+"""Scenarios in which two calls about messages meet: as in scenarios.py."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def messages_that_were_left_and_go_with_their_task(stage: Stage) -> list[Call]:
     stage.done(do.complete(old))
     return [
         do.cleanup,
-        do.keep_house,
+        do.run_maintenance,
         do.drop_queue,
-        do.apply_notes,
+        do.apply_deferred_work,
         do.claim(),
         do.send(old),
         do.send(asleep),

@@ -1,4 +1,4 @@
-"""Two calls that meet in a scenario, and how they are played against each other."""
+"""Two calls that meet in a scenario, and how they are interleaved."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Interleaving:
-    """How a pair is played.
+    """How a pair is interleaved.
 
-    stop_a, stop_b: at which point each stops to let the other go on; 0: at none.
-    b_stays: B keeps its transaction open until A is over.
+    stop_a, stop_b: at which point each stops to let the other continue; 0: at none.
+    b_stays: B keeps its transaction open until A has ended.
     """
 
     pair: Pair

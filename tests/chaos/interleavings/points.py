@@ -1,16 +1,16 @@
-"""Where a call may be stopped: before each statement that reads or writes a table.
+"""The points where a call may be stopped: before each statement that uses a table.
 
 In READ COMMITTED a statement sees what had committed when it began and keeps its locks
 to the end of the transaction. So these points, and the moment between a call's end and
-its commit, are all there is between two calls, but for the order in which one statement
-locks several rows (tests/test_claim_races.py).
+its commit, are the only places where two calls can interleave, except for the order in
+which one statement locks several rows (tests/test_claim_races.py).
 
 Every PL/pgSQL function of the engine is created once more, with
 `if public.pause(…) then null; end if;` before such a statement: an IF changes neither
 FOUND nor ROW_COUNT, takes no lock and touches no row.
 
-Besides, the clock is what a session says it is, and nobody gives up waiting after
-200 ms, so that a cycle of waits shows as a deadlock.
+Also, each session sets its own clock, and no statement has the lock timeout of 200 ms,
+so that a cycle of waits shows as a deadlock.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ create or replace function durable._now() returns timestamptz
 language sql volatile
 as $$ select current_setting('test.now')::timestamptz $$
 """
-# Counts the points a session passes (-1: aloud). Where it is to stop, it says so,
-# and waits until its gate, an advisory lock, is open.
+# Counts the points a session passes (-1: with output). Where it is to stop, it reports
+# that, and waits until its gate, an advisory lock, is open.
 PAUSE: Final = """
 create function public.pause(point text) returns boolean
 language plpgsql volatile
@@ -73,7 +73,8 @@ POINT: Final = re.compile(r"if public\.pause\('[^']*'\) then null; end if; ")
 TOKEN: Final = re.compile(
     r"--[^\n]*|'(?:[^']|'')*'|\"[^\"]*\"|#\w+[^\n]*|[a-zA-Z_][\w.]*|\s+|.", re.DOTALL
 )
-# What a statement that contains others ends with, and what only opens a block.
+# The keywords that end the head of a compound statement, and those that only open a
+# block.
 ENDS: Final = {
     **dict.fromkeys(["if", "elsif", "when", "case"], "then"),
     **dict.fromkeys(["for", "foreach", "while"], "loop"),
@@ -82,12 +83,12 @@ OPENS: Final = {"begin", "else", "loop", "exception"}
 
 
 def stop_the_clock(session: psycopg.Connection) -> None:
-    """Let each session say what time it is."""
+    """Let each session set its own time."""
     session.execute(CLOCK)
 
 
 def instrument(session: psycopg.Connection) -> int:
-    """Put points into this database's engine; returns how many."""
+    """Insert points into this database's engine; return how many."""
     session.execute(PAUSE)
     names = "|".join(name for (name,) in session.execute(TABLES).fetchall())
     tables = re.compile(rf"\bdurable\.({names})\b")
@@ -104,7 +105,7 @@ def instrument(session: psycopg.Connection) -> int:
 
 
 def without_points(body: str) -> str:
-    """Return a function's body as it was."""
+    """Return the original body of a function."""
     return POINT.sub("", body)
 
 
@@ -121,10 +122,10 @@ def with_points(function: str, body: str, tables: re.Pattern[str]) -> tuple[str,
 
 
 def _statements(body: str) -> list[tuple[str, str]]:
-    """Divide a body into statements, each with what stands before it.
+    """Split a body into statements, each with the text before it.
 
-    One that contains others ends where they begin, at its `then` or `loop`. An `elsif`
-    or `when` is no statement, and stands before the one that follows it.
+    A compound statement ends where the inner ones begin, at its `then` or `loop`. An
+    `elsif` or `when` is no statement, and is part of the text before the next one.
     """
     found: list[tuple[str, str]] = []
     before = statement = until = ""

@@ -1,8 +1,8 @@
-"""Where two calls meet: what is there before, and every call that has to do with it.
+"""Situations in which two calls meet, and all calls that affect them.
 
-A scenario plays up to the hour at which calls meet, `HOUR`; what it does takes place
-before, a second apart, so that ids ascend. It returns the calls; each of them meets
-each of them, itself too.
+A scenario plays up to the hour at which calls meet, `HOUR`; its own calls take place
+before, a second apart, so that ids ascend. It returns the calls to play; each of them
+meets each of them, itself too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def a_running_task_that_may_be_lost(stage: Stage) -> list[Call]:
         do.retry(held),
         do.claim(),
         do.expire_leases,
-        do.keep_house,
+        do.run_maintenance,
         do.spawn("below", parent=held),
         do.spawn("held", idempotency_key="k"),
         do.spawn_many("more", {}, {"parent_task_id": str(held.task_id)}),
@@ -93,7 +93,7 @@ def an_event_and_those_who_wait_for_it(stage: Stage) -> list[Call]:
         do.cancel(about),
         do.claim(),
         do.prune_events,
-        do.keep_house,
+        do.run_maintenance,
     ]
 
 
@@ -105,7 +105,7 @@ def events_nobody_waits_for_any_more(stage: Stage) -> list[Call]:
     return [
         do.prune_events,
         do.cleanup,
-        do.keep_house,
+        do.run_maintenance,
         do.emit(),
         do.emit("old"),
         do.emit_from(held),
@@ -118,15 +118,15 @@ def events_nobody_waits_for_any_more(stage: Stage) -> list[Call]:
 
 
 def what_time_ends(stage: Stage) -> list[Call]:
-    waiting = stage.held("waiting", max_duration=20)
-    late = stage.spawn("late", max_delay=5)
+    waiting = stage.held("waiting", execution_timeout=20)
+    late = stage.spawn("late", start_timeout=5)
     below = stage.held("below", late, max_attempts=1, lease=10)
-    running = stage.held("running", max_duration=10)
+    running = stage.held("running", execution_timeout=10)
     stage.done(do.suspend(waiting, waits=[do.join(running), do.event(seconds=900)]))
     return [
-        do.expire_deadlines,
+        do.expire_tasks,
         do.expire_leases,
-        do.keep_house,
+        do.run_maintenance,
         do.claim(),
         do.cancel(late),
         do.cancel(waiting),
@@ -155,8 +155,8 @@ def what_was_left_to_notes(stage: Stage) -> list[Call]:
     for call in (do.emit(), do.complete(child), do.fail(failed)):
         stage.left_to_notes(call)
     return [
-        do.apply_notes,
-        do.keep_house,
+        do.apply_deferred_work,
+        do.run_maintenance,
         do.claim(),
         do.cancel(joiner),
         do.cancel(sleeper),
@@ -189,7 +189,7 @@ def keys_and_those_who_have_them(stage: Stage) -> list[Call]:
         do.spawn_many("new", *both[::-1]),
         do.spawn_children(held, "new", idempotency_key="b"),
         do.cleanup,
-        do.keep_house,
+        do.run_maintenance,
         do.retry(old),
         do.retry(old, spawn_new=True),
         do.complete(held),
@@ -238,6 +238,7 @@ def what_is_for_one_version(stage: Stage) -> list[Call]:
         do.claim_as("2"),
         do.announce("2"),
         do.announce("3"),
+        do.announce_definitions("2"),
         do.promote("2"),
         do.set_version("2", mine, running),
         do.set_version("1", theirs),
@@ -247,7 +248,7 @@ def what_is_for_one_version(stage: Stage) -> list[Call]:
         do.complete(running),
         do.fail(running, retryable=True),
         do.expire_leases,
-        do.keep_house,
+        do.run_maintenance,
         do.cancel(mine),
     ]
 
@@ -280,7 +281,7 @@ def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
         do.retry(over),
         do.cleanup,
         do.prune_events,
-        do.keep_house,
+        do.run_maintenance,
     ]
 
 

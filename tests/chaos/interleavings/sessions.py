@@ -1,10 +1,10 @@
-"""A session that stops where it is told to, and can be looked at meanwhile."""
+"""A session that stops at a chosen point, where a test can inspect it."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any, Final
 
 import psycopg
@@ -15,7 +15,7 @@ from tests.chaos.interleavings.stage import HOUR
 
 __all__ = ["Session"]
 
-# A snapshot is taken at once: before whatever the other session commits.
+# The snapshot is taken at once: before anything that the other session commits.
 BEGIN: Final = {
     None: "begin",
     IsolationLevel.REPEATABLE_READ: (
@@ -37,7 +37,7 @@ DEADLINE: Final = 60
 
 
 class Session:
-    """Makes one call at a time, in a thread; `rest` tells where it has come to."""
+    """Makes one call at a time, in a thread; `rest` reports its progress."""
 
     def __init__(self, dsn: str, watch: psycopg.Connection) -> None:
         self.connection = psycopg.connect(dsn, autocommit=True)
@@ -52,18 +52,18 @@ class Session:
         self._passed = 0
         self._watch = watch
         self._thread = ThreadPoolExecutor(1)
-        self._moments: SimpleQueue[str] = SimpleQueue()
+        self._moments: Queue[str] = Queue()
         self._close_gate()
 
     def close(self) -> None:
-        """End the session, whatever it is at."""
+        """Close the session, even in the middle of a call."""
         self.connection.cancel()
         self._open_gate()
         self._thread.shutdown()
         self.connection.close()
 
     def begin(self, level: IsolationLevel | None, stop: int) -> None:
-        """Begin a transaction, whose call will stop at its so-manieth point."""
+        """Begin a transaction whose call will stop at this point, counted from 1."""
         if self._opened:
             self._close_gate()
         self.where = ""
@@ -76,7 +76,7 @@ class Session:
         self._thread.submit(self._make, call, queue)
 
     def make(self, call: Call, queue: str, level: IsolationLevel | None = None) -> str:
-        """Make a call in a transaction of its own, and return what it said."""
+        """Make a call in a transaction of its own, and return its answer."""
         if level is not None:
             self.begin(level, 0)
         self._make(call, queue)
@@ -86,7 +86,7 @@ class Session:
         return self.result
 
     def points(self, call: Call, queue: str) -> int:
-        """Make a call, and return how many points it passes, be it refused or not."""
+        """Make a call, and return how many points it passes, refused or not."""
         self._passed = 0
         self.begin(None, -1)
         self._make(call, queue)
@@ -116,7 +116,7 @@ class Session:
             self.warnings.append(message)
 
     def rest(self, other: Session) -> str:
-        """Wait until the call is done, has stopped, or is blocked by the other one."""
+        """Wait until the call has returned, stopped, or is blocked by the other."""
         end = time.monotonic() + DEADLINE
         while self.state in {"running", "blocked"}:
             try:
@@ -137,7 +137,7 @@ class Session:
         return bool(row[0]) and self._moments.empty()
 
     def go_on(self) -> None:
-        """Leave the point at which it has stopped."""
+        """Continue from the point at which it has stopped."""
         if self.state == "stopped":
             self._open_gate()
             self.state = "running"

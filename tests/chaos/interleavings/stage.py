@@ -1,4 +1,4 @@
-"""Where a scenario is played, before two calls meet."""
+"""The queue in which a scenario is played, before two calls meet."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stage:
         return self._session.execute(query, args).fetchall()
 
     def at(self, seconds: float) -> None:
-        """Move to so many seconds from the hour."""
+        """Move the clock to so many seconds from the hour."""
         self._seconds = seconds
         moment = HOUR + timedelta(seconds=seconds)
         self._session.execute("select set_config('test.now', %s, false)", [str(moment)])
@@ -78,7 +78,7 @@ class Stage:
         return self.hold(self.spawn(nick, parent, **more), lease=lease)
 
     def held_below(self, parent: Held, call: Call) -> Held:
-        """Let a task have a child by `spawn_far` or `spawn_back`, and claim that."""
+        """Spawn a task's child by `spawn_far` or `spawn_back`, and claim it."""
         nick = call.name.split(" ")[-1]
         query = call.query.replace("select name, created", "select task_id")
         ((task_id,),) = self._rows(query, **call.args)
@@ -100,7 +100,7 @@ class Stage:
         self._rows(call.query, **call.on(self.queue))
 
     def left_to_notes(self, call: Call) -> None:
-        """Make a call outside READ COMMITTED: what follows from it is left to notes."""
+        """Make a call outside READ COMMITTED, whose consequences are deferred."""
         self._session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with self._session.transaction():
             self.done(call)

@@ -1,4 +1,4 @@
-"""Where two calls meet about a family of one queue: as in scenarios.py."""
+"""Scenarios in which two calls meet in a family of one queue: as in scenarios.py."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def a_parent_about_to_wait_for_its_children(stage: Stage) -> list[Call]:
 
 
 def a_parent_that_joins_again(stage: Stage) -> list[Call]:
-    """Its watch is on a task that has finished since, and was tried again."""
+    """Its watch is on a task that has finished since, and was retried."""
     parent = stage.held("parent")
     first = stage.held("first", parent)
     last = stage.held("last", parent)
@@ -89,13 +89,13 @@ def a_parent_that_joins_again(stage: Stage) -> list[Call]:
         do.cancel(parent),
         do.retry(last),
         do.release(again),
-        do.apply_notes,
+        do.apply_deferred_work,
         do.claim(),
     ]
 
 
 def a_tree(stage: Stage) -> list[Call]:
-    """With a child whose id is ahead of the clock that gave it."""
+    """With a child whose id is ahead of the clock that produced it."""
     root = stage.held("root", max_attempts=1)
     left = stage.held("left", root)
     right = stage.held("right", root, max_attempts=1)
@@ -147,7 +147,7 @@ def a_parent_that_failed_with_all_below_it(stage: Stage) -> list[Call]:
         do.cancel(parent),
         do.complete(child),
         do.cleanup,
-        do.keep_house,
+        do.run_maintenance,
         do.spawn("parent", idempotency_key="parent"),
         do.spawn("child", idempotency_key="child"),
         do.spawn("below", parent=parent),

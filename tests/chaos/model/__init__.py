@@ -1,1 +1,1 @@
-"""The engine beside a program that says what it promises, step by step."""
+"""Compare the engine with a program that specifies it, step by step."""

@@ -1,4 +1,4 @@
-"""Whether engine and model hold the same, and what must hold whatever they hold."""
+"""Compare engine and model, and check what is always true."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FIELDS = [field.name for field in fields(Task) if field.name != "waits"]
 
 
 def agree(model: Model, seen: Seen) -> None:
-    """Fail unless all rows are the same; learn what the engine was free to choose."""
+    """Fail unless all rows are the same; copy what the engine was free to choose."""
     for what, held, expected in (
         ("tasks", seen.tasks.keys(), model.tasks.keys()),
         ("events", seen.events, model.events),
         ("keys", seen.keys, model.keys),
-        ("notes", Counter(seen.notes), Counter(model.notes)),
+        ("deferred", Counter(seen.deferred), Counter(model.deferred)),
         ("rows of no task", seen.strays, []),
         ("cleaned to", seen.cleaned_to, model.cleaned_to),
         ("pruned to", seen.pruned_to, model.pruned_to),
@@ -40,7 +40,7 @@ def agree_on_task(task_id: str, task: Task, seen: Seen) -> None:
             raise AssertionError(f"{task_id} {field}: {held!r} instead of {expected!r}")
     for name, wait in task.waits.items():
         if not task.is_asleep and name in found.waits:
-            wait.watched = found.waits[name].watched  # set anew when it suspends
+            wait.watched = found.waits[name].watched  # set anew on suspension
         elif wait.target != seen.targets.get((task_id, name)):
             raise AssertionError(f"{task_id} {name}: another target than {wait.target}")
     waits = found.waits
@@ -48,10 +48,10 @@ def agree_on_task(task_id: str, task: Task, seen: Seen) -> None:
 
 
 def check(model: Model, revived: set[str]) -> None:
-    """What is true after every call. revived: whom retry_task was asked for."""
+    """Check invariants after every call. revived: ids passed to retry_task."""
     for task_id, task in model.tasks.items():
         assert len(task.runs) == task.attempt - 1, f"{task_id} has lost an attempt"
-        if not model.notes and task.is_live:
+        if not model.deferred and task.is_live:
             check_sleep(model, task_id, task)
             parent = model.tasks.get(task.parent or "")
             if parent and parent.state in {"failed", "cancelled"}:
@@ -59,7 +59,7 @@ def check(model: Model, revived: set[str]) -> None:
 
 
 def check_sleep(model: Model, task_id: str, task: Task) -> None:
-    """Nobody sleeps without a wake-up, or longer than what it waits for."""
+    """No task sleeps without a wake-up, or longer than what it waits for."""
     if not task.is_asleep:
         return
     wakes = task.available_at is not None

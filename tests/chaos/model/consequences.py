@@ -1,5 +1,4 @@
-# ruff: noqa: D205 - a rule may take two lines
-"""What follows from a call: who wakes, who is tried again, who ends with whom."""
+"""Consequences of a call: who wakes, who is retried, and who ends with whom."""
 
 from __future__ import annotations
 
@@ -20,11 +19,17 @@ from tests.chaos.model.things import (
 __all__ = ["Queue"]
 
 
+def by_parent(root: Id | None) -> Json:
+    """Return the error of a task that was cancelled by the end of a task above it."""
+    text = f"cancelled by parent {root}"
+    return {"type": "$CancelledByParent", "message": text, "by": root}
+
+
 class Queue:
     """A queue.
 
-    `latest`: the call runs in READ COMMITTED. Outside it cannot see what has just been
-    committed, and leaves what follows from it to notes.
+    `latest`: the call runs in READ COMMITTED. At other levels it cannot see the latest
+    commits, and defers the consequences.
     """
 
     def __init__(self, now: int) -> None:
@@ -33,7 +38,7 @@ class Queue:
         self.tasks: dict[Id, Task] = {}
         self.events: dict[str, Event] = {}
         self.keys: dict[str, Id] = {}
-        self.notes: list[tuple[str, Id]] = []
+        self.deferred: list[tuple[str, Id]] = []
         self.keep_tasks: int | None = 30 * 86400 * SECOND
         self.keep_events: int | None = 30 * 86400 * SECOND
         self.cleaned_to: Id | None = None
@@ -45,7 +50,7 @@ class Queue:
         return self.tasks[task_id]
 
     def _end(self, task: Task, state: str, error: Json, result: Json = None) -> None:
-        """Final. What it waited for is forgotten, unless it completed."""
+        """Final. Its waits are deleted, unless it completed."""
         task.let_go()
         task.state, task.finished_at, task.deadline = state, self.now, None
         task.result, task.error = result, error
@@ -55,18 +60,20 @@ class Queue:
     def _end_attempt(
         self, task: Task, outcome: str, error: Json, *, retryable: bool
     ) -> None:
-        """Another attempt follows, if one is left and begins before the deadline."""
+        """Another attempt follows if one is left and begins before the deadline."""
         if not (retryable and task.may_retry()):
             self._end(task, "failed", error)
             return
         least, most = (0, 0) if outcome == "lease_lost" else task.delay()
         soon, late = self.now + least, self.now + most
         if task.deadline is not None and soon >= task.deadline:
-            text = f"no time left for attempt {task.attempt + 1} within max_duration"
+            text = (
+                f"no time left for attempt {task.attempt + 1} within execution_timeout"
+            )
             late_error = {
                 "type": "$DeadlineExceeded",
                 "message": text,
-                "limit": "max_duration",
+                "limit": "execution_timeout",
                 "cause": error,
             }
             self._end(task, "cancelled", late_error)
@@ -81,11 +88,12 @@ class Queue:
             task.available_at = in_between
 
     def _finished(self, ended: list[Id]) -> None:
-        """Looks at who watches these: each wakes if all it waits for has finished, or
-        watches on.
+        """Wake the tasks that watch these, if all they wait for has finished.
+
+        The others watch the next one.
         """
         if not self.latest:
-            self.notes += [("finished", task_id) for task_id in ended]
+            self.deferred += [("finished", task_id) for task_id in ended]
             return
         for task in self.tasks.values():
             waits = task.waits.values()
@@ -96,8 +104,9 @@ class Queue:
                     self._wake(task)
 
     def _watch(self, wait: Wait) -> bool:
-        """Watches the last of its tasks that lives, at or before where it has watched;
-        whether there is one.
+        """Watch the last live task of the wait, at or before the place watched so far.
+
+        Return whether there is one.
         """
         assert wait.tasks is not None
         assert wait.watched is not None
@@ -110,42 +119,65 @@ class Queue:
 
     def _wake_waiters(self, event: str) -> None:
         if not self.latest:
-            self.notes.append(("event", event))
+            self.deferred.append(("event", event))
             return
         for task in self.tasks.values():
             if task.is_asleep and event in {wait.event for wait in task.waits.values()}:
                 self._wake(task)
 
     def _wake(self, task: Task) -> None:
-        """Pending now. Its waits stay until its next holder settles them."""
+        """Pending now. Its waits stay until its next holder resolves them."""
         task.state, task.available_at = "pending", self.now
 
     def _cascade(self, fallen: list[Id]) -> None:
-        """Whoever ends badly takes with it all that lives below it."""
+        """A task that fails or is cancelled cancels all its descendants."""
         if not self.latest:
-            self.notes += [("cascade", task_id) for task_id in fallen]
+            self.deferred += [("cascade", task_id) for task_id in fallen]
         elif cancelled := self._cancel_below(fallen):
             self._finished(cancelled)
 
     def _cancel_below(self, roots: list[Id]) -> list[Id]:
-        """Also below what has finished. Records by whose end; retry revives these."""
-        by: dict[Id, list[Id]] = {}
-        for root in roots:
+        """Includes descendants of finished tasks.
+
+        Records by which ended ancestor, the nearest one: retry revives these.
+        """
+        cancelled = []
+        for root in sorted(roots, reverse=True):
             for task_id in self._below(root):
                 if self.tasks[task_id].is_live:
-                    by.setdefault(task_id, []).append(root)
-        for task_id, parents in by.items():
-            errors = [
-                {
-                    "type": "$CancelledByParent",
-                    "message": f"cancelled by parent {root}",
-                    "by": root,
-                }
-                for root in parents
-            ]
-            whose: Any = Free(errors.__contains__, f"one of {errors}")
-            self._end(self.tasks[task_id], "cancelled", whose)
-        return list(by)
+                    self._end(self.tasks[task_id], "cancelled", by_parent(root))
+                    cancelled.append(task_id)
+        return cancelled
+
+    def _revive_below(self, root: Id) -> None:
+        """Revive exactly those that its own end had cancelled.
+
+        Below a task that stays ended none: they are revived with that one.
+        """
+        if not self.latest:
+            self.deferred.append(("revive", root))
+            return
+        for task_id in self._below(root):
+            task = self.tasks[task_id]
+            if task.state == "cancelled" and task.error.get("by") == root:
+                parent = self.tasks[task.parent or ""]
+                if parent.state not in {"failed", "cancelled"}:
+                    self._revive(task, None)
+                elif parent.error.get("type") == "$CancelledByParent":
+                    task.error = parent.error
+                else:
+                    task.error = by_parent(task.parent)
+
+    def _revive(self, task: Task, most: int | None) -> None:
+        outcome = "failed" if task.state == "failed" else "cancelled"
+        ended_at = task.finished_at or 0
+        task.runs.append(Run(task.attempt, outcome, task.worker, ended_at, task.error))
+        task.attempt += 1
+        if task.max_attempts is not None:
+            task.max_attempts = max(task.max_attempts, task.attempt)
+        task.max_attempts = most or task.max_attempts
+        task.state, task.available_at = "pending", self.now
+        task.started_at = task.finished_at = task.error = None
 
     def _below(self, root: Id) -> list[Id]:
         found = [root]

@@ -1,4 +1,4 @@
-"""What a program is drawn from, and how the engine takes it."""
+"""Strategies that draw programs, and the arguments of the engine's calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.model.things import SECOND, Refused
 
 __all__ = ["DAY", "ERROR", "WORKERS", "Held", "Json", "as_json", "asked", "asked_wait"]
 __all__ += ["by_name", "created", "event", "few", "held", "helds", "options", "payload"]
-__all__ += ["quantity", "rarely", "spans", "wait"]
+__all__ += ["batch_size", "rarely", "spans", "wait"]
 
 Json: TypeAlias = Any
 Held: TypeAlias = tuple[str, int]
@@ -36,11 +36,11 @@ spans = st.sampled_from([0, 0.5, 5, 60, 3600])
 key = st.sampled_from([None, None, None, "k1", "k2"])
 event = st.sampled_from(["e1", "e2", "e3"])
 payload = st.sampled_from([None, 7, {"x": [1]}])
-quantity = st.sampled_from([1, 2, 100])
+batch_size = st.sampled_from([1, 2, 100])
 
 
 def options(**more: st.SearchStrategy[Json]) -> st.SearchStrategy[dict[str, Json]]:
-    """What a task is spawned with. A random delay has no deadline to meet."""
+    """Draw the options of a task. A random delay has no deadline to meet."""
     usual: dict[str, st.SearchStrategy[Json]] = {
         "task": st.sampled_from(NAMES),
         "params": st.sampled_from(PARAMS),
@@ -49,7 +49,7 @@ def options(**more: st.SearchStrategy[Json]) -> st.SearchStrategy[dict[str, Json
     rare: dict[str, st.SearchStrategy[Json]] = {
         "key": key,
         "max_attempts": st.sampled_from([1, 2, 3, None]),
-        "max_delay": spans,
+        "start_timeout": spans,
     }
     return st.one_of(
         st.fixed_dictionaries(
@@ -57,7 +57,7 @@ def options(**more: st.SearchStrategy[Json]) -> st.SearchStrategy[dict[str, Json
         ),
         st.fixed_dictionaries(
             {**usual, "retry": st.sampled_from(CERTAIN)},
-            optional={**rare, "max_duration": spans},
+            optional={**rare, "execution_timeout": spans},
         ),
     )
 
@@ -78,8 +78,8 @@ def as_json(held: Held, **more: Json) -> dict[str, Json]:
 
 
 def asked(new: dict[str, Json]) -> dict[str, Json]:
-    """Return its options as `spawn` takes them."""
-    same = {"max_attempts", "retry", "max_delay", "max_duration"}
+    """Return its options in the form that `spawn` takes."""
+    same = {"max_attempts", "retry", "start_timeout", "execution_timeout"}
     named = {option: new[option] for option in same & new.keys()}
     if new.get("key") is not None:
         named["idempotency_key"] = new["key"]
@@ -89,19 +89,19 @@ def asked(new: dict[str, Json]) -> dict[str, Json]:
 
 
 def created(told: Json) -> Iterator[str]:
-    """Return the ids of the tasks that the engine says it has made."""
+    """Return the ids of the tasks that the engine has created."""
     rows = [] if isinstance(told, Refused) else told
     return iter([task_id for task_id, _, is_new in rows if is_new])
 
 
 def asked_wait(wait: dict[str, Json]) -> dict[str, Json]:
-    """Return a wait as `suspend_tasks` takes it."""
+    """Return a wait in the form that `suspend_tasks` takes."""
     said = {name: value for name, value in wait.items() if name != "span"}
     return said if "span" not in wait else said | {"seconds": wait["span"] / SECOND}
 
 
 def by_name(rows: Iterable[tuple[Json, ...]]) -> list[tuple[Json, ...]]:
-    """Return rows in an order of their own, without the ids of runs."""
+    """Return rows in a canonical order, without the ids of runs."""
     rows = list(rows)
     for *_, value in rows:
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - SQL
-"""The engine as the model sees it: calls in its words, and everything a queue holds.
+"""The engine behind the model's interface: its calls, and everything a queue holds.
 
-Ids are text, times are microseconds, JSON is what Python makes of it.
+Ids are text, times are microseconds, JSON is what Python parses it to.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.chaos.model.things import (
     Wait,
     micro,
 )
+from tests.support.claims import count_claims
 from tests.support.clock import Clock
 
 __all__ = ["Engine", "Seen"]
@@ -37,24 +38,24 @@ language sql immutable
 as $$ select (extract(epoch from at) * 1000000)::bigint $$;
 """
 
-# What a queue holds: one value, each table an array.
-# What is true of every task at any time.
+# Invariants of every task.
 RULES: Final = """
 alter table durable.tasks
   add check ((state = 'running') = (lease_expires_at is not null)),
   add check ((state = 'running') = (claim % 2 = 1)),
   add check (available_at is null or state in ('pending', 'sleeping')),
   add check ((state in ('completed', 'failed', 'cancelled')) = (finished_at is not null)),
-  add check (finished_at is null or deadline_at is null),
+  add check (finished_at is null or expires_at is null),
   add check (attempt <= max_attempts and attempt >= 1)
 """
 
+# The contents of a queue: one value, each table an array.
 EVERYTHING: Final = """
 select json_build_array(
   (select json_agg(json_build_array(
     task_id, name, params, public.us(spawned_at), parent_task_id, idempotency_key, retry,
-    max_attempts, max_duration, state, attempt, claim, worker, public.us(available_at),
-    public.us(lease_expires_at), public.us(deadline_at), public.us(started_at),
+    max_attempts, execution_timeout, state, attempt, claim, worker, public.us(available_at),
+    public.us(lease_expires_at), public.us(expires_at), public.us(started_at),
     public.us(finished_at), result, error))
   from durable.tasks where queue = %(queue)s),
   (select json_agg(json_build_array(
@@ -64,27 +65,28 @@ select json_build_array(
     task_id, name, state, value, position, after, attempt, claim, public.us(saved_at)))
   from durable.checkpoints where queue = %(queue)s),
   (select json_agg(json_build_array(
-    task_id, name, position, after, public.us(deadline_at), event_name, task_ids, watched,
+    task_id, name, position, after, public.us(expires_at), event_name, task_ids, watched,
     target_task_id))
   from durable.waits where queue = %(queue)s),
   (select json_agg(json_build_array(name, public.us(emitted_at), payload))
   from durable.events where queue = %(queue)s),
   (select json_agg(json_build_array(key, task_id))
   from durable.idempotency_keys where queue = %(queue)s),
-  (select json_agg(json_build_array(kind, coalesce(event_name, task_id::text)) order by note_id)
-  from durable.notes where queue = %(queue)s),
-  (select json_build_array(tasks_cleaned_to, events_pruned_to)
-  from durable.queues where queue = %(queue)s)
+  (select json_agg(json_build_array(kind, coalesce(event_name, task_id::text)) order by work_id)
+  from durable.deferred_work where queue = %(queue)s),
+  (select json_build_array(places.tasks_cleaned_to, places.events_pruned_to)
+  from durable.queues left join durable.cleanup_cursors as places using (queue)
+  where queue = %(queue)s)
 )
 """
 
 
 class Seen:
-    """What a queue holds, in the words of the specification."""
+    """The contents of a queue, in the terms of the specification."""
 
     def __init__(self, everything: Json) -> None:
         tables = [table or [] for table in everything]
-        tasks, runs, checkpoints, waits, events, keys, notes, places = tables
+        tasks, runs, checkpoints, waits, events, keys, deferred, places = tables
         self.tasks: dict[str, Task] = {}
         for (
             task_id,
@@ -119,7 +121,7 @@ class Seen:
                 self.targets[task_id, name] = target
         self.events = {name: Event(*event) for name, *event in events}
         self.keys = dict(keys)
-        self.notes = [(kind, subject) for kind, subject in notes]
+        self.deferred = [(kind, subject) for kind, subject in deferred]
         self.cleaned_to, self.pruned_to = places
 
 
@@ -131,6 +133,7 @@ class Engine:
         self._clock = Clock(connection)
         connection.execute(MICROSECONDS)
         connection.execute(RULES)
+        count_claims(connection)
         connection.execute("set timezone to 'UTC'")
         connection.execute("set statement_timeout to '20s'")  # no step takes that long
         connection.adapters.register_loader("uuid", TextLoader)
@@ -143,7 +146,7 @@ class Engine:
         self.call("create_queue", queue)
 
     def set_clock(self, now: int) -> None:
-        """Move to that moment."""
+        """Set the clock to that moment."""
         self._clock.set(moment(now))
 
     def look(self) -> Seen:
@@ -176,19 +179,19 @@ class Engine:
         )
 
     def in_an_old_snapshot(self, *, begin: bool) -> None:
-        """Begin a transaction that does not see what is committed meanwhile; end it."""
+        """Begin a transaction that does not see later commits; end it."""
         self._db.execute("begin isolation level repeatable read" if begin else "commit")
 
     def give_up(self) -> None:
-        """End a transaction that failed."""
+        """Roll back a transaction that failed."""
         self._db.execute("rollback")
 
 
 def moment(at: int) -> datetime:
-    """As Postgres takes it."""
+    """Return a time as Postgres takes it."""
     return EPOCH + timedelta(microseconds=at)
 
 
 def text(elements: Iterable[Json]) -> str:
-    """As JSON."""
+    """Return a value as JSON."""
     return json.dumps(list(elements))

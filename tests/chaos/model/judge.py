@@ -1,4 +1,4 @@
-"""Does an engine keep to the specification? As many programs as one cares to try."""
+"""Check an engine against the specification, with any number of programs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def play(
     steps: int,
     shrink: bool = True,
 ) -> Counter[str]:
-    """Play programs of so many steps; raise what the first wrong one said."""
+    """Play programs of so many steps; raise the first difference."""
     engine, count = Engine(connection), Counter[str]()
 
     @seed(random.getrandbits(32))
@@ -48,7 +48,7 @@ def play(
 
 
 def find_problem(dsn: str, random: Random, budget: int) -> str | None:
-    """Play so many programs; what is wrong, or None."""
+    """Play so many programs; return the problem found, or None."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         try:
             play(connection, random, programs=budget, steps=40, shrink=False)

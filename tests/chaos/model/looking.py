@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - SQL
-"""What operators and clients read, as the specification has it."""
+"""What operators and clients read, according to the specification."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ select task_id, state, attempt, result, error, public.us(finished_at)
 from durable.{}(%s, %s::uuid[])
 """
 
-# What nobody may say, and what is said to that.
+# Calls that no caller may make, and their errors.
 REFUSED = [
     ("spawn", "22023", ["", "{}", "{}"]),
     ("spawn", "22023", ["\N{EURO SIGN}" * 34, "{}", "{}"]),
     ("spawn", "22023", ["a", "{}", '{"attempts": 1}']),
     ("spawn", "22023", ["a", "{}", '{"max_attempts": 0}']),
     ("spawn", "22023", ["a", "{}", '{"max_attempts": 1.5}']),
-    ("spawn", "22023", ["a", "{}", '{"max_delay": -1}']),
+    ("spawn", "22023", ["a", "{}", '{"start_timeout": -1}']),
     ("spawn", "22023", ["a", "{}", '{"idempotency_key": ""}']),
     ("spawn", "22023", ["a", "{}", '{"headers": []}']),
     ("spawn", "22023", ["a", "{}", '{"parent_task_id": "me"}']),
@@ -59,7 +59,7 @@ REFUSED = [
     ("create_queue", "22023", ['{"keep": 1}']),
     ("create_queue", "22023", ['{"keep_tasks": -1}']),
 ]
-# The same of a task: whoever holds it must not say so either.
+# The same about a task: its holder must not make them either.
 REFUSED_OF_TASKS = [
     ("suspend_tasks", []),
     ("suspend_tasks", [{"name": "n"}]),
@@ -72,24 +72,29 @@ REFUSED_OF_TASKS = [
 
 
 def looks(engine: Engine, ids: list[str]) -> Json:
-    """Read what everybody may read."""
+    """Read everything that is public."""
     return [
         engine.rows(STATS, engine.queue),
         engine.views(VIEWS),
         sorted(engine.rows(RESULTS.format("get_task_results"), engine.queue, ids)),
         sorted(
             row[:1]
-            for row in engine.rows(RESULTS.format("get_endings"), engine.queue, ids)
+            for row in engine.rows(RESULTS.format("poll_results"), engine.queue, ids)
         ),
     ]
 
 
 def expected_looks(model: Model, ids: list[str]) -> Json:
-    """Say what that has to be."""
+    """Return what that must be."""
     tasks, now = list(model.tasks.values()), model.now
     states = Counter(task.state for task in tasks)
     waiting = [task for task in tasks if task.available_at is not None]
     dues = sorted(task.available_at or 0 for task in waiting)
+    claimable = [
+        task.available_at or 0
+        for task in waiting
+        if task.deadline is None or task.deadline > max(task.available_at or 0, now)
+    ]
     ready = Counter(task.name for task in waiting if (task.available_at or 0) <= now)
     names = ["pending", "running", "sleeping", "completed", "failed", "cancelled"]
     stats = (
@@ -106,7 +111,7 @@ def expected_looks(model: Model, ids: list[str]) -> Json:
         sum(len(task.checkpoints) for task in tasks),
         dict(Counter(task.worker for task in tasks if task.lease is not None)),
         sorted({task.name for task in waiting}),
-        max(dues[0] - now, 0) / SECOND if dues else None,
+        max(min(claimable) - now, 0) / SECOND if claimable else None,
     )
     known = [(i, model.tasks[i]) for i in ids if i in model.tasks]
     results = sorted(

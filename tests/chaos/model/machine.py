@@ -1,7 +1,7 @@
 # ruff: noqa: FBT001 - what a rule is given is drawn, and given by name
-"""Programs of clients, workers and housekeepers, played to the engine and the model.
+"""Programs of clients, workers and maintenance, played to the engine and the model.
 
-After each step both must have said the same, and hold the same.
+After each step both must have given the same answer, and hold the same.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tests.chaos.model.drawing import (
     Json,
     as_json,
     asked,
+    batch_size,
     created,
     event,
     few,
     held,
     options,
     payload,
-    quantity,
     rarely,
     spans,
 )
@@ -40,7 +40,7 @@ __all__ = ["Machine"]
 
 
 class Machine(Workers):
-    """A queue of its own, played with by everybody in turn."""
+    """A queue of its own, used by all kinds of callers in turn."""
 
     # Clients
 
@@ -105,9 +105,15 @@ class Machine(Workers):
         )
 
     @rule(
-        number=few, most=st.sampled_from([None, None, 1, 3]), new=rarely, worst=rarely
+        number=few,
+        most=st.sampled_from([None, None, 1, 3]),
+        new=rarely,
+        worst=rarely,
+        old=rarely,
     )
-    def retry(self, number: int, most: int | None, new: bool, worst: bool) -> None:
+    def retry(
+        self, number: int, most: int | None, new: bool, worst: bool, old: bool
+    ) -> None:
         self.tick()
         badly = [
             task_id
@@ -130,6 +136,7 @@ class Machine(Workers):
             lambda told: [
                 self.model.retry(task_id, most, created(told), spawn_new=new)
             ],
+            old=old,
         )
 
     # Time, and what it ends
@@ -161,53 +168,55 @@ class Machine(Workers):
 
     @rule(
         what=st.sampled_from(
-            ["expire_leases", "expire_deadlines", "cleanup", "prune_events"]
+            ["expire_leases", "expire_tasks", "cleanup", "prune_events"]
         ),
-        quantity=quantity,
+        batch_size=batch_size,
         old=rarely,
     )
-    def keep(self, what: str, quantity: int, old: bool) -> None:
+    def keep(self, what: str, batch_size: int, old: bool) -> None:
         self.tick()
         old = old and what.startswith("expire")
         if self.has_ties():
-            quantity = 100
+            batch_size = 100
         self.play(
-            lambda: self.engine.call(what, self.engine.queue, quantity),
-            lambda _: getattr(self.model, what)(quantity),
+            lambda: self.engine.call(what, self.engine.queue, batch_size),
+            lambda _: getattr(self.model, what)(batch_size),
             old=old,
         )
 
     @rule(old=rarely)
-    def apply_notes(self, old: bool) -> None:
+    def apply_deferred_work(self, old: bool) -> None:
         self.tick()
-        order = self.engine.look().notes
+        order = self.engine.look().deferred
         self.play(
-            lambda: self.engine.call("apply_notes", self.engine.queue),
-            lambda _: self.model.apply_notes(order),
+            lambda: self.engine.call("apply_deferred_work", self.engine.queue),
+            lambda _: self.model.apply_deferred_work(order),
             old=old,
         )
 
     @rule()
-    def keep_house(self) -> None:
+    def run_maintenance(self) -> None:
         self.tick()
-        order = self.engine.look().notes
+        order = self.engine.look().deferred
 
         def expect(_: Json) -> Json:
             return [
                 (
                     self.model.expire_leases(100),
-                    self.model.expire_deadlines(100),
-                    self.model.apply_notes(order),
+                    self.model.expire_tasks(1000),
+                    self.model.apply_deferred_work(order),
                     self.model.cleanup(1000),
                     self.model.prune_events(1000),
                 )
             ]
 
-        self.play(lambda: self.engine.table("keep_house", self.engine.queue), expect)
+        self.play(
+            lambda: self.engine.table("run_maintenance", self.engine.queue), expect
+        )
 
     @rule(numbers=st.lists(few, max_size=3))
     def look(self, numbers: list[int]) -> None:
-        """Statistics, views and results."""
+        """Compare statistics, views and results."""
         ids = list(dict.fromkeys(map(self.id, numbers)))
         self.play(
             lambda: looks(self.engine, ids),
@@ -216,7 +225,7 @@ class Machine(Workers):
 
     @rule(wrong=st.sampled_from(REFUSED))
     def refuse(self, wrong: tuple[str, str, list[Json]]) -> None:
-        """What is refused changes nothing."""
+        """A refused call changes nothing."""
         function, code, arguments = wrong
 
         def expect(_: Json) -> Json:
@@ -267,7 +276,7 @@ class Machine(Workers):
     def set_policy(self, keep: str, span: float | None) -> None:
         def expect(_: Json) -> bool:
             setattr(self.model, keep, micro(span))
-            return False  # it was there
+            return False  # it existed
 
         policy = json.dumps({keep: span})
         self.play(

@@ -1,4 +1,4 @@
-"""How a step is played: to the engine, then to the model, which must agree."""
+"""Play a step: to the engine, then to the model, which must agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Player"]
 
 NUMBERS = itertools.count()
 START: Final = 1_900_000_000 * SECOND
-EVEN: Final = 6  # beyond it a late caller takes whatever number a task has
+EVEN: Final = 6  # beyond it a late caller uses any claim number of a task
 
 
 class Player(RuleBasedStateMachine):
@@ -42,7 +42,7 @@ class Player(RuleBasedStateMachine):
         *,
         old: bool = False,
     ) -> None:
-        """Ask the engine, then the model; what the engine has said gives it the ids."""
+        """Call the engine, then the model, which takes the engine's ids."""
         if old:
             self.engine.in_an_old_snapshot(begin=True)
         self.model.latest = not old
@@ -69,7 +69,7 @@ class Player(RuleBasedStateMachine):
         check(self.model, self.revived)
 
     def tick(self) -> None:
-        """Ids follow the order of calls if no two are made in a millisecond."""
+        """Advance the clock: ids are in call order if each has its own millisecond."""
         self.model.now += SECOND // 1000
         self.engine.set_clock(self.model.now)
 
@@ -98,6 +98,6 @@ class Player(RuleBasedStateMachine):
         return list(dict.fromkeys(map(self.hold, which)))
 
     def again(self, play: Callable[[], None]) -> None:
-        """Play, and remember it to be said again."""
+        """Play, and remember the call to repeat it later."""
         self.said.append(play)
         play()

@@ -1,23 +1,22 @@
 # ruff: noqa: D205 - a rule may take two lines
-"""What the engine promises, as a program without locks, sets of rows or indexes.
+"""The engine's specification, as a program without locks, sets of rows or indexes.
 
-One queue, one caller at a time. Each method is a call and says what has changed when it
-returns; `Refused` is an error after which nothing has. Where the engine may choose, a
-value is `Free`. Times and spans are whole microseconds.
+One queue, one caller at a time. Each method is a call, and specifies the state when it
+returns; after the error `Refused` nothing has changed. Where the engine may choose, a
+value is `Free`. Times and durations are whole microseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tests.chaos.model.housekeeping import Housekeeping
+from tests.chaos.model.maintenance import Maintenance
 from tests.chaos.model.things import (
     Checkpoint,
     Event,
     Id,
     Json,
     Refused,
-    Run,
     Task,
     Wait,
     by_a_role,
@@ -28,14 +27,14 @@ from tests.chaos.model.things import (
 __all__ = ["Model"]
 
 
-class Model(Housekeeping):
-    """A queue, and what clients, workers and housekeeping do to it."""
+class Model(Maintenance):
+    """A queue, and the calls of clients, workers and maintenance."""
 
     # For everyone
 
     def spawn(self, new: list[dict[str, Json]], ids: Iterator[Id]) -> list[Json]:
-        """All or none. A key stands for one task, with one name and params; only a
-        live task can have children.
+        """All or none. A key stands for one task, with one name and params; only a live
+        task can have children.
         """
         codes, answers, keys = set(), [], dict(self.keys)
         fresh: dict[Id, Task] = {}
@@ -54,8 +53,8 @@ class Model(Housekeeping):
             task.key, task.parent = key, one.get("parent")
             task.retry = one.get("retry")
             task.max_attempts = one.get("max_attempts", 5)
-            task.max_duration = micro(one.get("max_duration"))
-            if (delay := micro(one.get("max_delay"))) is not None:
+            task.execution_timeout = micro(one.get("execution_timeout"))
+            if (delay := micro(one.get("start_timeout"))) is not None:
                 task.deadline = self.now + delay
             task_id = next(ids, f"an id for {len(answers)}")
             fresh[task_id] = task
@@ -85,16 +84,16 @@ class Model(Housekeeping):
         self._end(task, "cancelled", by_a_role(error))
         ended = [task_id, *self._cancel_below([task_id])]
         if not self.latest:
-            self.notes.append(("cascade", task_id))
+            self.deferred.append(("cascade", task_id))
         self._finished(ended)
         return True
 
     def retry(
         self, task_id: Id, most: int | None, ids: Iterator[Id], *, spawn_new: bool
     ) -> Json:
-        """One more attempt at once, for it and for exactly those below it that its own
-        end had cancelled; or a new task like it, without key, parent and deadline. What
-        sleeps until its next attempt starts that now.
+        """One more attempt at once, for it and for exactly those descendants that its
+        own end had cancelled; or a new task like it, without key, parent and deadline.
+        A task that sleeps until its next attempt starts it now.
         """
         task = self._known(task_id)
         if task.state == "sleeping" and task.error is not None and not spawn_new:
@@ -103,7 +102,7 @@ class Model(Housekeeping):
             raise Refused("WFFIN")
         if spawn_new:
             new = Task(task.name, task.params, self.now, available_at=self.now)
-            new.retry, new.max_duration = task.retry, task.max_duration
+            new.retry, new.execution_timeout = task.retry, task.execution_timeout
             new.max_attempts = most or task.max_attempts
             new_id = next(ids, "a new id")
             self.tasks[new_id] = new
@@ -111,10 +110,7 @@ class Model(Housekeeping):
         if most is not None and most <= task.attempt:
             raise Refused("22023")
         self._revive(task, most)
-        for below in self._below(task_id):
-            child = self.tasks[below]
-            if child.state == "cancelled" and child.error.get("by") == task_id:
-                self._revive(child, None)
+        self._revive_below(task_id)
         return (task_id, task.attempt, False)
 
     def _skip_delay(self, task_id: Id, task: Task, most: int | None) -> Json:
@@ -124,58 +120,47 @@ class Model(Housekeeping):
         task.max_attempts = most or task.max_attempts
         return (task_id, task.attempt, False)
 
-    def _revive(self, task: Task, most: int | None) -> None:
-        outcome = "failed" if task.state == "failed" else "cancelled"
-        ended_at = task.finished_at or 0
-        task.runs.append(Run(task.attempt, outcome, task.worker, ended_at, task.error))
-        task.attempt += 1
-        if task.max_attempts is not None:
-            task.max_attempts = max(task.max_attempts, task.attempt)
-        task.max_attempts = most or task.max_attempts
-        task.state, task.available_at = "pending", self.now
-        task.started_at = task.finished_at = task.error = None
-
     # For workers
 
     def claim(
-        self, worker: str, names: list[str] | None, quantity: int, lease: int
+        self, worker: str, names: list[str] | None, batch_size: int, lease: int
     ) -> list[tuple[Id, Task, int]]:
         """The name whose task has waited longest first, and within a name the oldest
-        first. A late one is not claimed, though it keeps its place in line: it is
-        expire_deadlines that ends it. The first claim starts max_duration.
+        first. A late one is passed over: it is expire_tasks that ends it. The first
+        claim starts execution_timeout.
         """
         due = [
             (task.available_at, task_id, task)
             for task_id, task in self.tasks.items()
             if task.available_at is not None
             and task.available_at <= self.now
+            and (task.deadline is None or task.deadline > self.now)
             and (names is None or task.name in names)
         ]
         taken: list[tuple[Id, Task, int]] = []
         due.sort(key=lambda place: place[:2])
         for name in dict.fromkeys(task.name for _, _, task in due):
             line = [place for place in due if place[2].name == name]
-            for since, task_id, task in line[: quantity - len(taken)]:
-                if task.deadline is None or task.deadline > self.now:
-                    taken.append((task_id, task, since))
+            for since, task_id, task in line[: batch_size - len(taken)]:
+                taken.append((task_id, task, since))
         for _, task, _ in taken:
             task.worker, task.state = worker, "running"
             task.claim += 1
             task.lease = self.now + lease
             task.available_at = task.error = None
             if task.started_at is None:
-                span = task.max_duration
+                span = task.execution_timeout
                 task.deadline = None if span is None else self.now + span
                 task.started_at = self.now
         return taken
 
     def held(self, task_id: Id, claim: int) -> Task | None:
-        """The fence: whose claim is over holds nothing, and changes nothing."""
+        """The fence: a claim that has ended holds nothing, and changes nothing."""
         task = self.tasks.get(task_id)
         return task if task and task.claim == claim and claim % 2 else None
 
     def refusal(self, task_id: Id, claim: int) -> str:
-        """What a claim is told that is over."""
+        """Return what a call under an ended claim is told."""
         task = self.tasks.get(task_id)
         stopped = task and task.claim == claim + 1 and task.state == "cancelled"
         return "cancelled" if stopped else "lost"
@@ -189,7 +174,7 @@ class Model(Housekeeping):
     def flush(
         self, saves: list[Json], completions: list[Json], failures: list[Json]
     ) -> dict[tuple[Id, int], str]:
-        """What each claim is told. What this very claim has said before is ok again,
+        """Return one answer per claim. A repeated write by the same claim is ok again,
         and changes nothing.
         """
         told: dict[tuple[Id, int], str] = {}
@@ -253,8 +238,8 @@ class Model(Housekeeping):
         )
 
     def load(self, task_id: Id, claim: int) -> dict[str, Checkpoint]:
-        """All that was saved; what has happened meanwhile is turned into checkpoints
-        first, by who holds the task.
+        """Return everything saved, after the holder's resolved waits were turned into
+        checkpoints.
         """
         if task := self.held(task_id, claim):
             self._settle(task)
@@ -262,8 +247,8 @@ class Model(Housekeeping):
         return known.checkpoints if known else {}
 
     def suspend(self, asked: list[Json], *, leave: bool) -> list[Json]:
-        """Registers waits. A task none of whose waits is over is not held from then
-        on, if it is to leave; else those that are over come back, and it goes on.
+        """Register waits. If none is resolved and the task is to suspend, its claim
+        ends; otherwise the resolved ones are returned and the task continues.
         """
         for said in asked:
             if any(said["task_id"] in (w.get("task_ids") or ()) for w in said["waits"]):
@@ -284,6 +269,10 @@ class Model(Housekeeping):
             same = was and was.claim == claim + 1 and was.error is None and was.is_live
             outcome = "suspended" if same and leave else self.refusal(task_id, claim)
             return [(task_id, outcome, None, None, None)]
+        named = [wait["name"] for wait in said["waits"]]
+        unnamed = sorted(task.waits.keys() - set(named))
+        for event in (wait.event for wait in task.waits.values() if wait.event):
+            self.events.setdefault(event, Event())
         for wait in said["waits"]:
             if wait["name"] not in task.checkpoints.keys() | task.waits.keys():
                 until = wait.get("until")
@@ -300,7 +289,7 @@ class Model(Housekeeping):
         saved = task.checkpoints
         resolved: list[Json] = [
             (task_id, "resolved", name, saved[name].state, saved[name].value)
-            for name in (wait["name"] for wait in said["waits"])
+            for name in (named if leave else [*named, *unnamed])
             if name in saved
         ]
         if resolved or not leave:
@@ -313,10 +302,12 @@ class Model(Housekeeping):
             if wait.tasks is not None:
                 wait.watched = len(wait.tasks)
                 self._watch(wait)
+        if not saved.keys().isdisjoint(unnamed):
+            self._wake(task)
         return [(task_id, "suspended", None, None, None)]
 
     def _settle(self, task: Task) -> None:
-        """What happened wins over the deadline."""
+        """A result that is there wins over the deadline."""
         for name, wait in list(task.waits.items()):
             state, value = "done", None
             if wait.event is not None and self._is_emitted(wait.event):
@@ -333,7 +324,7 @@ class Model(Housekeeping):
             del task.waits[name]
 
     def release(self, task_id: Id, claim: int, available_at: int | None) -> str:
-        """Given back, without using up an attempt."""
+        """Returned to the queue, without using up an attempt."""
         task = self.held(task_id, claim)
         if task is None:
             return self.refusal(task_id, claim)
@@ -345,7 +336,7 @@ class Model(Housekeeping):
         task.state, task.available_at = "pending", available_at
 
     def release_unknown(self, worker: str, known: list[Id]) -> int:
-        """What this worker holds without knowing."""
+        """Release tasks that the worker holds without knowing it."""
         unknown = [
             task
             for task_id, task in self.tasks.items()
@@ -356,8 +347,8 @@ class Model(Housekeeping):
         return len(unknown)
 
     def extend(self, task_id: Id, claim: int, lease: int) -> str:
-        """Never shortens a lease. After its lease a task is still its holder's, until
-        somebody takes it.
+        """Never shortens a lease. An expired task still belongs to its holder until
+        somebody claims it.
         """
         task = self.held(task_id, claim)
         if task is None:
@@ -368,7 +359,7 @@ class Model(Housekeeping):
     def spawn_children(
         self, task_id: Id, claim: int, children: list[Json], ids: Iterator[Id]
     ) -> list[Json]:
-        """Each with the checkpoint that records it; what is recorded stays so."""
+        """Each with the checkpoint that records it; a recorded child stays the same."""
         task = self._must_hold(task_id, claim)
         new = [child for child in children if child["name"] not in task.checkpoints]
         spawned = self.spawn([{**child, "parent": task_id} for child in new], ids)
@@ -383,7 +374,7 @@ class Model(Housekeeping):
     def emit_from_task(
         self, task_id: Id, claim: int, name: str, event: str, payload: Json
     ) -> bool:
-        """As emit, with the checkpoint that records it: said again, it is the same."""
+        """Like emit, with the checkpoint that records it, so it can be repeated."""
         task = self._must_hold(task_id, claim)
         if name not in task.checkpoints:
             self._save(task, name, "done", self.emit(event, payload))

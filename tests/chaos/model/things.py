@@ -1,4 +1,4 @@
-"""What there is in a queue, in whole microseconds, and what a call may be told."""
+"""The contents of a queue, in whole microseconds, and the answers of calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USUAL_RETRY: Final[dict[str, Any]] = {
 
 
 class Refused(Exception):
-    """One of these errors, whichever the engine meets first; nothing has changed."""
+    """One of these errors, whichever the engine checks first; nothing has changed."""
 
     def __init__(self, *codes: str) -> None:
         super().__init__(*codes)
@@ -70,7 +70,7 @@ class Checkpoint:
 
 @dataclass
 class Wait:
-    """What a task waits for; it stays until it is over, with its first deadline."""
+    """A wait, with its first deadline; it stays until it is resolved."""
 
     position: int
     after: int
@@ -81,13 +81,13 @@ class Wait:
 
     @property
     def target(self) -> Id | None:
-        """The task whose end looks at this wait."""
+        """Return the task whose end checks this wait."""
         return self.tasks[self.watched - 1] if self.tasks and self.watched else None
 
 
 @dataclass
 class Event:
-    """A fact, or (without a time) the place where somebody waits for it."""
+    """An event, or (without a time) a row that only registers a waiter."""
 
     emitted_at: int | None = None
     payload: Json = None
@@ -104,7 +104,7 @@ class Task:
     key: str | None = None
     retry: Json = None
     max_attempts: int | None = 5
-    max_duration: int | None = None
+    execution_timeout: int | None = None
     state: str = "pending"
     attempt: int = 1
     claim: int = 0  # the fence: odd while held
@@ -127,11 +127,11 @@ class Task:
 
     @property
     def is_asleep(self) -> bool:
-        """Whether it sleeps because it waits: one between attempts has an error."""
+        """Whether it sleeps because of a wait: a task between attempts has an error."""
         return self.state == "sleeping" and self.error is None
 
     def let_go(self) -> None:
-        """Nobody holds it any more, nor will by the clock."""
+        """End its claim and its lease."""
         self.claim += self.claim % 2
         self.lease = self.available_at = None
 
@@ -141,7 +141,7 @@ class Task:
         return (self.retry or {}).get("kind") != "none" and not is_last
 
     def delay(self) -> tuple[int, int]:
-        """How long until the next attempt, at least and at most."""
+        """Return how long until the next attempt, at least and at most."""
         retry = self.retry or USUAL_RETRY
         base, factor = retry.get("base_seconds", 1), retry.get("factor", 2)
         power = self.attempt - 1 if retry["kind"] == "exponential" else 0
@@ -170,7 +170,7 @@ def first_id(at: int) -> Id:
 
 
 def by_a_role(error: dict[str, Json]) -> Any:
-    """Of what the engine may keep with it: by which role it was done."""
+    """Whether the engine may record the role that did it."""
 
     def allows(held: Json) -> bool:
         by = held["by"]

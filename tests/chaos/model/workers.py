@@ -1,5 +1,5 @@
 # ruff: noqa: FBT001 - what a rule is given is drawn, and given by name
-"""What workers do in a program."""
+"""Calls of workers in a program."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = ["Workers"]
 
 
 class Workers(Player):
-    """Who claims tasks, and writes for them."""
+    """Workers that claim tasks, and write for them."""
 
     @rule(
         worker=st.sampled_from(WORKERS),
         names=st.sampled_from([None, None, None, ["a"], ["b", "nobody"]]),
-        quantity=st.sampled_from([0, 1, 1, 2, 2, 5, 5, 5]),
+        batch_size=st.sampled_from([0, 1, 1, 2, 2, 5, 5, 5]),
         lease=st.sampled_from([1, 30, 30, 600]),
         load=st.booleans(),
     )
@@ -50,20 +50,20 @@ class Workers(Player):
         self,
         worker: str,
         names: list[str] | None,
-        quantity: int,
+        batch_size: int,
         lease: int,
         load: bool,
     ) -> None:
         columns = "task_id, claim, name, attempt, params, parent_task_id,"
-        columns += " public.us(deadline_at), public.us(available_at)"
+        columns += " public.us(expires_at), public.us(available_at)"
         taken: list[Held] = []
 
         def ask() -> Json:
-            arguments = self.engine.queue, worker, names, quantity, lease
+            arguments = self.engine.queue, worker, names, batch_size, lease
             return sorted(self.engine.table("claim_tasks", *arguments, columns=columns))
 
         def expect(_: Json) -> Json:
-            claimed = self.model.claim(worker, names, quantity, lease * SECOND)
+            claimed = self.model.claim(worker, names, batch_size, lease * SECOND)
             taken.extend((task_id, task.claim) for task_id, task, _ in claimed)
             return sorted(
                 (
@@ -233,11 +233,11 @@ class Workers(Player):
         )
 
     def latest(self, which: list[tuple[bool, int]]) -> list[Held]:
-        """Of claims on the same task, one."""
+        """Return the latest of several claims on the same task."""
         return list(dict(self.holds(which)).items())
 
     def wait(self, place: int, given: dict[str, Json]) -> dict[str, Json]:
-        """What is waited for, and the name that stands for it."""
+        """Draw a wait, and the name of its checkpoint."""
         made: dict[str, Json] = {"position": place, "after": place}
         if "span" in given:
             made["span"] = micro(given["span"])
@@ -351,6 +351,6 @@ class Workers(Player):
     @precondition(lambda self: self.said)
     @rule(number=few)
     def say_again(self, number: int) -> None:
-        """The answer was lost, or the packet came late."""
+        """Repeat a call whose answer was lost, or that arrived late."""
         self.tick()
         self.said[-1 - number % len(self.said)]()

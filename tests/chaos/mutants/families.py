@@ -13,38 +13,37 @@ FAMILIES: Final = [
     Mutant(
         "leaves alive what lives below in other queues",
         "cancel.sql",
-        "  perform durable._reach_below(_queue, _seen, 'ended_above', by_queue, by);\n",
+        "  remaining := durable._propagate_to_other_queues(\n"
+        "    _queue, _reaching, 'cascade', by_queue, by, null, remaining);\n",
         "",
-        "pgtap/elsewhere.sql",
+        "pgtap/cross_queue.sql",
     ),
     Mutant(
         "revives nobody in other queues",
-        "elsewhere.sql",
-        "    if found then\n      perform durable._revive(_queue, _below,",
-        "    if found and false then\n      perform durable._revive(_queue, _below,",
-        "pgtap/elsewhere.sql",
+        "cross_queue.sql",
+        "    elsif _parent_state in ('failed', 'cancelled') then",
+        "    elsif root_queue <> _queue or _parent_state in ('failed', 'cancelled') then",
+        "pgtap/cross_queue.sql",
     ),
     Mutant(
         "revives for a retry that is over",
-        "elsewhere.sql",
-        "note.kind = 'revived_above' and _held and _state not in ('failed', 'cancelled')",
-        "note.kind = 'revived_above'",
-        "pgtap/elsewhere.sql",
+        "cross_queue.sql",
+        "  elsif (_state in ('failed', 'cancelled')) = (kind = 'revive') then\n",
+        "  elsif kind <> 'revive' and _state not in ('failed', 'cancelled') then\n",
+        "pgtap/cross_queue.sql",
     ),
     Mutant(
         "cancels children, but not theirs",
         "cancel.sql",
-        "          and tasks.parent_task_id = tree.task_id\n",
-        "          and tasks.parent_task_id = tree.task_id and tree.task_id = root\n",
+        "    if _rest is not null then\n",
+        "    exit;\n    if _rest is not null then\n",
         "pgtap/cancel.sql",
     ),
     Mutant(
         "cancels nothing below what has finished",
         "cancel.sql",
-        "          and tasks.parent_task_id = tree.task_id\n",
-        "          and tasks.parent_task_id = tree.task_id and (tree.task_id = root or exists (\n"
-        "            select from durable.tasks as alive where alive.queue = _queue\n"
-        "              and alive.task_id = tree.task_id and alive.finished_at is null))\n",
+        "      array_agg(child.task_id) filter (where task.finished_at is not null),\n",
+        "      array_agg(child.task_id) filter (where child.task_id = any (cancelled)),\n",
         "pgtap/cancel.sql",
     ),
     Mutant(
@@ -76,18 +75,39 @@ FAMILIES: Final = [
         "pgtap/spawn.sql",
     ),
     Mutant(
-        "revives children that were cancelled by somebody else",
+        "revives no children",
         "retry_task.sql",
-        "      and durable._fell_with(tasks, _ends, root.complete_by)\n",
-        "      and tasks.state = 'cancelled'\n",
+        "  perform durable._propagate_state(\n    _queue, 'revive', task_id,",
+        "  perform durable._defer(_queue, 'waiter', task_id, null,",
         "pgtap/retry_task.sql",
     ),
     Mutant(
-        "revives no children",
-        "retry_task.sql",
-        "  perform durable._revive_below(_queue, _task, _deadline);\n",
-        "",
-        "pgtap/retry_task.sql",
+        "revives children below a parent that stays ended",
+        "cross_queue.sql",
+        "    elsif _parent_state in ('failed', 'cancelled') then",
+        "    elsif false then",
+        "test_revives_nothing_below_a_child_that_was_retried_and_failed",
+    ),
+    Mutant(
+        "revives children of a parent that somebody is ending",
+        "cross_queue.sql",
+        "    if _parent_state = 'busy' then\n",
+        "    if false then\n",
+        "test_revives_nothing_below_a_child_that_is_being_cancelled",
+    ),
+    Mutant(
+        "cancels with a parent what ended with its child",
+        "cancel.sql",
+        "from unnest(roots) as ended (task_id) order by 1 desc loop",
+        "from unnest(roots) as ended (task_id) order by 1 loop",
+        "test_revives_the_descendants_of_a_child_whose_parent_had_ended_too",
+    ),
+    Mutant(
+        "does not revive with a task what had to stay ended with it",
+        "cross_queue.sql",
+        "      perform durable._record_cancelled_by_parent(_task);",
+        "      null;",
+        "test_revives_nothing_below_a_child_that_had_failed_before",
     ),
     Mutant(
         "tries again what has completed",
@@ -99,12 +119,12 @@ FAMILIES: Final = [
     Mutant(
         "gives a retried task no attempt",
         "retry_task.sql",
-        "then tasks.attempt + 1 else tasks.max_attempts end",
-        "then tasks.attempt else tasks.max_attempts end",
+        "then tasks.attempt + 1\n        else tasks.max_attempts end",
+        "then tasks.attempt\n        else tasks.max_attempts end",
         "pgtap/retry_task.sql",
     ),
     Mutant(
-        "counts max_duration on after a retry",
+        "counts execution_timeout on after a retry",
         "retry_task.sql",
         "    started_at = null,\n",
         "",
@@ -158,8 +178,8 @@ LIFECYCLE: Final = [
     Mutant(
         "takes the checkpoints of a fork as its origin counted them",
         "fork.sql",
-        "      least(saved.after, rank() over (order by saved.after) - 1),",
-        "      saved.after,",
+        "    least(saved.after, rank() over (order by saved.after) - 1),",
+        "    saved.after,",
         "pgtap/fork.sql",
     ),
     Mutant(
@@ -170,30 +190,24 @@ LIFECYCLE: Final = [
         "pgtap/fork.sql",
     ),
     Mutant(
-        "revives with many what nobody's end had cancelled",
-        "elsewhere.sql",
-        "        and durable._fell_with(tasks, _root, note.root_deadline)\n      offset 0\n"
-        "    ) as taken\n    order by taken.task_id\n  loop\n    select * into _below\n"
-        "    from durable.tasks\n    where tasks.queue = _queue\n      and tasks.task_id = _id\n"
-        "      and durable._fell_with(tasks, _root, note.root_deadline)\n",
-        "        and tasks.state = 'cancelled'\n      offset 0\n"
-        "    ) as taken\n    order by taken.task_id\n  loop\n    select * into _below\n"
-        "    from durable.tasks\n    where tasks.queue = _queue\n      and tasks.task_id = _id\n"
-        "      and tasks.state = 'cancelled'\n",
-        "pgtap/many.sql",
+        "revives what nobody's end had cancelled",
+        "cross_queue.sql",
+        "  select task.state = 'cancelled'\n    and (",
+        "  select task.state = 'cancelled'\n    and (true or ",
+        "pgtap/retry_task.sql",
     ),
     Mutant(
         "changes every task where no filter is said",
         "filter.sql",
         "  elsif filter = '{}' and not of_all then",
         "  elsif filter = '{}' and not of_all and of_all then",
-        "pgtap/many.sql",
+        "pgtap/bulk.sql",
     ),
     Mutant(
         "counts the next attempt twice when its delay is skipped",
         "retry_task.sql",
-        "  perform durable._wake(_queue, task.task_id);",
-        "  perform durable._revive(_queue, task.task_id);",
+        "    state = 'pending',\n    available_at = _now,\n    max_attempts",
+        "    state = 'pending',\n    attempt = tasks.attempt + 1,\n    available_at = _now,\n    max_attempts",
         "pgtap/retry_task.sql",
     ),
 ]

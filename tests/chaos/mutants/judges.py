@@ -18,16 +18,16 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from tests import (
+    test_bulk_races,
+    test_cancelled_waits,
+    test_cascade_races,
     test_claim_races,
     test_cleanup_races,
     test_event_races,
-    test_family_races,
     test_join_races,
     test_key_races,
-    test_many_races,
     test_message_races,
-    test_revival_races,
-    test_withdrawals,
+    test_retry_races,
 )
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
@@ -54,13 +54,13 @@ RACES: Final = (
     test_claim_races,
     test_cleanup_races,
     test_event_races,
-    test_family_races,
+    test_cascade_races,
     test_join_races,
     test_key_races,
-    test_many_races,
+    test_bulk_races,
     test_message_races,
-    test_revival_races,
-    test_withdrawals,
+    test_retry_races,
+    test_cancelled_waits,
 )
 
 

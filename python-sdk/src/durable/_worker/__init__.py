@@ -1,14 +1,9 @@
-"""The worker: claims tasks, runs them, and saves what they did in batches.
+"""The worker: claims tasks and runs them.
 
-worker      starts and stops the rest; what the application holds
-claims      takes tasks as slots are free
-run         one task on this worker, from its claim to its end
-waits       which of a run's branches are busy, and when it may leave
-saving      group commit: what all runs have to save, in one statement
-lane        the queue in front of one kind of statement
-link        a connection that comes back
-leases      keeps leases alive, from a thread of its own; housekeeping
-doors       hears of new work
-threads     where synchronous code runs
-failures    exceptions as they are recorded, and restored
+worker     starts and stops everything else; runs what is claimed
+claims     claims tasks while slots are free, and waits for work
+leases     extends leases and runs maintenance, in a thread of its own
+options    what an application may choose for its worker
+hosting    runs a worker until a signal arrives, or in a thread
+signals    the handlers of the signals that stop a worker
 """

@@ -1,65 +1,82 @@
-"""Where a worker runs when nobody awaits it: until a signal, or in a thread."""
+"""Runs a worker until a signal arrives, or in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
+from durable._worker.signals import stop_signals
 from durable._worker.worker import Worker
 
 __all__ = ["ThreadedWorker", "run_until_signalled", "until_signalled"]
 
-# A busy worker makes and drops many objects, hardly any of them in a cycle; to go
-# through all that is under way every 700 of them took a fifth of its time.
-_COLLECTOR_THRESHOLDS: Final = (10_000, 50, 100)
+logger = logging.getLogger("durable.worker")
 
 
-async def until_signalled(worker: Worker) -> None:
-    """Run a worker until SIGTERM or SIGINT; the second one ends the process."""
+async def until_signalled(
+    worker: Worker, supervisor_gone: Future[None] | None = None
+) -> None:
+    """Run a worker until SIGTERM, SIGINT or SIGHUP; a second signal ends the process.
+
+    It also stops when its supervisor has ended. That does not count as a signal: an
+    init system may signal the supervisor and each of its processes.
+    """
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop_requested = asyncio.Event()
 
-    def signalled(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
+    async def work() -> None:
+        async with worker:
+            await stop_requested.wait()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, signalled, number)
-    try:
-        with _patient_collector():
-            async with worker:
-                await stop.wait()
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+    def stop() -> None:
+        if stop_requested.is_set():
+            return
+        stop_requested.set()
+        if not worker.has_started:  # it may be trying to connect without limit
+            logger.info("the worker stops before it has started")
+            working.cancel()
+
+    def stop_soon(_: object = None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(stop)
+
+    with stop_signals(stop_soon), _frozen_heap():
+        working = asyncio.create_task(work(), name="durable worker")
+        if supervisor_gone is not None:
+            supervisor_gone.add_done_callback(stop_soon)
+        try:
+            await working
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if not stop_requested.is_set() or (
+                current is not None and current.cancelling()
+            ):
+                raise
 
 
 @contextlib.contextmanager
-def _patient_collector() -> Iterator[None]:
-    """Look for garbage less often, and not among what is there already."""
-    thresholds = gc.get_threshold()
+def _frozen_heap() -> Iterator[None]:
+    """Collect no garbage among existing objects."""
     gc.freeze()
-    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
     try:
         yield
     finally:
-        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 
-def run_until_signalled(worker: Worker) -> None:
-    """Do the same from synchronous code."""
-    _run(until_signalled(worker))
+def run_until_signalled(
+    worker: Worker, supervisor_gone: Future[None] | None = None
+) -> None:
+    """Run `until_signalled` from synchronous code."""
+    _run(until_signalled(worker, supervisor_gone))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -68,7 +85,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes uvloop's loops, where that is installed."""
+    """Return uvloop's loop factory if uvloop is installed."""
     try:
         import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - an extra
     except ImportError:
@@ -83,21 +100,31 @@ class ThreadedWorker:
         with app.worker() as worker:
             worker.drain()
 
-    What no time heals (schema, queue or right missing) comes out of `drain` and of the
-    block.
+    An error that retrying cannot fix (a missing schema, queue or privilege) is raised
+    by `drain` and by the block.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._started: Future[None] = Future()
-        self._stop: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended: Future[None] = Future()
+        self._pid: int | None = None  # of the process in which it was entered
+        self._ended: Future[None] | None = None
 
     def __enter__(self) -> Self:
-        thread = threading.Thread(target=self._work, name="durable worker", daemon=True)
-        thread.start()
-        self._started.result()
+        if self._pid == os.getpid() and self._ended and not self._ended.done():
+            raise RuntimeError("the worker is already running: make another one")
+        self._pid = os.getpid()
+        self._running: Future[tuple[asyncio.AbstractEventLoop, Any]] = Future()
+        self._started: Future[None] = Future()
+        self._ended = ended = Future[None]()
+        self._stop = asyncio.Event()
+        threading.Thread(
+            target=self._work, args=[ended], name="durable worker", daemon=True
+        ).start()
+        try:
+            self._started.result()
+        except BaseException:
+            self._running.add_done_callback(_cancel)  # it may never connect
+            raise
         return self
 
     def __exit__(
@@ -106,8 +133,11 @@ class ThreadedWorker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._loop is not None and self._stop is not None and not self._ended.done():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._pid != os.getpid() or self._ended is None:
+            return  # a forked process, which does not have the thread
+        loop, _ = self._running.result()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._stop.set)
         if exc_type is None:
             self._ended.result()
         else:
@@ -115,39 +145,49 @@ class ThreadedWorker:
 
     @property
     def worker_id(self) -> str:
-        """What the worker calls itself."""
+        """The id under which the worker claims tasks."""
         return self._worker.worker_id
 
     def drain(self) -> int:
-        """Work until nothing is claimable and nothing runs here; sleepers don't count.
+        """Work until no task is claimable or running here; waiting tasks don't count.
 
         Returns the number of runs that have ended meanwhile.
         """
-        if self._loop is None or self._ended.done():
-            self._ended.result()
-            raise RuntimeError("the worker does not run")
-        drained = asyncio.run_coroutine_threadsafe(self._worker.drain(), self._loop)
-        self._ended.add_done_callback(lambda _: drained.cancel())
+        if self._pid is not None and self._pid != os.getpid():
+            raise RuntimeError("a worker does not survive a fork: make a new one")
+        ended = self._ended
+        if ended is None or ended.done():
+            if ended is not None:
+                ended.result()
+            raise RuntimeError("the worker is not running")
+        loop, _ = self._running.result()
+        drained = asyncio.run_coroutine_threadsafe(self._worker.drain(), loop)
+        ended.add_done_callback(lambda _: drained.cancel())
         try:
             return drained.result()
         except BaseException:
-            if self._ended.done():
-                self._ended.result()
+            if ended.done():
+                ended.result()
             raise
 
-    def _work(self) -> None:
+    def _work(self, ended: Future[None]) -> None:
         try:
             _run(self._main())
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits
-            if not self._started.done():
-                self._started.set_exception(error)
-            self._ended.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - passed to the futures
+            for future in (self._started, ended):
+                if not future.done():
+                    future.set_exception(error)
         else:
-            self._ended.set_result(None)
+            ended.set_result(None)
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._running.set_result((asyncio.get_running_loop(), asyncio.current_task()))
         async with self._worker:
             self._started.set_result(None)
             await self._stop.wait()
+
+
+def _cancel(running: Future[tuple[asyncio.AbstractEventLoop, Any]]) -> None:
+    loop, task = running.result()
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(task.cancel)

@@ -1,14 +1,16 @@
-"""Keeps leases alive, from a thread with a connection of its own.
+"""Extends leases, in a thread with a connection of its own.
 
-So code that blocks the loop costs latency, not leases; after a minute of it the thread
-lets go. It says so, with the stack of what blocks. It also keeps house, about once a
-second, also when every slot is full, and notices an upgrade to a schema that the worker
-cannot go on with.
+So code that blocks the event loop adds latency but does not lose leases. The thread
+logs a warning with the stack of the blocking code, and stops extending leases once the
+loop has been blocked for a minute. It also runs maintenance about once a second, even
+while all slots are full, and detects an upgrade to a schema that the worker does not
+support.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -16,168 +18,270 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import psycopg
 
-from durable import _sql
-from durable._connections import KEEPALIVE, SILENCE
-from durable._schema import check_version
-from durable._silence import Impatient
-from durable._sql import Statement
-from durable._worker.link import backoff
-from durable._worker.run import Run
+from durable._core import sql
+from durable._core.sql import Statement
+from durable._core.values import json_text
+from durable._db._sync.session import (
+    PlainCursor,
+    WatchdogConnection,
+    check_session,
+    fetch,
+    is_readable,
+    was_closed,
+)
+from durable._db.application import Application
+from durable._db.conninfo import KEEPALIVE, READ_TIMEOUT
+from durable._db.reconnecting import backoff, is_busy
+from durable._db.schema import check_version
+from durable._task.run import Run
 from durable.errors import SchemaVersion
+from durable.registry import TaskDefinition
 
-__all__ = ["Leases"]
+if TYPE_CHECKING:
+    from durable._worker.options import Settings
+
+__all__ = ["Leases", "announcement"]
 
 logger = logging.getLogger("durable.worker")
 
 _TICK: Final = 1.0
 _BLOCKED_SECONDS: Final = 1.0
-_LET_GO_SECONDS: Final = 60.0
-_ASK_FOR_NAMES: Final = 10.0
+_GIVE_UP_SECONDS: Final = 60.0
+_CONNECTING_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 10.0
+_ANNOUNCE_SECONDS: Final = 3600.0
+_LARGEST_SCHEMA: Final = 65_536
 _SHORTEST_PATIENCE: Final = 5.0
-_LEISURE: Final = 4  # times as long as it took, between two rounds of deleting
+_PURGE_REST: Final = 4  # pause between two rounds of deleting, in lengths of a round
 
 
 class Leases:
-    """One thread per worker. `runs` is asked for what the worker holds now.
+    """The lease thread of one worker. `runs` are those that it currently has.
 
-    `hopeless` is called with an error that no time heals.
+    `on_fatal` is called with an error that retrying cannot fix.
     """
 
     def __init__(
         self,
-        conninfo: str,
-        queues: Collection[str],
-        known_names: Collection[str],
-        lease: float,
-        runs: Callable[[], list[Run]],
+        application: Application,
+        settings: Settings,
+        runs: Mapping[UUID, Run],
         *,
-        version: str | None,
-        hopeless: Callable[[Exception], None],
+        on_fatal: Callable[[Exception], None],
     ) -> None:
-        self._conninfo = conninfo
-        self._queues = queues
-        self._known = set(known_names)
-        self._version = version
-        self._stranded: set[tuple[str, str]] = set()
-        self._lease = lease
-        self._runs = runs
-        self._hopeless = hopeless
+        self._application = application
+        self._conninfo = application.conninfo  # asked here: it may raise
+        self._queues = settings.queues
+        self._lease = settings.lease
+        self._runs_by_id = runs
+        self._on_fatal = on_fatal
+        self._reported: set[tuple[object, ...]] = set()  # what was logged already
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopping = threading.Event()
+        self._woken = threading.Event()  # ends the pause between rounds
+        self._is_idle = False
         self._ended = asyncio.Event()
-        self._connection: Impatient[Any] | None = None
-        self._asked: float | None = None  # since when the loop has not answered
+        self._opened = asyncio.Event()
+        self.failure: Exception | None = None  # the last one
+        self._cursor: PlainCursor | None = None
+        self._strict = False
+        self._probed_at: float | None = None  # when the loop was last asked to answer
         self._warned = False
-        self._extend_at = time.monotonic() + lease / 3
-        self._ask_at = time.monotonic() + _ASK_FOR_NAMES / 10
+        now = time.monotonic()
+        self._extend_at = now + self._lease / 3
+        self._check_at = now + _CHECK_SECONDS / 10
+        self._announce_at = now + _ANNOUNCE_SECONDS
         self._thread = threading.Thread(
             target=self._work, name="durable leases", daemon=True
         )
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open, as far as this side can tell."""
+        return self._opened.is_set() and not (self._is_idle and self._was_closed())
+
+    async def open(self) -> None:
+        """Start the thread if necessary, and wait until it is connected."""
+        if self._thread.ident is None:
+            self._thread.start()
+        elif self._opened.is_set() and not self.is_open:
+            self._opened.clear()
+            self._woken.set()
+        await self._opened.wait()
+
+    def _was_closed(self) -> bool:
+        """Whether the idle connection has unread data, normally its end."""
+        try:
+            return self._cursor is None or is_readable(self._cursor.connection.fileno())
+        except psycopg.Error:  # the thread has just closed it
+            return True
 
     async def stop(self) -> None:
-        """End, without blocking the loop."""
+        """Stop the thread without blocking the loop."""
         self._stopping.set()
-        await self._ended.wait()
+        self._woken.set()
+        if self._thread.ident is None:
+            return
+        if self._opened.is_set():
+            await self._ended.wait()
+            return
+        with contextlib.suppress(TimeoutError):  # it may be stuck connecting
+            async with asyncio.timeout(_CONNECTING_SECONDS):
+                await self._ended.wait()
 
     def _work(self) -> None:
         failures = 0
-        pause = min(_TICK, self._lease / 3)
-        while not self._stopping.wait(backoff(failures) if failures else pause):
-            begun = time.monotonic()
-            self._watch_the_loop()
+        regular = min(_TICK, self._lease / 3)
+        pause = 0.0  # none at first: no task is claimed before it has connected
+        while not self._has_stopped(pause):
+            started = time.monotonic()
+            self._check_loop()
             try:
                 self._tick()
                 failures = 0
-            except (psycopg.Error, OSError) as error:
+            except Exception as error:
                 if failures == 0:
-                    logger.warning("leases: %s; trying again", error)
+                    known = isinstance(error, psycopg.Error | OSError | SchemaVersion)
+                    shown = None if known else error
+                    logger.warning("leases: %s; trying again", error, exc_info=shown)
                 failures += 1
+                self.failure = error
                 self._close()
-            self._drop_expired(begun)
+            self._exit_expired(started)
+            pause = backoff(failures) if failures else regular
         self._close()
-        self._tell(self._ended.set)
+        self._call_in_loop(self._ended.set)
+
+    def _has_stopped(self, pause: float) -> bool:
+        """Wait until the next round. Returns True if the thread must stop."""
+        self._is_idle = True
+        self._woken.wait(pause)
+        self._is_idle = False
+        self._woken.clear()
+        return self._stopping.is_set()
 
     def _tick(self) -> None:
-        self._open()  # takes a while: what is due is asked after it
+        self._open()  # may take long, so read the clock after it
+        self._call_in_loop(self._opened.set)
         now = time.monotonic()
-        if now >= self._extend_at and not self._has_let_go():
+        if now >= self._extend_at and not self._has_given_up():
             self._extend()
             self._extend_at = now + self._lease / 3
-        for queue in self._queues:
-            self._keep_house(queue)
-        if now >= self._ask_at:
-            self._ask_at = now + _ASK_FOR_NAMES
+        self._for_queues(self._run_maintenance)
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_SECONDS
             self._check_version()
-            self._report_unknown_names()
-            if self._version is not None:
-                self._announce(self._version)
+            self._for_queues(self._report_unknown_names)
+            self._for_queues(self._announce_version)
+        if now >= self._announce_at:
+            self._announce_at = now + _ANNOUNCE_SECONDS
+            self._for_queues(self._refresh_definitions)
 
-    def _has_let_go(self) -> bool:
-        """Whether the loop has been blocked for so long that leases may end."""
-        return self._silent() >= _LET_GO_SECONDS
+    def _for_queues(self, work: Callable[[str], None]) -> None:
+        for queue in self._queues:
+            self._for_queue(queue, work)
 
-    def _keep_house(self, queue: str) -> None:
-        """Do what is due; it is done a little at a time.
+    def _for_queue(self, queue: str, work: Callable[[str], None]) -> None:
+        """Do work for one queue; log an error, so that other queues are served."""
+        try:
+            work(queue)
+        except psycopg.Error as error:
+            if self._cursor is None or self._cursor.connection.closed:
+                raise
+            if self._is_news("error", queue, error.sqlstate):
+                logger.warning("leases: queue %r: %s", queue, error)
 
-        Leases, deadlines and notes at once; deleting what is old a fifth of the time,
-        so that it keeps up with a busy worker and leaves it its speed.
+    def _is_news(self, *what: object) -> bool:
+        """Whether this was not reported before; from now on, it was."""
+        is_news = what not in self._reported
+        self._reported.add(what)
+        return is_news
 
-        Not while its own leases are to be extended: a process that was stopped and
-        goes on right here would end them itself.
+    def _has_given_up(self) -> bool:
+        """Whether the loop has been blocked for too long to extend its leases."""
+        return self._loop_silence() >= _GIVE_UP_SECONDS
+
+    def _run_maintenance(self, queue: str) -> None:
+        """Run maintenance in small batches until nothing more is due.
+
+        Leases, deadlines and deferred work are processed at once. Deleting old rows
+        takes at most a fifth of the time: that keeps up with a busy worker without
+        slowing it.
+
+        Maintenance stops while this worker's own leases are due to be extended: a
+        process that was suspended and resumes here would expire them itself.
         """
         while not self._stopping.is_set() and (
-            time.monotonic() < self._extend_at or self._has_let_go()
+            time.monotonic() < self._extend_at or self._has_given_up()
         ):
-            begun = time.monotonic()
-            ((*urgent, tasks, events),) = self._fetch(_sql.keep_house(queue))
-            if max(done or 0 for done in urgent) == _sql.HOUSE_AT_ONCE:
+            started = time.monotonic()
+            ((*urgent, tasks, events),) = self._fetch(sql.run_maintenance(queue))
+            if urgent[0]:
+                logger.debug("queue %r: %d leases have expired", queue, urgent[0])
+            if max(done or 0 for done in urgent) >= sql.MAINTENANCE_BATCH:
                 continue
-            if max(tasks or 0, events or 0) < _sql.HOUSE_AT_ONCE * 10:
+            if max(tasks or 0, events or 0) < sql.MAINTENANCE_BATCH * 10:
                 return
-            self._stopping.wait(_LEISURE * (time.monotonic() - begun))
+            self._stopping.wait(_PURGE_REST * (time.monotonic() - started))
 
     def _extend(self) -> None:
-        held: defaultdict[str, dict[Any, Run]] = defaultdict(dict)
+        held: defaultdict[str, list[Run]] = defaultdict(list)
         for run in self._runs():
-            if not run.resting:
-                held[run.claimed.queue][run.claimed.task_id] = run
+            if not run.lease_pauses:
+                held[run.claimed.queue].append(run)
         for queue, runs in held.items():
-            asked = time.monotonic()
-            tasks = [
-                {"task_id": str(task_id), "claim": run.claimed.claim}
-                for task_id, run in runs.items()
-            ]
-            statement = _sql.extend_leases(queue, json.dumps(tasks), self._lease)
-            for task_id, outcome in self._fetch(statement):
-                if outcome == "ok":
-                    runs[task_id].lease_until = asked + self._lease
-                elif outcome != "busy":
-                    reason = "cancelled" if outcome == "cancelled" else "lease lost"
-                    self._tell(runs[task_id].leave, reason)
+            self._for_queue(queue, partial(self._extend_in, runs))
 
-    def _drop_expired(self, begun: float) -> None:
-        """Somebody else may have what could not be extended in time.
+    def _extend_in(self, runs: Sequence[Run], queue: str) -> None:
+        """Extend leases in one queue. Halve a batch that is too large or busy."""
+        sent_at = time.monotonic()
+        by_id = {run.claimed.task_id: run for run in runs}
+        tasks = [
+            {"task_id": str(task_id), "claim": run.claimed.claim}
+            for task_id, run in by_id.items()
+        ]
+        statement = sql.extend_leases(queue, json.dumps(tasks), self._lease)
+        try:
+            rows = self._fetch(statement)
+        except psycopg.Error as error:
+            if len(runs) == 1 or not is_busy(error):
+                raise
+            middle = len(runs) // 2
+            self._for_queue(queue, partial(self._extend_in, runs[:middle]))
+            self._for_queue(queue, partial(self._extend_in, runs[middle:]))
+            return
+        for task_id, outcome in rows:
+            if outcome == "ok":
+                by_id[task_id].lease_until = sent_at + self._lease
+            elif outcome != "busy":
+                reason = "cancelled" if outcome == "cancelled" else "lease lost"
+                self._call_in_loop(by_id[task_id].exit, reason)
 
-        What ran out since the round has begun is tried once more: the process may
-        have been stopped just now, and nobody may have taken over.
+    def _exit_expired(self, started: float) -> None:
+        """Exit the runs whose leases could not be extended in time.
+
+        A lease that expired during the current round is tried once more: the process
+        may have been suspended just now, and the task may not be claimed by another
+        worker yet.
         """
         for run in self._runs():
-            if begun >= run.lease_until:
-                self._tell(run.leave, "lease lost")
+            if started >= run.lease_until:
+                self._call_in_loop(run.exit, "lease lost")
 
-    def _watch_the_loop(self) -> None:
-        silent = self._silent()
-        if silent < _BLOCKED_SECONDS:
+    def _runs(self) -> list[Run]:
+        return list(self._runs_by_id.values())
+
+    def _check_loop(self) -> None:
+        silence = self._loop_silence()
+        if silence < _BLOCKED_SECONDS:
             self._warned = False
         elif not self._warned:
             self._warned = True
@@ -185,81 +289,108 @@ class Leases:
             logger.warning(
                 "the worker's loop has been blocked for %.1f s, running %s; "
                 "blocking code belongs in a sync step or a sync task\n%s",
-                silent,
+                silence,
                 sorted({run.claimed.name for run in self._runs()}),
                 "".join(traceback.format_stack(frame)),
             )
-        if self._asked is None:
-            self._asked = time.monotonic()
-            self._tell(self._heard)
+        if self._probed_at is None:
+            self._probed_at = time.monotonic()
+            self._call_in_loop(self._loop_answered)
 
-    def _heard(self) -> None:
-        self._asked = None
+    def _loop_answered(self) -> None:
+        self._probed_at = None
 
-    def _silent(self) -> float:
-        """Return for how long the loop has not answered; this thread may be late."""
-        asked = self._asked
-        return 0.0 if asked is None else time.monotonic() - asked
+    def _loop_silence(self) -> float:
+        """Return for how many seconds the loop has not answered."""
+        sent_at = self._probed_at
+        return 0.0 if sent_at is None else time.monotonic() - sent_at
 
     def _check_version(self) -> None:
-        ((found,),) = self._fetch(_sql.version())
+        ((found,),) = self._fetch(sql.version())
         try:
             check_version(found)
         except SchemaVersion as error:
-            self._tell(self._hopeless, error)
+            self._call_in_loop(self._on_fatal, error)
 
-    def _report_unknown_names(self) -> None:
-        for queue in self._queues:
-            for (name,) in self._fetch(_sql.list_waiting_names(queue)):
-                if name not in self._known:
-                    self._known.add(name)
-                    logger.warning(
-                        "tasks named %r wait in queue %r, and this worker does not "
-                        "know them",
-                        name,
-                        queue,
-                    )
+    def _report_unknown_names(self, queue: str) -> None:
+        known = self._application.registry.by_name
+        for (name,) in self._fetch(sql.list_waiting_names(queue)):
+            if name not in known and self._is_news("name", name):
+                logger.warning(
+                    "tasks named %r wait in queue %r, but this worker does not "
+                    "know them",
+                    name,
+                    queue,
+                )
 
-    def _announce(self, version: str) -> None:
-        """Say which version works here; log what tasks wait for and nobody runs."""
-        for queue in self._queues:
-            for (other,) in self._fetch(_sql.announce_version(queue, version)):
-                if (queue, other) not in self._stranded:
-                    self._stranded.add((queue, other))
-                    logger.warning(
-                        "tasks wait in queue %r for version %r, which nobody runs; "
-                        "set_version moves them",
-                        queue,
-                        other,
-                    )
+    def _announce_version(self, queue: str) -> None:
+        """Announce this worker's version, and log versions that no worker runs."""
+        if (version := self._application.version) is None:
+            return
+        for (other,) in self._fetch(sql.announce_version(queue, version)):
+            if self._is_news("version", queue, other):
+                logger.warning(
+                    "tasks wait in queue %r for version %r, which no worker runs; "
+                    "set_version moves them",
+                    queue,
+                    other,
+                )
+
+    def _refresh_definitions(self, queue: str) -> None:
+        """Announce the definitions again, so that they are not pruned as stale."""
+        self._fetch(announcement(queue, self._application, starts=False))
 
     def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
-        connection = self._open()
-        cursor = connection.execute(statement.text.encode(), statement.args)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-        return rows
+        return fetch(self._open(), statement, strict=self._strict)
 
-    def _open(self) -> Impatient[Any]:
-        if self._connection is None:
-            self._connection = Impatient.connect(
+    def _open(self) -> PlainCursor:
+        if self._cursor is not None and was_closed(self._cursor.connection):
+            self._close()
+        if self._cursor is None:
+            connection: WatchdogConnection[Any] = WatchdogConnection.connect(
                 self._conninfo,
                 autocommit=True,
                 prepare_threshold=None,
                 application_name="durable leases",
                 **KEEPALIVE,
             )
-            # whoever waits for an answer for ever drops nothing when leases end
+            # shorter than the lease: a thread that waits cannot exit expired runs
             patience = max(self._lease / 3, _SHORTEST_PATIENCE)
-            self._connection.patience = min(patience, SILENCE)
-        return self._connection
+            connection.read_timeout = min(patience, READ_TIMEOUT)
+            self._cursor = PlainCursor(connection)
+            try:
+                self._strict = check_session(self._cursor)
+            except SchemaVersion as error:
+                self._call_in_loop(self._on_fatal, error)
+                raise
+        return self._cursor
 
     def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            self._call_in_loop(self._opened.clear)
+            cursor.connection.close()
 
-    def _tell(self, function: Callable[..., None], *args: Any) -> None:
+    def _call_in_loop(self, function: Callable[..., None], *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             self._stopping.set()  # the loop is closed
+
+
+def announcement(queue: str, application: Application, *, starts: bool) -> Statement:
+    """Return the statement that announces all tasks of an application in a queue."""
+    definitions = [_announced(one) for one in application.registry.by_name.values()]
+    return sql.announce_definitions(
+        queue, json_text(definitions), application.version, starts=starts
+    )
+
+
+def _announced(definition: TaskDefinition[Any, Any]) -> dict[str, Any]:
+    announced: dict[str, Any] = {"task": definition.name}
+    if definition.options:
+        announced["options"] = dict(definition.options)
+    schema = definition.params_codec.json_schema()
+    if schema is not None and len(json_text(schema)) <= _LARGEST_SCHEMA:
+        announced["params_schema"] = schema
+    return announced

@@ -1,98 +1,104 @@
-"""The worker: what the application starts, drains and stops."""
+"""The worker that an application starts, drains and stops."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import contextvars
+import gc
 import json
 import logging
 import os
 import secrets
 import socket
+import threading
 from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
-from psycopg import AsyncConnection
+import psycopg
+from psycopg import AsyncConnection, ConnectionInfo
 
-from durable import _sql
-from durable._application import Application
-from durable._worker.calls import Calls
+from durable._core import sql
+from durable._core.outcomes import Resolved
+from durable._db.application import Application
+from durable._db.django import close_shared_connections
+from durable._db.reconnecting import ReconnectingConnection, wait_until_open
+from durable._task.current import start_task_function
+from durable._task.publisher import kept_logs
+from durable._task.run import Claimed, Run
+from durable._task.services import Services
 from durable._worker.claims import Claims, load_checkpoints
-from durable._worker.code import begun
-from durable._worker.doors import Doors
-from durable._worker.executing import current_run
-from durable._worker.failures import mark_recorded
-from durable._worker.held import Held
-from durable._worker.leases import Leases
-from durable._worker.link import Link
-from durable._worker.logs import kept_logs
-from durable._worker.run import Claimed, Run
-from durable._worker.services import Services
-from durable.errors import UnreadablePayload
+from durable._worker.leases import Leases, announcement
+from durable._worker.signals import reset_in_forks
+from durable.errors import Forbidden
+
+if TYPE_CHECKING:
+    from durable._worker.options import Settings
 
 __all__ = ["Worker"]
 
 logger = logging.getLogger("durable.worker")
 
-_LEAVING_SECONDS: Final = 10.0
+_EXIT_SECONDS: Final = 10.0
+_SHOWN_TASKS: Final = 10
+_YOUNG_OBJECTS: Final = 10_000  # until a garbage collection; Python's default is 700
 
 
 class Worker:
-    """Claims tasks and runs them, as long as its `async with` block lasts.
+    """Claims tasks and runs them for the duration of its `async with` block.
 
         async with app.worker(concurrency=50) as worker:
             await worker.drain()
 
-    Leaving the block stops claiming, lets what runs finish for `shutdown_timeout`
-    seconds, and gives the rest back without using up an attempt. An error that no time
-    heals (schema, queue or right missing) cancels the block and comes out of it.
+    Leaving the block stops claiming, gives running tasks `shutdown_timeout` seconds to
+    finish, and releases the others without using up an attempt. An error that retrying
+    cannot fix (a missing schema, queue or privilege) cancels the block and is raised by
+    it.
     """
 
-    def __init__(
-        self,
-        application: Application,
-        *,
-        queues: Sequence[str],
-        concurrency: int,
-        lease: float,
-        poll: float,
-        shutdown_timeout: float,
-        listen: bool,
-    ) -> None:
+    def __init__(self, application: Application, settings: Settings) -> None:
         self._application = application
-        self._queues = list(queues)
-        self._lease = lease
-        self._poll = poll
-        self._shutdown_timeout = shutdown_timeout
-        self._listen = listen
+        self._settings = settings
+        self._pid: int | None = None  # of the process in which it was entered
+        self._is_entered = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """Set the state of a worker that is about to start, perhaps once more."""
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()  # may be set though something has begun since
-        self._held = Held(concurrency)
-        self._heard = asyncio.Event()
-        self._left: list[Run] = []
+        self._idle = asyncio.Event()  # may be set although a task has started since
+        self._exited: list[Run] = []
         self._ended = 0
         self._stopping = False
         self._exits = contextlib.AsyncExitStack()
-        self._host: asyncio.Task[Any] | None = None
+        self._host_task: asyncio.Task[Any] | None = None
         self._fatal: Exception | None = None
-        self._pid = os.getpid()
+        self._drains: set[asyncio.Task[int]] = set()
+        self.has_started = False
 
     async def __aenter__(self) -> Self:
-        if self._pid != os.getpid():
-            raise RuntimeError("a worker does not survive a fork: make a new one")
+        if self._is_entered and self._pid == os.getpid():
+            raise RuntimeError("the worker is already running: make another one")
+        self._reset()
+        self._pid = os.getpid()
+        self._is_entered = True
+        reset_in_forks()
         try:
             await self._start()
         except BaseException:
-            await self._exits.aclose()
+            try:
+                await self._exits.aclose()
+            finally:
+                self._is_entered = False
             raise
-        self._host = asyncio.current_task()  # from here on it may be cancelled
+        self._host_task = asyncio.current_task()  # cancelled by a fatal error
+        self.has_started = True
         return self
 
     async def __aexit__(
@@ -101,139 +107,196 @@ class Worker:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        host, self._host = self._host, None  # what fails from here on ends nothing
-        if self._fatal is not None and host is not None:
-            if not isinstance(exc, asyncio.CancelledError):  # it may be on its way
+        if self._pid != os.getpid():
+            return  # a forked process, which must not touch the worker
+        host_task, self._host_task = self._host_task, None
+        if self._fatal is not None and host_task is not None:
+            # the cancellation by the fatal error may not have arrived yet
+            if not isinstance(exc, asyncio.CancelledError):
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
-            host.uncancel()
-        await self._stop()
+            host_task.uncancel()
+        try:
+            await self._stop()
+        finally:
+            self._is_entered = False
+        logger.info("worker %s has stopped", self.worker_id)
         if self._fatal is not None and (
             exc is None or isinstance(exc, asyncio.CancelledError)
         ):
             raise self._fatal
 
     async def drain(self) -> int:
-        """Work until nothing is claimable and nothing runs here; sleepers don't count.
+        """Work until no task is claimable or running here; waiting tasks don't count.
 
-        Returns the number of runs that have ended meanwhile.
+        Returns the number of runs that have ended meanwhile. Raises RuntimeError if the
+        worker's block is left meanwhile; or the fatal error, if there is one.
         """
-        if self._host is None:
-            raise self._fatal or RuntimeError("the worker does not run")
+        if self._is_entered and self._pid != os.getpid():
+            raise RuntimeError("a worker does not survive a fork: make a new one")
+        if self._host_task is None:
+            raise self._fatal or RuntimeError("the worker is not running")
+        draining = asyncio.create_task(self._drain(), name="durable drain")
+        self._drains.add(draining)
+        try:
+            await asyncio.wait({draining})
+        finally:
+            self._drains.discard(draining)
+            draining.cancel()
+        if draining.cancelled():
+            raise self._fatal or RuntimeError("the worker has stopped during drain()")
+        return draining.result()
+
+    async def _drain(self) -> int:
         before = self._ended
         while True:
             seen = self._ended
-            for queue in self._queues:
-                await self._services.calling.fetch(_sql.apply_notes(queue))
-            await self._claims.quiet()
-            await self._until_idle()
+            for queue in self._settings.queues:
+                await self._services.call_connection.fetch(
+                    sql.apply_deferred_work(queue)
+                )
+            await self._claims.wait_until_drained()
+            await self._wait_until_idle()
             if self._ended == seen and not self._tasks:
                 return self._ended - before
 
-    # -- starting and stopping -----------------------------------------------------
+    # -- starting ------------------------------------------------------------------
 
     async def _start(self) -> None:
+        application, settings = self._application, self._settings
         self._context = contextvars.copy_context()
-        self._exits.enter_context(kept_logs(self._application.keep_logs))
-        lifespan = self._application.lifespan
+        self._exits.enter_context(_rare_collections)
+        self._exits.enter_context(kept_logs(application.keep_logs))
         state = None
-        if lifespan is not None:
-            state = await self._exits.enter_async_context(lifespan())
-        self._services = Services(
-            self._application, state, lease=self._lease, connect=self._link
+        if application.lifespan is not None:
+            state = await self._exits.enter_async_context(application.lifespan())
+        self._services = services = Services(
+            application, state, lease=settings.lease, connect=self._connect
         )
-        self._exits.push_async_callback(self._services.close)
-        for queue in self._queues:  # refuses schema, queue or right that is missing
-            await self._services.claiming.fetch(
-                _sql.claim_tasks(queue, self.worker_id, [], 0, self._lease)
+        self._exits.push_async_callback(services.close)
+        leases = Leases(application, settings, self._runs, on_fatal=self._on_fatal)
+        self._exits.push_async_callback(leases.stop)
+        claiming = services.claim_connection
+        needed = (claiming, services.flush_connection, services.call_connection, leases)
+        self._claims = Claims(application, settings, self.worker_id, claiming, needed)
+        self._exits.callback(self._claims.close)
+        await wait_until_open(needed)
+        for queue in settings.queues:
+            # fails if the schema, a queue or a privilege is missing
+            await claiming.fetch(
+                sql.claim_tasks(queue, self.worker_id, [], 0, settings.lease)
             )
-            if self._application.version is not None:
-                await self._services.claiming.fetch(
-                    _sql.announce_version(queue, self._application.version)
-                )
-        self._start_leases()
-        self._start_claims()
+            await self._announce(queue)
+        ((engine,),) = await claiming.fetch(sql.version())
+        self._claiming = asyncio.create_task(self._work(), name="durable claims")
+        self._log_start(engine)
 
-    def _link(self, name: str) -> Link:
-        return Link(
+    def _connect(self, name: str) -> ReconnectingConnection:
+        return ReconnectingConnection(
             self._application.conninfo,
             name,
             prepare=self._application.prepare,
-            reconnected=self._give_back_unknown if name == "claim" else None,
-            hopeless=self._give_up,
+            on_reconnect=self._release_lost if name == "claim" else None,
+            on_fatal=self._on_fatal,
         )
 
-    def _start_leases(self) -> None:
-        self._leases = Leases(
-            self._application.conninfo,
-            self._queues,
-            list(self._application.registry.by_name),
-            self._lease,
-            lambda: list(self._runs.values()),
-            version=self._application.version,
-            hopeless=self._give_up,
-        )
-        self._leases.start()
-        self._exits.push_async_callback(self._leases.stop)
+    async def _release_lost(self, connection: AsyncConnection[Any]) -> None:
+        await self._claims.release_lost(connection)
 
-    def _start_claims(self) -> None:
-        doors = None
-        if self._listen:
-            doors = Doors(
-                self._application.listen_conninfo,
-                self._queues,
-                self._heard.set,
+    async def _announce(self, queue: str) -> None:
+        """Announce the application's tasks, before the first of them is claimed.
+
+        A spawn in SQL takes omitted options from these definitions.
+        """
+        statement = announcement(queue, self._application, starts=True)
+        try:
+            await self._services.claim_connection.fetch(statement, own_queue=False)
+        except Forbidden as error:
+            logger.warning(
+                "%s: tasks that SQL spawns in queue %r do not get their class's"
+                " options",
+                error,
+                queue,
             )
-            self._exits.push_async_callback(doors.close)
-        self._claims = Claims(
-            self._services.claiming,
-            doors,
-            self._held,
-            self._heard,
-            worker_id=self.worker_id,
-            queues=self._queues,
-            names=list(self._application.registry.by_name),
-            version=self._application.version,
-            lease=self._lease,
-            poll=self._poll,
-            start=self._start_runs,
+
+    def _log_start(self, engine: str) -> None:
+        application = self._application
+        tasks = sorted(application.registry.by_name)
+        shown = ", ".join(tasks[:_SHOWN_TASKS])
+        more = len(tasks) - _SHOWN_TASKS
+        logger.info(
+            "worker %s has started: %s, engine %s; queues: %s; tasks: %s%s;"
+            " concurrency: %d%s",
+            self.worker_id,
+            _describe(self._services.claim_connection.info),
+            engine,
+            ", ".join(self._settings.queues),
+            shown or "none",
+            f" and {more} more" if more > 0 else "",
+            self._settings.concurrency,
+            f"; version: {application.version}" if application.version else "",
         )
-        self._claiming = asyncio.create_task(self._claims.run(), name="durable claims")
-        self._claiming.add_done_callback(self._claims_ended)
+
+    # -- stopping ------------------------------------------------------------------
+
+    def _on_fatal(self, error: Exception) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            self._cancel_drains()
+            if self._host_task is not None:
+                self._host_task.cancel()
+
+    def _cancel_drains(self) -> None:
+        """Cancel all calls of `drain`."""
+        for draining in self._drains:
+            draining.cancel()
 
     async def _stop(self) -> None:
+        if self._fatal is not None:
+            kind = type(self._fatal).__name__  # the exception itself is raised
+            logger.error(
+                "worker %s stops because of a fatal error: %s", self.worker_id, kind
+            )
+        else:
+            logger.info(
+                "worker %s is stopping: it runs %d tasks, which have %g s to finish",
+                self.worker_id,
+                len(self._runs),
+                self._settings.shutdown_timeout,
+            )
         try:
+            self._cancel_drains()
             self._claiming.cancel()
-            await asyncio.wait({self._claiming})
+            await asyncio.wait({self._claiming}, timeout=_EXIT_SECONDS)
             if self._fatal is None:
-                await self._all_have_ended(self._shutdown_timeout)
+                await self._wait_idle_for(self._settings.shutdown_timeout)
             self._stopping = True
             for run in list(self._runs.values()):
-                run.leave("shutdown")
-            await self._all_have_ended(_LEAVING_SECONDS)
+                run.exit("shutdown")
+            await self._wait_idle_for(_EXIT_SECONDS)
             if self._fatal is None:
-                await self._release([*self._left, *self._runs.values()])
+                await self._release_runs([*self._exited, *self._runs.values()])
         finally:
             for task in self._tasks:
                 task.cancel()
             await self._exits.aclose()
 
-    async def _all_have_ended(self, timeout: float) -> None:
-        """Return when nothing runs here, or after so many seconds."""
+    async def _wait_idle_for(self, timeout: float) -> None:
+        """Wait until nothing runs here, for at most `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._until_idle()
+                await self._wait_until_idle()
 
-    async def _until_idle(self) -> None:
+    async def _wait_until_idle(self) -> None:
         while self._tasks:
             self._idle.clear()
             await self._idle.wait()
 
-    async def _release(self, left: Sequence[Run]) -> None:
-        """Give back what has not ended, in its place in line."""
+    async def _release_runs(self, runs: Sequence[Run]) -> None:
+        """Release the claims of runs that have not ended, with their place in line."""
         held: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        for run in left:
-            if run.left is not None and run.left.reason == "shutdown":
+        for run in runs:
+            if run.exit_reason is not None and run.exit_reason.reason == "shutdown":
                 claimed = run.claimed
                 held[claimed.queue].append(
                     {
@@ -242,80 +305,73 @@ class Worker:
                         "available_at": claimed.available_at.isoformat(),
                     }
                 )
-        fetch = self._services.calling.fetch
+        fetch = self._services.call_connection.fetch
         try:
-            async with asyncio.timeout(_LEAVING_SECONDS):
-                for queue in self._queues:
+            async with asyncio.timeout(_EXIT_SECONDS):
+                for queue in self._settings.queues:
                     if queue in held:
-                        await fetch(_sql.release_tasks(queue, json.dumps(held[queue])))
-                    # a claim's answer may have been cut off
-                    await fetch(_sql.release_unknown(queue, self.worker_id, ()))
+                        await fetch(sql.release_tasks(queue, json.dumps(held[queue])))
+                    # the answer of a cancelled claim may have been lost
+                    await fetch(sql.release_unknown(queue, self.worker_id, ()))
         except TimeoutError:
-            logger.warning("the database is away: tasks go on when leases expire")
-
-    # -- what cannot go on ---------------------------------------------------------
-
-    def _give_up(self, error: Exception) -> None:
-        if self._fatal is None:
-            self._fatal = error
-            if self._host is not None:
-                self._host.cancel()
-
-    def _claims_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._give_up(
-                error if isinstance(error, Exception) else RuntimeError(error)
-            )
-
-    async def _give_back_unknown(self, connection: AsyncConnection[Any]) -> None:
-        """After a lost connection: a claim's answer may have been lost with it."""
-        for queue in self._queues:
-            statement = _sql.release_unknown(queue, self.worker_id, self._held.task_ids)
-            await connection.execute(statement.text.encode(), statement.args)
-        self._heard.set()
+            logger.warning("no database: tasks can be claimed when leases expire")
 
     # -- running -------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        try:
+            async for claimed in self._claims.batches():
+                self._start_runs(claimed)
+        except Exception as error:  # noqa: BLE001 - raised by the block
+            self._on_fatal(error)
 
     def _start_runs(self, claimed: list[Claimed]) -> None:
         known: list[Claimed] = []
         for task in claimed:
-            self._held.add(task)
-            if task.claim == 1:
-                self._begin(task, {})
+            if task.is_first_claim:
+                self._start_run(task, {})
             else:
                 known.append(task)
         if known:
-            loading = self._create_task(self._run_known(known), "durable load")
+            loading = self._create_task(self._load_and_start(known), "durable load")
             loading.add_done_callback(self._forget)
 
-    async def _run_known(self, claimed: list[Claimed]) -> None:
-        """Load what tasks have done so far, and start them."""
+    async def _load_and_start(self, claimed: list[Claimed]) -> None:
+        """Load the checkpoints of tasks, and start them."""
         try:
-            loaded = await load_checkpoints(self._services.calling, claimed)
+            loaded = await load_checkpoints(self._services.call_connection, claimed)
         except BaseException:
-            self._held.difference_update(claimed)
+            for task in claimed:
+                self._claims.discard(task)
             raise
         for task in claimed:
-            self._begin(task, loaded[task.task_id])
+            self._start_run(task, loaded[task.task_id])
 
-    def _begin(self, claimed: Claimed, checkpoints: dict[str, Any]) -> None:
+    def _start_run(
+        self, claimed: Claimed, loaded: dict[str, Resolved] | Exception
+    ) -> None:
+        """Start a task with its checkpoints, or fail it with the error of loading."""
+        error = loaded if isinstance(loaded, Exception) else None
         run = Run(
             claimed,
             self._application.registry.by_name[claimed.name],
-            checkpoints,
+            {} if isinstance(loaded, Exception) else loaded,
             self._services,
-            code_ended=partial(self._held.code_ended, claimed),
+            code_ended=partial(self._claims.code_ended, claimed),
             ended=self._run_ended,
         )
-        former = self._runs.get(claimed.task_id)
-        if former is not None:  # whoever extends leases knows one run of a task
-            former.leave("lease lost")
+        again = "taken over" if claimed.attempt > 1 else "resumed"
+        run.log_debug("started" if claimed.is_first_claim else again)
+        previous = self._runs.get(claimed.task_id)
+        if previous is not None:  # only one run of a task has its lease extended
+            previous.exit("lease lost")
         self._runs[claimed.task_id] = run
         if self._stopping:
-            run.leave("shutdown")
+            run.exit("shutdown")
             self._run_ended(run)
         else:
-            run.task = self._create_task(self._run(run), f"durable {claimed.name}")
+            work = run.execute(start_task_function, error)
+            run.task = self._create_task(work, f"durable {claimed.name}")
 
     def _create_task(
         self, work: Coroutine[Any, Any, None], name: str
@@ -326,45 +382,73 @@ class Worker:
         self._tasks.add(task)
         return task
 
-    async def _run(self, run: Run) -> None:
-        try:
-            await self._execute(run)
-        except Exception:
-            logger.exception("task %s could not be run", run.claimed.task_id)
-
-    async def _execute(self, run: Run) -> None:
-        definition = run.definition
-        if self._application.keep_logs is not None:
-            current_run.set(run)
-        try:
-            params = definition.load_params(run.open_params())
-            body = definition.bind()
-        except UnreadablePayload as error:
-            await run.put_aside(error)
-            return
-        except Exception as error:  # noqa: BLE001 - models and constructors are the user's
-            await run.fail(mark_recorded(error))
-            return
-        calls = Calls(run)
-        try:
-            await run.execute(lambda: begun(run, calls, body, params))
-        finally:
-            calls.end()
-
     def _run_ended(self, run: Run) -> None:
+        if run.services is not self._services:
+            return  # code from before a restart, which did not end in time
         claimed = run.claimed
         if self._runs.get(claimed.task_id) is run:
             del self._runs[claimed.task_id]
-        self._held.discard(claimed)
+        self._claims.discard(claimed)
         if self._stopping:
-            self._left.append(run)
+            self._exited.append(run)
         self._ended += 1
-        if run.left is not None and run.left.reason == "waiting":
-            self._heard.set()  # it may be due before the next look for work
+        if run.exit_reason is not None:
+            run.log_debug(f"exited: {run.exit_reason.reason}")
+            if run.exit_reason.reason == "waiting":
+                self._claims.wake()  # it may be due before the next poll
         if run.task is not None:
             self._forget(run.task)
+        if run.definition.is_async and (closing := close_shared_connections()):
+            # not awaited: the thread that closes them may be busy for long
+            self._create_task(closing, "durable django").add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not self._tasks:
             self._idle.set()
+
+
+def _describe(info: ConnectionInfo | None) -> str:
+    """Describe the database of a connection, without the password."""
+    with contextlib.suppress(psycopg.OperationalError):  # the connection was lost
+        if info is not None:
+            major, minor = divmod(info.server_version, 10_000)
+            return (
+                f"database {info.dbname!r} of {info.user} at {info.host}:{info.port},"
+                f" PostgreSQL {major}.{minor}"
+            )
+    return "connection lost already"
+
+
+class _RareCollections:
+    """Makes garbage collections rarer while any worker of the process runs.
+
+    The tasks in progress are thousands of objects, nearly all of them freed without the
+    collector. With Python's default it would start several times for each batch of
+    tasks, and scan the whole process at every 120th start.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._workers = 0
+        self._before = self._during = (0, 0, 0)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._workers += 1
+            if self._workers > 1:
+                return
+            self._before = self._during = gc.get_threshold()
+            if 0 < self._before[0] < _YOUNG_OBJECTS:  # 0: it was turned off
+                self._during = (_YOUNG_OBJECTS, *self._before[1:])
+                gc.set_threshold(*self._during)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._workers -= 1
+            # else the application has changed it meanwhile
+            if not self._workers and gc.get_threshold() == self._during:
+                gc.set_threshold(*self._before)
+
+
+_rare_collections: Final = _RareCollections()

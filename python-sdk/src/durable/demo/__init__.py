@@ -1,9 +1,9 @@
-"""A real job, killed halfway with `kill -9`, and the proof that it went on.
+"""A demo: a job is killed halfway with `kill -9`, and checked after it resumed.
 
     durable demo
 
-A census of this Python's own standard library. `census.py` has the tasks, and is
-the file to read first; `story.py` is what happens to them, `proof.py` what is checked.
+The job is a census of this Python's own standard library. Read `census.py` first, which
+has the tasks; `story.py` runs and kills them, `proof.py` checks the results.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ __all__ = ["main"]
 
 
 def main(library: str | Path | None = None) -> None:
-    """Play the demo; exit with 1 unless every claim is proved.
+    """Run the demo; exit with 1 unless every claim holds.
 
-    `library` is where the modules are, this Python's own unless said. The database is
-    a private one that is gone afterwards; with DURABLE_DATABASE_URL it is that one, and
-    what remains there is durable's schema.
+    `library` is the directory of the modules, by default this Python's own. The demo
+    uses a temporary private database, or that of DURABLE_DATABASE_URL, in which it
+    leaves durable's schema.
     """
     try:
-        from durable.demo.story import Failed, play  # noqa: PLC0415 - needs durable[demo]
+        from durable.demo.story import Failed, play  # noqa: PLC0415 - needs the extra demo
     except ModuleNotFoundError as error:
-        sys.exit(f"the demo needs {error.name}: pip install 'durable[demo]'")
+        sys.exit(f"the demo needs {error.name}: pip install 'durable-postgres[demo]'")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         proved = play(Path(library or sysconfig.get_path("stdlib")))

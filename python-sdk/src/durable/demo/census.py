@@ -1,7 +1,7 @@
 """A census of the standard library: a task with a child for each of its modules.
 
-Ordinary code. What makes it survive `kill -9` is that it does its work in steps: the
-result of each is saved, and what was saved is not done again.
+It is ordinary code. It survives `kill -9` because it does its work in steps: the result
+of each step is saved, and a saved step does not run again.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["Approval", "Assignment", "Census", "Count", "CountModule", "Report"]
 
 
 class Assignment(BaseModel):
-    """What the census is told."""
+    """The params of the census."""
 
     library: Path
     report: Path
 
 
 class Module(BaseModel):
-    """One child's share: a top-level module or package."""
+    """The params of a child: a top-level module or package."""
 
     library: Path
     name: str
 
 
 class Outline(BaseModel):
-    """What one file defines."""
+    """The lines, functions and classes of one file."""
 
     lines: int
     functions: list[str]
@@ -45,7 +45,7 @@ class Outline(BaseModel):
 
 
 class Count(BaseModel):
-    """How much there is of what."""
+    """The numbers of files, lines, functions and classes."""
 
     files: int = 0
     lines: int = 0
@@ -62,13 +62,13 @@ class Count(BaseModel):
 
 
 class Approval(BaseModel):
-    """What the event "approved" says."""
+    """The payload of the event "approved"."""
 
     by: str
 
 
 class Report(BaseModel):
-    """What the census finds."""
+    """The result of the census."""
 
     python: str
     approved_by: str
@@ -77,7 +77,7 @@ class Report(BaseModel):
 
 
 class Census(Task[Assignment, Report]):
-    """The parent: a child for each module, then a report on what they found."""
+    """The parent: spawns a child for each module, then reports their counts."""
 
     async def run(self, assignment: Assignment, ctx: TaskContext[Ledger]) -> Report:
         """Spawn the children, join them, sleep, await approval, write the report."""
@@ -86,7 +86,7 @@ class Census(Task[Assignment, Report]):
 
         modules = [Module(library=assignment.library, name=name) for name in names]
         children = await ctx.spawn_many("module", CountModule, modules)
-        counts = await ctx.join_all(children)  # the task leaves its worker meanwhile
+        counts = await ctx.join_all(children)  # suspended, it holds no worker
 
         await ctx.sleep_for("rest", timedelta(seconds=1))  # a day would cost the same
         approval = await ctx.await_event("approved", as_type=Approval)
@@ -102,10 +102,10 @@ class Census(Task[Assignment, Report]):
 
 
 class CountModule(Task[Module, Count]):
-    """A child: one module, file by file."""
+    """A child: counts one module, file by file."""
 
     async def run(self, module: Module, ctx: TaskContext[Ledger]) -> Count:
-        """List the files, parse each, count what they define."""
+        """List the files, parse each, and count their definitions."""
         page = ctx.state.page(ctx.task_id)
         files = await ctx.step("list", list_files, module, page)
         outlines = [
@@ -115,8 +115,7 @@ class CountModule(Task[Module, Count]):
         return await ctx.step("count", count, outlines, page)
 
 
-# The steps: functions that know nothing of durable, and run in threads. Each leaves a
-# mark in the ledger.
+# The steps: plain functions, which run in threads. Each writes a line to the ledger.
 
 ONE_AT_A_TIME = Lock()  # `ast.parse` in several threads can fail in Python 3.11
 
@@ -140,7 +139,7 @@ def list_files(module: Module, page: Page) -> list[str]:
 
 
 def parse(library: Path, file: str, page: Page) -> Outline | None:
-    """Return what a file defines; None for one that is meant not to parse."""
+    """Return the definitions of a file; None if it does not parse, as test data may."""
     with ONE_AT_A_TIME:
         page.write(f"parse {file}")
         source = (library / file).read_bytes()
@@ -157,7 +156,7 @@ def parse(library: Path, file: str, page: Page) -> Outline | None:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what lies below a node, except expressions: they define nothing."""
+    """Yield the descendants of a node, except expressions, which define nothing."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.expr):
             yield child
@@ -177,6 +176,6 @@ def count(outlines: list[Outline | None], page: Page) -> Count:
 
 
 def write_report(report: Report, path: Path, page: Page) -> None:
-    """Write the report; doing it twice would do no harm."""
+    """Write the report; it is idempotent."""
     page.write("write")
     path.write_text(report.model_dump_json(indent=2))

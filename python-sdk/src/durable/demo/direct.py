@@ -1,6 +1,6 @@
 """The census in plain Python: `python -m durable.demo.direct LIBRARY` prints it.
 
-Nothing here is shared with the tasks whose result it confirms.
+It shares no code with the tasks whose result it confirms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["census"]
 
 
 class Definitions(ast.NodeVisitor):
-    """Counts definitions. No expression contains any."""
+    """Counts definitions. Expressions are skipped, since they contain none."""
 
     def __init__(self) -> None:
         self.functions = self.classes = 0
@@ -51,7 +51,7 @@ def census(library: Path) -> dict[str, int]:
 
 
 def source_files(library: Path) -> Iterator[Path]:
-    """Find every file of Python in every module of the standard library."""
+    """Yield every Python file of every module of the standard library."""
     for directory, below, names in os.walk(library):
         if Path(directory) == library:
             below[:] = sys.stdlib_module_names.intersection(below)

@@ -1,4 +1,4 @@
-"""Where steps leave a mark outside the database: their side effect, to be counted."""
+"""The ledger: a file in which steps count their executions, as a side effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Entry", "Ledger", "Page"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One execution of one step: of which task, under which name, by which process."""
+    """One execution of one step, with its task and process."""
 
     task_id: UUID
     step: str
@@ -22,29 +22,29 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """A file to which each execution of a step adds a line; nothing takes one away."""
+    """An append-only file with a line for each execution of a step."""
 
     path: Path
 
     def page(self, task_id: UUID) -> Page:
-        """Return where the steps of one task write."""
+        """Return the part of the ledger to which one task's steps write."""
         return Page(self.path, task_id)
 
     def read(self) -> list[Entry]:
-        """Return every line, oldest first."""
+        """Return all entries, oldest first."""
         rows = map(json.loads, self.path.read_text().splitlines())
         return [Entry(UUID(task_id), step, pid) for task_id, step, pid in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The ledger, as the steps of one task see it."""
+    """The ledger for the steps of one task."""
 
     path: Path
     task_id: UUID
 
     def write(self, step: str) -> None:
-        """Note that a step runs, in this process, now."""
+        """Append an entry for a step that runs in this process."""
         line = json.dumps([str(self.task_id), step, os.getpid()])
-        with self.path.open("a") as file:  # one write, at the end, whoever else writes
+        with self.path.open("a") as file:  # concurrent appends do not interleave
             file.write(f"{line}\n")

@@ -1,4 +1,4 @@
-"""The processes of the demo: workers, and the plain count beside them."""
+"""The processes of the demo: workers, and the plain count."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from durable._connections import ENVIRONMENT
+from durable._db.conninfo import ENVIRONMENT
 
 __all__ = ["Direct", "WorkerProcess"]
 
 
 class WorkerProcess:
-    """A worker in a process of its own; killed on leaving, if it still runs."""
+    """A worker in a process of its own; killed on exit, if it still runs."""
 
     def __init__(self, dsn: str, queue: str, ledger: Path, log: Path) -> None:
         self.log = log
@@ -28,7 +28,7 @@ class WorkerProcess:
                 stdout=output,
                 stderr=output,
                 env=os.environ | {ENVIRONMENT: dsn},
-                start_new_session=True,  # Ctrl-C is for the demo
+                start_new_session=True,  # Ctrl-C goes to the demo only
             )
 
     @property
@@ -38,16 +38,16 @@ class WorkerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended (-9: by SIGKILL), or None while it runs."""
+        """Its exit code (-9: by SIGKILL), or None while it runs."""
         return self._child.poll()
 
     def kill(self) -> None:
-        """End it as `kill -9` does: at once, without a word."""
+        """Send it SIGKILL, as `kill -9` does."""
         os.kill(self.pid, signal.SIGKILL)
         self._child.wait()
 
     def stop(self) -> None:
-        """Ask it to end, as an init system does."""
+        """Send it SIGTERM, as an init system does."""
         self._child.terminate()
         self._child.wait(timeout=20)
 
@@ -61,7 +61,7 @@ class WorkerProcess:
 
 
 class Direct:
-    """The census without durable, on the other core meanwhile."""
+    """The census without durable, in a process of its own."""
 
     def __init__(self, library: Path) -> None:
         self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
@@ -72,7 +72,7 @@ class Direct:
         )
 
     def result(self) -> dict[str, int]:
-        """Wait for its end and return what it counted."""
+        """Wait for it to finish and return its counts."""
         counted, _ = self._child.communicate()
         found: dict[str, int] = json.loads(counted)
         return found

@@ -1,8 +1,8 @@
-"""What durable claims, checked against what has happened.
+"""Check durable's claims against the evidence of a run.
 
-Three witnesses are heard: the ledger, where each execution of a step left a line;
-Postgres, which knows every attempt and every checkpoint; and a plain count without
-durable. What they say is the evidence; `prove` decides on that alone.
+The evidence has three sources: the ledger, with a line for each execution of a step;
+Postgres, with every attempt and checkpoint; and a plain count without durable. `prove`
+decides on this evidence alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something durable says of itself, whether it held, and what shows that."""
+    """A claim about durable, whether it holds, and the facts that show it."""
 
     text: str
     holds: bool
@@ -43,9 +43,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the witnesses say when it is over.
+    """The data collected after the run.
 
-    `killed` and `successor` are the pids of the two workers, with how they ended.
+    `killed` and `successor` are the pids of the two workers, beside their exit codes.
     """
 
     report: Report
@@ -61,7 +61,7 @@ class Evidence:
 
     @cached_property
     def ran(self) -> dict[Step, list[int]]:
-        """Every step that was executed, and by which processes, in order."""
+        """Every executed step, with the processes that ran it, in order."""
         found: dict[Step, list[int]] = {}
         for entry in self.ledger:
             found.setdefault(Step(entry.task_id, entry.step), []).append(entry.pid)
@@ -69,7 +69,7 @@ class Evidence:
 
     @cached_property
     def saved(self) -> dict[Step, int]:
-        """Every step that was saved, and in which attempt."""
+        """Every saved step, with the attempt that saved it."""
         return {
             Step(one.task_id, one.name): one.attempt
             for one in self.checkpoints
@@ -88,19 +88,19 @@ class Evidence:
 
     @cached_property
     def lost(self) -> dict[UUID, Attempt]:
-        """The attempts that ended because their worker had gone silent."""
+        """The attempts that ended because their worker lost its lease."""
         return {
             one.task_id: one for one in self.attempts if one.outcome == "lease_lost"
         }
 
     def describe(self, step: Step) -> str:
-        """Name a step for people."""
+        """Return a readable name of a step."""
         module = self.last[step.task_id].module
         return step.name if "." in step.name else f"{step.name} {module or 'census'}"
 
 
 def prove(evidence: Evidence) -> Iterator[Claim]:
-    """Decide every claim."""
+    """Yield every claim, decided."""
     yield _totals(evidence)
     yield _report(evidence)
     yield _tasks(evidence)
@@ -154,7 +154,7 @@ def _workers(evidence: Evidence) -> Claim:
 
 
 def _repeated_runs(evidence: Evidence) -> Claim:
-    """Look for second attempts: those the kill interrupted, and no others."""
+    """Check that second attempts are those of the interrupted tasks only."""
     repeated = {task for task, one in evidence.last.items() if one.attempt > FIRST}
     holds = repeated == evidence.lost.keys() and bool(repeated)
     for task_id, lost in evidence.lost.items():
@@ -166,7 +166,7 @@ def _repeated_runs(evidence: Evidence) -> Claim:
 
 
 def _replayed_steps(evidence: Evidence) -> Claim:
-    """Look at tasks that one worker began and the other finished."""
+    """Check the tasks that one worker started and the other finished."""
     replayed = [
         step
         for step, attempt in evidence.saved.items()
@@ -186,7 +186,7 @@ def _replayed_steps(evidence: Evidence) -> Claim:
 
 
 def _steps(evidence: Evidence) -> Claim:
-    """Excuse a second time only where the kill fell between effect and checkpoint.
+    """Allow a second run only for a step killed between effect and checkpoint.
 
     Then the task was interrupted, the checkpoint is of its second attempt, and there is
     no other such step in that task.

@@ -1,4 +1,4 @@
-"""What Postgres knows of the census: durable's views are for everybody to look at."""
+"""The records of the census in Postgres, read from durable's views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 
 __all__ = ["Attempt", "Checkpoint", "Progress", "Records"]
 
-# Children only: the parent is what waits for them.
+# Children only, without the parent that waits for them.
 PROGRESS: Final = """
 select
   count(*) filter (where state = 'completed') as done,
@@ -44,7 +44,7 @@ order by saved_at, position
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the census is; `midway` are the saved steps of modules still held."""
+    """Progress of the census; `midway` counts the saved steps of running tasks."""
 
     done: int
     modules: int
@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at a task, and who made it, or made it last."""
+    """One attempt of a task, with its last worker."""
 
     task_id: UUID
     attempt: int
@@ -65,13 +65,13 @@ class Attempt:
 
     @property
     def pid(self) -> int:
-        """The process: a worker is called host:pid:random."""
+        """The process of the worker, whose name is host:pid:random."""
         return int(self.worker.split(":")[-2])
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a task has done, and in which attempt; waits and spawns begin with `$`."""
+    """A checkpoint and its attempt; names of waits and spawns begin with `$`."""
 
     task_id: UUID
     name: str
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 class Records:
-    """One queue, seen with SQL."""
+    """Queries on one queue."""
 
     def __init__(self, connection: psycopg.Connection, queue: str) -> None:
         self._connection = connection
@@ -91,7 +91,7 @@ class Records:
         return self._connection.info.parameter_status("server_version") or "unknown"
 
     def progress(self) -> Progress:
-        """Return how far the census is."""
+        """Return the progress of the census."""
         with self._connection.cursor(row_factory=class_row(Progress)) as cursor:
             (found,) = cursor.execute(PROGRESS, {"queue": self._queue})
             return found
@@ -101,11 +101,11 @@ class Records:
         return (event,) in self._connection.execute(WAITING, [self._queue])
 
     def attempts(self) -> list[Attempt]:
-        """Return all attempts at all tasks."""
+        """Return all attempts of all tasks."""
         with self._connection.cursor(row_factory=class_row(Attempt)) as cursor:
             return cursor.execute(ATTEMPTS, [self._queue]).fetchall()
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return everything that was saved, oldest first."""
+        """Return all checkpoints, oldest first."""
         with self._connection.cursor(row_factory=class_row(Checkpoint)) as cursor:
             return cursor.execute(CHECKPOINTS, [self._queue]).fetchall()

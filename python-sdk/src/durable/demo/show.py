@@ -1,4 +1,4 @@
-"""What the demo shows: live in a terminal, plain lines anywhere else."""
+"""Output of the demo: a progress bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PLAIN_SECONDS = 2.0  # between two lines of progress, without a terminal
 
 
 class Show:
-    """Says what happens; the bar of progress stays below it."""
+    """Prints lines above a progress bar."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._started = time.monotonic()
-        self._said = 0.0
+        self._printed_at = 0.0
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("census"),
@@ -60,24 +60,24 @@ class Show:
         self._bar.stop()
 
     def say(self, text: str, style: str = "") -> None:
-        """Say one line, with the seconds since the beginning."""
+        """Print one line, with the seconds since the start."""
         seconds = time.monotonic() - self._started
         line = f"[dim]{seconds:5.1f} s[/]  {escape(text)}"
         self.console.print(line, style=style, soft_wrap=True)
 
     def progress(self, now: records.Progress) -> None:
-        """Move the bar, or say where it would be."""
+        """Update the bar, or print the progress now and then."""
         self._bar.update(
             self._census, total=now.modules or None, completed=now.done, steps=now.steps
         )
-        soon = time.monotonic() < self._said + PLAIN_SECONDS
-        if self.console.is_terminal or soon or not now.steps:
+        is_too_soon = time.monotonic() < self._printed_at + PLAIN_SECONDS
+        if self.console.is_terminal or is_too_soon or not now.steps:
             return
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
         self.say(f"{now.done} of {now.modules} modules, {now.steps:,} steps saved")
 
     def summary(self, claims: Sequence[Claim], twice: Sequence[str]) -> None:
-        """Show the claims, and which steps ran twice."""
+        """Print the claims, and the steps that ran twice."""
         good, bad = ("ok", "NO") if self.console.options.ascii_only else ("✓", "✗")
         table = Table(box=ROUNDED, title="The proof", title_style="bold")
         table.add_column()

@@ -1,4 +1,4 @@
-"""What happens to the census: spawned, killed halfway, taken up again, approved."""
+"""Run the census: spawn it, kill its worker halfway, start another, approve it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from durable import Durable, TaskHandle
-from durable._connections import ENVIRONMENT
+from durable._db.conninfo import ENVIRONMENT
 from durable.demo.census import Approval, Assignment, Census, Report
 from durable.demo.ledger import Ledger
 from durable.demo.processes import Direct, WorkerProcess
@@ -25,23 +25,23 @@ from durable.embedded import LaunchFailed, Postgres
 
 __all__ = ["Failed", "play"]
 
-PATIENCE: Final = 240.0  # seconds for the whole; it takes a twentieth of that
+TIMEOUT: Final = 240.0  # seconds for the whole demo, which takes a twentieth of it
 POLL: Final = 0.1
 MIDWAY_STEPS: Final = 5
 
 
 class Failed(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message says why."""
 
 
 def play(library: Path) -> bool:
-    """Play it from beginning to end; return whether every claim was proved."""
+    """Run the demo; return whether every claim holds."""
     if not any(library.glob("*.py")):
         raise Failed(f"there are no modules in {library}")
     with ExitStack() as stack:
         show = stack.enter_context(Show())
         home = Path(stack.enter_context(TemporaryDirectory(prefix="durable-demo-")))
-        direct = stack.enter_context(Direct(library))  # on the other core, meanwhile
+        direct = stack.enter_context(Direct(library))  # counts in the background
         dsn = stack.enter_context(database(show))
         queue = f"census-{secrets.token_hex(4)}"
         connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
@@ -57,7 +57,7 @@ def play(library: Path) -> bool:
 
 @contextmanager
 def database(show: Show) -> Iterator[str]:
-    """Yield the address in the environment, else that of a Postgres of our own."""
+    """Yield the address in the environment, else that of a private Postgres."""
     if given := os.environ.get(ENVIRONMENT):
         yield given
         return
@@ -71,12 +71,12 @@ def database(show: Show) -> Iterator[str]:
 
 
 def is_midway(now: Progress) -> bool:
-    """Whether half the modules are counted, and another is well under way."""
+    """Whether half the modules are counted, and a running one has saved steps."""
     return 0 < now.modules <= 2 * now.done and now.midway >= MIDWAY_STEPS
 
 
 class Stage:
-    """Where it is played: a queue, and the processes that work on it."""
+    """A run of the demo: its queue, files and workers."""
 
     def __init__(
         self, dsn: str, app: Durable, records: Records, home: Path, show: Show
@@ -88,10 +88,10 @@ class Stage:
         self.ledger = Ledger(home / "ledger")
         self.report = home / "report.json"
         self.log = home / "log"
-        self.until = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + TIMEOUT
 
     def play(self, library: Path, direct: Direct) -> Evidence:
-        """Do everything up to the report, and gather what is known of it then."""
+        """Run the census up to its report, and collect the evidence."""
         self.show.say(
             f"Postgres {self.records.server_version}, durable installed in it"
         )
@@ -122,12 +122,12 @@ class Stage:
         return worker
 
     def kill_midway(self, worker: WorkerProcess) -> None:
-        """Let it do half of the work, then kill it without a warning."""
+        """Let the worker do half of the work, then kill it."""
         now = self.watch(
             worker, lambda now: is_midway(now) or 0 < now.modules == now.done
         )
         if not is_midway(now):
-            raise Failed("the census was over before it could be killed")
+            raise Failed("the census finished before it could be killed")
         worker.kill()
         self.show.say(
             f"kill -9 {worker.pid}: "
@@ -136,18 +136,18 @@ class Stage:
         )
 
     def finish(self, worker: WorkerProcess, handle: TaskHandle[Report]) -> Report:
-        """See it through to its report."""
+        """Wait for the modules, approve the census, and return its report."""
         self.watch(worker, lambda now: now.done == now.modules)
         self.show.say("all modules counted: the parent joins them, and sleeps")
         self.watch(worker, lambda _: self.records.waits_for("approved"))
         self.show.say("the parent waits for its event: approved, by the demo")
         self.app.emit_event("approved", Approval(by="the demo"))
-        return handle.result(timeout=self.until - time.monotonic())
+        return handle.result(timeout=self.deadline - time.monotonic())
 
     def watch(
         self, worker: WorkerProcess, reached: Callable[[Progress], bool]
     ) -> Progress:
-        """Show progress until something is reached."""
+        """Show the progress until `reached` returns true; return it then."""
         while True:
             now = self.records.progress()
             self.show.progress(now)
@@ -155,6 +155,6 @@ class Stage:
                 return now
             if worker.exit_code is not None:
                 raise Failed(f"worker {worker.pid} has ended:\n{self.log.read_text()}")
-            if time.monotonic() > self.until:
+            if time.monotonic() > self.deadline:
                 raise Failed(f"it takes too long: {now}\n{self.log.read_text()}")
             time.sleep(POLL)

@@ -1,4 +1,4 @@
-"""What a test of your tasks needs: a database, a clock, and crashes.
+"""Support for tests of tasks: databases, a clock, and crash tests.
 
     async def test_reminds_after_a_month(durable_app, durable_clock):
         async with durable_app(tasks=[Remind]) as app:
@@ -6,9 +6,9 @@
             await durable_clock.advance(days=30)
             assert (await handle.snapshot()).state == "completed"
 
-Nothing is simulated but time: a task runs in a worker on a real Postgres, and a crash
-is a SIGKILL. The fixtures come with the package, as a plugin of pytest; what is here
-also works without it. `durable.testing.sync` has the same for synchronous tests.
+Only time is simulated: tasks run in a worker on a real Postgres, and a crash is a
+SIGKILL. The package includes a pytest plugin with the fixtures; everything here also
+works without it. `durable.testing.sync` has the same for synchronous tests.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in name
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: who uses a clock needs no processes."""
+    """Import names on first use, since most tests need few of the modules."""
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(f"{__name__}.{_HOME_OF[name]}")

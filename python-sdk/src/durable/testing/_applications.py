@@ -1,4 +1,4 @@
-"""Applications on a test's database: new ones, and the like of one there is."""
+"""Makes applications on a test's database, new or as copies of existing ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Generic, TypedDict, TypeVar, Unpack
 
 import psycopg
 
-from durable._application import Application, Lifespan
-from durable._async.client import AsyncDurable
+from durable._client._async.client import AsyncDurable
+from durable._client._sync.client import Durable
+from durable._db.application import Application, Lifespan, application_of
 from durable._supervisor import load_app
-from durable._sync.client import Durable
 from durable.codecs import PayloadCodec
 from durable.errors import InvalidArgument
+from durable.middleware import Middleware
 from durable.registry import AnyTask
 from durable.testing._databases import create_queues
 
@@ -22,15 +23,16 @@ A = TypeVar("A", bound=AsyncDurable | Durable)
 
 
 class AppOptions(TypedDict, total=False):
-    """What else an application takes that its tasks may notice."""
+    """Further options of an application that affect its tasks."""
 
     codec: PayloadCodec | Sequence[PayloadCodec] | None
     version: str | None
     keep_logs: int | None
+    middleware: Sequence[Middleware]
 
 
 class AppFactory(Generic[A]):
-    """Makes applications of one colour on one database, whose queues it creates."""
+    """Makes applications on one database, async or sync, and creates their queues."""
 
     def __init__(self, colour: type[A], database: str) -> None:
         self._make: Callable[..., A] = colour
@@ -46,11 +48,11 @@ class AppFactory(Generic[A]):
         lifespan: Lifespan | None = None,
         **more: Unpack[AppOptions],
     ) -> A:
-        """Return an application, not yet entered.
+        """Return an application that is not entered yet.
 
-        `like` is one to copy, or where it is: "shop.tasks:app"; its tasks, its queue,
-        its lifespan, and its codec, version and keep_logs hold where nothing else is
-        said. Its tasks come first.
+        `like` is an application to copy, or its location, as in "shop.tasks:app". Its
+        queue, lifespan, codec, version, keep_logs and middleware are the defaults, and
+        its tasks are registered before `tasks`.
         """
         model = _application(like)
         if model is not None:
@@ -66,22 +68,23 @@ class AppFactory(Generic[A]):
             **more,
         )
         with psycopg.connect(self._database, autocommit=True) as session:
-            create_queues(session, queues_of(made.application))
+            create_queues(session, queues_of(application_of(made)))
         self.made.append(made)
         return made
 
 
 def options_of(application: Application) -> AppOptions:
-    """Return what else an application was made with."""
+    """Return the further options of an application."""
     return {
         "codec": application.codecs,
         "version": application.version,
         "keep_logs": application.keep_logs,
+        "middleware": application.middleware,
     }
 
 
 def queues_of(application: Application) -> set[str]:
-    """Return the queues that an application spawns in by itself."""
+    """Return the queues of an application and of its tasks."""
     own = {known.queue for known in application.registry.by_name.values()}
     return {application.queue, *(queue for queue in own if queue is not None)}
 
@@ -92,7 +95,7 @@ def _application(like: AsyncDurable | Durable | str | None) -> Application | Non
     app = load_app(like) if isinstance(like, str) else like
     if not isinstance(app, AsyncDurable | Durable):
         raise InvalidArgument(
-            f"{app!r:.100} is no application: pass one, its place as"
+            f"{app!r:.100} is no application: pass one, its location as"
             ' "module:name", or tasks=[…]'
         )
-    return app.application
+    return application_of(app)

@@ -1,4 +1,4 @@
-"""What a test asks of tasks: which were spawned, and what one has done."""
+"""Assertions on tasks: which were spawned, and what a task has saved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from uuid import UUID
 
 import psycopg
 
-from durable._async.handle import AsyncTaskHandle
-from durable._requests import OMITTED
-from durable._sync.handle import TaskHandle
+from durable._client._async.handle import AsyncTaskHandle
+from durable._client._sync.handle import TaskHandle
+from durable._core.spawn_requests import UNSET
+from durable._db.application import application_of
 from durable.registry import AnyTask
 from durable.task import Task
 from durable.testing._driving import App
@@ -33,7 +34,7 @@ from durable.history where queue = %s and task_id = %s order by saved_at, positi
 
 @dataclass(frozen=True, slots=True)
 class Spawned(Generic[P]):
-    """A task that was spawned: with what, by which task, and where it stands."""
+    """A task that was spawned: its params, parent and current state."""
 
     params: P
     queue: str
@@ -44,10 +45,10 @@ class Spawned(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A checkpoint of a task: of a step by its name, of anything else by `$kind:name`.
+    """A checkpoint of a task.
 
-    `state` is done, failed or timed_out, `attempt` the one that saved it; `value` is
-    plain JSON.
+    `name` is the step's name, or `$kind:name` for other calls; `state` is done, failed
+    or timed_out; `value` is plain JSON; `attempt` is the attempt that saved it.
     """
 
     name: str
@@ -61,14 +62,14 @@ def spawned(app: App, task: type[Task[P, Any]] | Task[P, Any]) -> list[Spawned[P
 @overload
 def spawned(app: App, task: str) -> list[Spawned[Any]]: ...
 def spawned(app: App, task: AnyTask | str) -> list[Spawned[Any]]:
-    """Return the tasks of this kind that were spawned, by whomever, oldest first."""
-    registry = app.application.registry
+    """Return all tasks of this kind that were spawned, oldest first."""
+    registry = application_of(app).registry
     definition = registry.definition_for(task)
-    opened = app.application.vault.opened
-    with psycopg.connect(app.application.conninfo, autocommit=True) as session:
+    decode = application_of(app).payloads.decode
+    with psycopg.connect(application_of(app).conninfo, autocommit=True) as session:
         rows = session.execute(_SPAWNED, [definition.name]).fetchall()
     return [
-        Spawned(definition.load_params(opened(params)), queue, task_id, parent, state)
+        Spawned(definition.load_params(decode(params)), queue, task_id, parent, state)
         for queue, task_id, params, parent, state in rows
     ]
 
@@ -76,35 +77,35 @@ def spawned(app: App, task: AnyTask | str) -> list[Spawned[Any]]:
 def assert_spawned(
     app: App,
     task: AnyTask | str,
-    params: Any = OMITTED,
+    params: Any = UNSET,
     *,
     times: int | None = None,
 ) -> None:
-    """Fail unless the task was spawned, with these params if any are given.
+    """Fail unless the task was spawned, with `params` if they are given.
 
-    At least once, or exactly `times` as often: 0 is for never.
+    It must have been spawned at least once, or exactly `times` times if that is given.
     """
     found = spawned(app, task)
-    matching = [one for one in found if params is OMITTED or one.params == params]
+    matching = [one for one in found if params is UNSET or one.params == params]
     if len(matching) == times or (times is None and matching):
         return
     wanted = "at least once" if times is None else f"{times} times"
-    what = "" if params is OMITTED else f" with {params!r}"
+    what = "" if params is UNSET else f" with {params!r}"
     name = task if isinstance(task, str) else task.name
     listed = "".join(f"\n  {one.params!r} ({one.state})" for one in found)
     raise AssertionError(
-        f"{name} was to be spawned {wanted}{what}, and was {len(matching)} times;"
-        f" all that were spawned: {listed or 'none'}"
+        f"expected {name} to be spawned {wanted}{what}, but it was spawned"
+        f" {len(matching)} times; all that were spawned: {listed or 'none'}"
     )
 
 
 def steps_of(handle: AsyncTaskHandle[Any] | TaskHandle[Any]) -> list[Step]:
-    """Return what a task has saved, in that order."""
-    conninfo = handle._app.application.conninfo  # noqa: SLF001 - of our own
+    """Return the checkpoints of a task in the order in which they were saved."""
+    conninfo = handle._backend.application.conninfo  # noqa: SLF001 - same package
     with psycopg.connect(conninfo, autocommit=True) as session:
         rows = session.execute(_STEPS, [handle.queue, handle.task_id]).fetchall()
-    opened = handle._app.application.vault.opened  # noqa: SLF001 - as above
+    decode = handle._backend.application.payloads.decode  # noqa: SLF001 - as above
     return [
-        Step(name, state, json.loads(opened(value)), attempt)
+        Step(name, state, json.loads(decode(value)), attempt)
         for name, state, value, attempt in rows
     ]

@@ -1,9 +1,9 @@
-"""The engine's clock in a test database: it goes on as clocks do, and jumps.
+"""The engine's clock in a test database, which a test can move.
 
-Production has no such switch: `durable._now()` is replaced here, in this database, and
-only in one that was made for tests. All sessions see a jump at once. What a process
-measures by itself is left alone: the length of a step's `timeout=`, `result(timeout=)`,
-and a worker's own idea of its leases; so the clock never jumps while a task runs.
+It works by replacing `durable._now()`, and only in a database that was made for tests.
+All sessions see a jump at once. Times that a process measures itself are not affected:
+a step's `timeout=`, `result(timeout=)`, and a worker's view of its leases. So the clock
+never jumps while a task runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Final, Self
 
 import psycopg
 
-from durable._time import moment, required_seconds
+from durable._core.arguments import moment, required_seconds
+from durable._db.application import application_of
+from durable._db.conninfo import checked_conninfo
 from durable.errors import InvalidArgument
 from durable.testing._databases import require_test_database
 from durable.testing._driving import PATIENCE, App, Driver, Ran
@@ -51,28 +53,31 @@ set ahead_seconds = extract(epoch from durable._now() - clock_timestamp()),
   stands_at = null
 """
 _STANDS: Final = "select stands_at is not null from durable_testing.clock"
-# A moment at which something is due that was not when all had settled.
+# The next time at which something is due that was not due at a given time.
 _NEXT_DUE: Final = """
 select min(due)
 from durable.tasks
-cross join unnest(array[available_at, deadline_at, lease_expires_at]) as due
-where due > durable._now() and due <= coalesce(%s, 'infinity'::timestamptz)
+cross join unnest(array[available_at, expires_at, lease_expires_at]) as due
+where due > coalesce(%s, durable._now())
+  and due <= coalesce(%s, 'infinity'::timestamptz)
 """
+_STOP_CLAIMS: Final = "lock table durable.tasks in share row exclusive mode"
 
 
 class EngineClock:
-    """What both colours of a clock have in common.
+    """The common base of the async and the sync clock.
 
-    It is of one database, that of its applications; `database` says which, if there is
-    no application yet. Raises InvalidArgument for a database that was not made for
-    tests.
+    It moves the time of the applications' database, or of `database`, if there is no
+    application yet. Raises InvalidArgument for a database that was not made for tests.
     """
 
     def __init__(self, *apps: App, database: str | None = None) -> None:
         if database is None and not apps:
             raise InvalidArgument("a clock needs an application or a database")
         self.apps: list[App] = list(apps)
-        self.database = database or apps[0].application.conninfo
+        self.database = (
+            checked_conninfo(database) if database else application_of(apps[0]).conninfo
+        )
         self.session: psycopg.Connection[Any] = psycopg.connect(
             self.database, autocommit=True
         )
@@ -85,7 +90,7 @@ class EngineClock:
             raise
 
     def close(self) -> None:
-        """Close its connection; the database goes by it all the same."""
+        """Close the connection. The database keeps the clock's time."""
         self.session.close()
 
     def __enter__(self) -> Self:
@@ -100,17 +105,17 @@ class EngineClock:
         self.close()
 
     def now(self) -> datetime:
-        """Return the moment the engine believes in, in UTC."""
+        """Return the engine's current time, in UTC."""
         row = self.session.execute(_NOW).fetchone()
-        assert row is not None  # noqa: S101 - a function has its row
+        assert row is not None  # noqa: S101 - a function returns one row
         now: datetime = row[0]
         return now.astimezone(UTC)
 
     def freeze(self, at: datetime | None = None) -> datetime:
-        """Let the clock stand, at a moment if one is given; return when it stands.
+        """Stop the clock, now or at a given time, and return its time.
 
-        It still jumps. For tests that compare moments: a run's `ctx.now()` adds to the
-        moment of its claim what has passed on its worker, and that goes on.
+        It can still jump. In a test that compares times, note that a run's `ctx.now()`
+        is the time of its claim plus the time since on its worker, which is not frozen.
         """
         self.session.execute(_FREEZE)
         if at is not None:
@@ -118,53 +123,84 @@ class EngineClock:
         return self.now()
 
     def unfreeze(self) -> None:
-        """Let the clock go on from where it stands."""
+        """Let a frozen clock run again."""
         self.session.execute(_UNFREEZE)
 
     def jump_to(self, at: datetime) -> None:
-        """Be at this moment, past or future, an aware datetime; run nothing."""
+        """Jump to an aware datetime, past or future, without running any task."""
         self.session.execute(_JUMP, {"at": moment(at, "at")})
 
-    def next_due(self, until: datetime | None = None) -> datetime | None:
-        """Return the next moment by when something comes due, if that is known.
+    def next_due(
+        self, until: datetime | None = None, *, after: datetime | None = None
+    ) -> datetime | None:
+        """Return the next time at which something is due, if there is one.
 
-        That is a sleep, a timeout, a retry, a deadline or a lease.
+        That is the end of a sleep, a timeout, a retry, a deadline or a lease. Only
+        times later than `after` count (default: now).
         """
-        row = self.session.execute(_NEXT_DUE, [until]).fetchone()
+        row = self.session.execute(_NEXT_DUE, [after, until]).fetchone()
         return None if row is None or row[0] is None else row[0].astimezone(UTC)
 
-    async def _advance_to(self, target: datetime, patience: float) -> list[Ran]:
-        """Settle at each moment at which something is due, then be at the target.
+    def jump_to_next_due(
+        self, driver: Driver, after: datetime, until: datetime | None = None
+    ) -> datetime | None:
+        """Jump to the next time at which something is due; None if there is none.
 
-        What that takes passes for the tasks, too: whoever sleeps again and again for
-        just as long as the clock advances is not cut short by the milliseconds between.
+        Time passes while a test runs, so something may have become due or started since
+        `after`, when all had settled: then the clock does not jump. Claims are blocked
+        meanwhile, so that no task starts just before a jump.
         """
-        begun = time.monotonic()
+        with self.session.transaction():
+            self.session.execute(_STOP_CLAIMS)
+            if driver.running():
+                return self.now()
+            due = self.next_due(until, after=after)
+            if due is None or due <= self.now():
+                return due
+            self.jump_to(due)
+            return due
+
+    async def _advance(self, span: timedelta, patience: float) -> list[Ran]:
+        started = time.monotonic()
+        return await self._advance_to(self.now() + span, started, patience)
+
+    async def _advance_to(
+        self, target: datetime, started: float, patience: float
+    ) -> list[Ran]:
+        """Settle at each time at which something is due, then jump to the target.
+
+        The real time since `started` is added to the target. Otherwise a task that
+        sleeps repeatedly for exactly the duration by which the clock advances could
+        miss its last wake-up by milliseconds.
+        """
 
         def until() -> datetime:
-            return target + timedelta(seconds=time.monotonic() - begun)
+            return target + timedelta(seconds=time.monotonic() - started)
 
         async with Driver(self.apps, self.session, patience=patience) as driver:
-            ran = await driver.settle(self.now())
-            while (due := self.next_due(until())) is not None:
-                self.jump_to(due)
+            settled_at = self.now()
+            ran = await driver.settle(settled_at)
+            while (
+                due := self.jump_to_next_due(driver, settled_at, until())
+            ) is not None:
+                settled_at = self.now()
                 ran += await driver.settle(due)
-        at = target if self._stands() else until()
+        at = target if self._is_frozen() else until()
         if self.now() < at:
             self.jump_to(at)
         return ran
 
-    def _stands(self) -> bool:
+    def _is_frozen(self) -> bool:
         return self.session.execute(_STANDS).fetchone() == (True,)
 
 
 class Clock(EngineClock):
-    """The engine's clock of a test's database, for asynchronous tests.
+    """The engine's clock in a test's database, for asynchronous tests.
 
         with Clock(app) as clock:
             await clock.advance(days=30)
 
-    It goes on by itself, unless it is frozen, and jumps when it is told.
+    It runs at normal speed unless it is frozen, and can be moved.
     """
 
     async def advance(
@@ -177,21 +213,22 @@ class Clock(EngineClock):
         seconds: float = 0,
         patience: float = PATIENCE,
     ) -> list[Ran]:
-        """Let so much time pass, and run all that comes due meanwhile, in order.
+        """Advance the clock, and run everything that becomes due, in order.
 
-        First what is due already; then the clock jumps from one moment at which
-        something is due to the next, and each time all that can run does. Returns what
-        the tasks did, in that order. Waits `patience` seconds of real time for what
-        runs at one moment, then raises TimeoutError that names it.
+        First runs all tasks due now. Then the clock jumps from one time at which
+        something is due to the next, and everything that can run does. Returns what the
+        tasks did, in order. Waits `patience` seconds of real time for the tasks that
+        run at one time, then raises a TimeoutError that names them.
         """
         span = span_of(duration, days, hours, minutes, seconds)
-        return await self._advance_to(self.now() + span, patience)
+        return await self._advance(span, patience)
 
     async def advance_to(
         self, at: datetime, *, patience: float = PATIENCE
     ) -> list[Ran]:
-        """Do the same until a moment, an aware datetime that is not past."""
-        return await self._advance_to(not_past(self, at), patience)
+        """Advance to an aware datetime that is not in the past; see `advance`."""
+        started = time.monotonic()
+        return await self._advance_to(require_not_past(self, at), started, patience)
 
 
 def span_of(
@@ -201,13 +238,13 @@ def span_of(
     minutes: float,
     seconds: float,
 ) -> timedelta:
-    """Return what these are together; InvalidArgument if it leads into the past."""
+    """Return the sum of these durations. Raises InvalidArgument if it is negative."""
     given = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     return given + timedelta(seconds=required_seconds(duration, "duration"))
 
 
-def not_past(clock: EngineClock, at: datetime) -> datetime:
-    """Return the moment; InvalidArgument if the clock is beyond it."""
+def require_not_past(clock: EngineClock, at: datetime) -> datetime:
+    """Return `at`. Raises InvalidArgument if the clock is beyond it."""
     if (now := clock.now()) > moment(at, "at"):
         raise InvalidArgument(
             f"{at} is past, it is {now}",

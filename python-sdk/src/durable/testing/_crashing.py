@@ -1,21 +1,23 @@
-"""Killing workers at the boundaries of a user's own task, one after the other.
+"""Crash tests: kill the worker of a task at each boundary in turn.
 
-A task is spawned once, in a database that is then copied for each life: so all lives
-begin alike, to the task's id. In each a worker in a process of its own brings the task
-to its end, but for the SIGKILL; then its leases are over, and another one takes over.
-A task survives if what it returned and the effects that were counted are what they are
-when nothing disturbs it.
+A task is spawned once, in a database that is then copied for each life. So all lives
+begin in the same state, even with the same task id. In each life, a worker in a process
+of its own runs the task until it is killed by SIGKILL. Then its leases are expired, and
+another worker takes over. A task survives if its output and its effects are the same as
+in an undisturbed life.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from signal import SIGKILL
@@ -24,11 +26,12 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import psycopg
 
-from durable._requests import OMITTED, SpawnRequest
-from durable._results import opened
-from durable._sql import get_task_result
-from durable._values import PLAIN
-from durable._vault import unsealed_error
+from durable._core.reports import task_result
+from durable._core.spawn_requests import UNSET, SpawnRequest
+from durable._core.sql import get_task_result
+from durable._core.values import PLAIN
+from durable._db.application import application_of
+from durable._db.conninfo import ENVIRONMENT
 from durable.errors import InvalidArgument
 from durable.registry import AnyTask
 from durable.testing._applications import queues_of
@@ -36,16 +39,17 @@ from durable.testing._boundaries import is_named
 from durable.testing._clock import EngineClock
 from durable.testing._databases import (
     Copies,
-    copied,
+    copy_database,
     create_queues,
     drop,
     require_test_database,
 )
 from durable.testing._driving import PATIENCE, App
 from durable.testing._dsn import with_dbname
+from durable.testing._forkserver import forkserver_for
+from durable.testing._forkserver_process import Child
 from durable.testing._inline import fetch, request_of, spawn_on
-from durable.testing._living import LIVE
-from durable.testing._nursery import zygote_for
+from durable.testing._live_workers import LIVE
 from durable.testing._references import Reference, reference_to
 from durable.testing._reports import (
     CrashReport,
@@ -54,16 +58,20 @@ from durable.testing._reports import (
     short,
     steps_that_ran,
 )
-from durable.testing._zygote import Child
 
 __all__ = ["crash_at", "crash_everywhere"]
 
 _DEAD: Final = -SIGKILL
 _TRIES: Final = 3
-_ATTEMPTS: Final = 5  # of a task that says nothing
+_ATTEMPTS: Final = 5  # the default max_attempts
 _RAW: Final = re.compile(r"\w+#\d+:\w+")
 _DISCONNECT: Final = """
 select pg_terminate_backend(pid) from pg_stat_activity where datname = %s
+"""
+_OTHERS: Final = """
+select from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+  and backend_type = 'client backend'
 """
 _END_LEASES: Final = """
 update durable.tasks set lease_expires_at = durable._now()
@@ -79,7 +87,7 @@ Effects: TypeAlias = str | Callable[[str], Any]
 async def crash_everywhere(
     app: App,
     task: AnyTask | str,
-    params: Any = OMITTED,
+    params: Any = UNSET,
     *,
     prepare: Callable[[str], Any] | None = None,
     effects: Effects | None = None,
@@ -90,40 +98,41 @@ async def crash_everywhere(
     patience: float = PATIENCE,
     **options: Any,
 ) -> CrashReport:
-    """Kill the worker of a task at every boundary; another one must make it good.
+    """Kill the worker of a task at every boundary; another one must recover the task.
 
         report = await crash_everywhere(
             app, ProcessOrder, order, effects="select order_id from charges"
         )
 
-    The task runs undisturbed first, which tells the boundaries: before, during and
-    after each durable call, around what its steps say to a database through psycopg,
-    and at its end. Each kill is a life of its own, in a copy of one database: `prepare`
-    is called once with its URL, to make tables and rows. `effects` says what the task
-    has done to the world, as a query in that database, or as a function of its URL.
+    The task first runs undisturbed, to find the boundaries: before, during and after
+    each durable call, around the statements that its steps send through psycopg, and at
+    its end. Each kill is a life of its own, in a copy of one database. `prepare` is
+    called once with the URL of that database, to make tables and rows. `effects`
+    returns the side effects of the task: a query in that database, or a function of its
+    URL.
 
     Raises CrashUnsafe, an AssertionError, unless the task ends in every life as it does
-    undisturbed: with the same state, the same output as far as `compare` of it, and the
-    same effects; and if `check` of a life raises an AssertionError. Raises
-    InvalidArgument if it fails undisturbed, by all its attempts. `events` and
-    `options` are as in `run_inline`, `only` chooses among the boundaries. Tasks,
-    lifespan and codecs must be importable: not inside a function. The functions may be
-    async.
+    undisturbed: with the same state, an output for which `compare` returns the same,
+    and the same effects. It is also raised if `check`, called with each life, raises an
+    AssertionError. Raises InvalidArgument if the task fails undisturbed in all its
+    attempts. `events` and `options` are as in `run_inline`; `only` selects boundaries.
+    Tasks, lifespan and codecs must be importable, so not defined inside a function. The
+    functions may be async.
     """
-    asked = request_of(app, task, params, options)
+    request = request_of(app, task, params, options)
     lives: list[Life] = []
     missed: list[str] = []
     faults: list[tuple[Life, str]] = []
-    world = _World(prepare, effects, events, patience)
-    async with _Stage(app, asked, world) as stage:
-        undisturbed, points = await stage.undisturbed(check)
-        _refuse_exhausted(asked, undisturbed)
+    scenario = _Scenario(prepare, effects, events, patience)
+    async with _CrashRunner(app, request, scenario) as runner:
+        undisturbed, points = await runner.undisturbed(check)
+        _check_attempts_left(request, undisturbed)
 
         async def judge(life: Life) -> str:
             return await _fault(life, undisturbed, compare, check)
 
         for point in filter(only, points):
-            life, fault = await stage.dies_at(point, judge)
+            life, fault = await runner.killed_at(point, judge)
             if fault:
                 faults.append((life, fault))
             if life.died or fault:
@@ -131,19 +140,19 @@ async def crash_everywhere(
             else:
                 missed.append(point)
     if faults:
-        raise CrashUnsafe(asked.task, faults, len(lives))
-    return CrashReport(asked.task, undisturbed, lives, missed)
+        raise CrashUnsafe(request.task, faults, len(lives))
+    return CrashReport(request.task, undisturbed, lives, missed)
 
 
-def _refuse_exhausted(asked: SpawnRequest[Any], life: Life) -> None:
-    """Refuse a task that fails by itself until no attempt is left: a kill takes one."""
-    limit = json.loads(asked.options).get("max_attempts", _ATTEMPTS)
+def _check_attempts_left(request: SpawnRequest[Any], life: Life) -> None:
+    """Refuse a task that uses up all its attempts by itself: each kill needs one."""
+    limit = json.loads(request.options).get("max_attempts", _ATTEMPTS)
     if life.state == "failed" and 1 < life.attempts == limit:
         raise InvalidArgument(
-            f"{asked.task} fails undisturbed, in all its {limit} attempts:"
+            f"{request.task} fails undisturbed, in all its {limit} attempts:"
             f" {life.error}",
-            hint="Give it what it needs, with `prepare` for instance; where it is to"
-            " fail, it says so at once with NonRetryable.",
+            hint="Provide what it needs, with `prepare` for instance. If it is meant to"
+            " fail, raise NonRetryable.",
         )
 
 
@@ -151,7 +160,7 @@ async def crash_at(
     point: str,
     app: App,
     task: AnyTask | str,
-    params: Any = OMITTED,
+    params: Any = UNSET,
     *,
     prepare: Callable[[str], Any] | None = None,
     effects: Effects | None = None,
@@ -160,31 +169,32 @@ async def crash_at(
     patience: float = PATIENCE,
     **options: Any,
 ) -> Life:
-    """Kill the worker of a task at one boundary, let another go on, return the life.
+    """Kill the worker of a task at one boundary, let another continue, return the life.
 
         life = await crash_at("during:charge", app, ProcessOrder, order)
         assert life.ran["charge"] == 2
 
     `before:charge` is before the step's function, `during:charge` after it and before
-    anything is saved, `sent:charge` while that is on its way, `after:charge` behind it;
-    `…:$end` the same of the task's completion. All else is as in `crash_everywhere`.
-    Raises InvalidArgument if the task does not come there; that names where it comes.
+    its checkpoint is sent, `sent:charge` before the reply is read, `after:charge` after
+    that. `…:$end` are the same points of the task's completion. All else is as in
+    `crash_everywhere`. Raises InvalidArgument, which lists the boundaries that the task
+    reaches, if it does not reach `point`.
     """
-    asked = request_of(app, task, params, options)
-    world = _World(prepare, effects, events, patience)
-    async with _Stage(app, asked, world) as stage:
-        life, _ = await stage.life(point, check)
+    request = request_of(app, task, params, options)
+    scenario = _Scenario(prepare, effects, events, patience)
+    async with _CrashRunner(app, request, scenario) as runner:
+        life, _ = await runner.life(point, check)
         if not life.died:
-            _, points = await stage.undisturbed()
+            _, points = await runner.undisturbed()
             raise InvalidArgument(
-                f'{asked.task} does not come to "{point}"',
-                hint=f"It comes to {', '.join(points)}.",
+                f'{request.task} does not reach "{point}"',
+                hint=f"It reaches {', '.join(points)}.",
             )
     return life
 
 
-class _World(NamedTuple):
-    """What there is around a task: its tables, what it does to them, what it hears."""
+class _Scenario(NamedTuple):
+    """The environment of a task: its tables, its side effects, events for it."""
 
     prepare: Callable[[str], Any] | None
     effects: Effects | None
@@ -192,18 +202,20 @@ class _World(NamedTuple):
     patience: float
 
 
-class _Stage:
-    """Where all lives of one task begin, and the processes that live them."""
+class _CrashRunner:
+    """Runs the lives of one task, each in a copy of the same database."""
 
-    def __init__(self, app: App, asked: SpawnRequest[Any], world: _World) -> None:
-        application = app.application
+    def __init__(
+        self, app: App, request: SpawnRequest[Any], scenario: _Scenario
+    ) -> None:
+        application = application_of(app)
         known = application.registry.by_name.values()
         self._application = application
-        self._asked = asked
-        self._world = world
+        self._request = request
+        self._scenario = scenario
         self._events = {
             name: json.loads(PLAIN.dump(payload))
-            for name, payload in (world.events or {}).items()
+            for name, payload in (scenario.events or {}).items()
         }
         self._tasks = [reference_to(one.source, "the task") for one in known]
         self._lifespan: Reference | None = None
@@ -219,11 +231,11 @@ class _Stage:
         )
         try:
             template = require_test_database(admin, "a crash test")
-            start = await asyncio.to_thread(copied, admin, template)
+            start = await asyncio.to_thread(copy_database, admin, template)
             self._exits.callback(drop, admin, start)
             found = admin.execute("select durable.list_queues()").fetchall()
             queues = queues_of(self._application) | {name for (name,) in found}
-            await self._begin(with_dbname(conninfo, start), queues)
+            await self._set_up(with_dbname(conninfo, start), queues)
             admin.execute(_DISCONNECT, [start])  # so that it can be copied
         except BaseException:
             await self._exits.aclose()
@@ -233,7 +245,7 @@ class _Stage:
         homes = {one.home for one in (*self._tasks, *self._codecs)}
         if self._lifespan is not None:
             homes.add(self._lifespan.home)
-        self._zygote = zygote_for(sorted(homes, key=str), sys.path, Path.cwd())
+        self._forkserver = forkserver_for(sorted(homes, key=str), sys.path, Path.cwd())
         return self
 
     async def __aexit__(
@@ -244,27 +256,28 @@ class _Stage:
     ) -> None:
         await self._exits.aclose()
 
-    async def _begin(self, database: str, queues: Iterable[str]) -> None:
+    async def _set_up(self, database: str, queues: Iterable[str]) -> None:
         with psycopg.connect(database, autocommit=True) as session:
             create_queues(session, queues)
-            if self._world.prepare is not None:
-                await _called(self._world.prepare, database)
+            if self._scenario.prepare is not None:
+                with _default_database(database):
+                    await _call(self._scenario.prepare, database)
             EngineClock(database=database).close()
-            self._task_id = spawn_on(session, self._asked)
+            self._task_id = spawn_on(session, self._request)
 
     async def undisturbed(
         self, check: Callable[[Life], Any] | None = None
     ) -> tuple[Life, list[str]]:
-        """Return the life without a crash, and the boundaries it passes."""
+        """Return the life without a crash, and the boundaries that it passes."""
         passed: list[str] = []
         life, _ = await self.life(None, check, passed)
         named = dict.fromkeys(filter(is_named, passed))
-        return life, [short(point, self._asked.task) for point in named]
+        return life, [short(point, self._request.task) for point in named]
 
-    async def dies_at(
+    async def killed_at(
         self, point: str, judge: Callable[[Life], Awaitable[str]]
     ) -> tuple[Life, str]:
-        """Die at a point, which may not come at once; return what is wrong then."""
+        """Kill at a point; repeat the life a few times if it does not reach it."""
         for tries in range(1, _TRIES + 1):
             life, fault = await self.life(point, judge)
             if life.died or fault or tries == _TRIES:
@@ -277,60 +290,72 @@ class _Stage:
         check: Callable[[Life], Any] | None = None,
         passed: list[str] | None = None,
     ) -> tuple[Life, Any]:
-        """Live once and die at this point. Returns the life, and what `check` says."""
+        """Run one life, killed at `point`. Returns it, and the result of `check`."""
         points = [] if passed is None else passed
-        async with self._copies.one() as name:
+        async with self._copies.copy() as name:
             database = with_dbname(self._application.conninfo, name)
-            died = await self._to_the_end(database, point, points)
-            life = await self._lived(database, point, points, died=died)
-            return life, None if check is None else await _called(check, life)
+            died = await self._run_to_end(database, point, points)
+            with _default_database(database):
+                life = await self._life_of(database, point, points, died=died)
+                return life, None if check is None else await _call(check, life)
 
-    async def _to_the_end(
+    async def _run_to_end(
         self, database: str, point: str | None, passed: list[str]
     ) -> bool:
-        """Let one worker live, and another go on if it dies; return whether it did."""
-        died = await self._one_worker(database, self._kills(point), passed) == _DEAD
+        """Run a worker, and another one if it was killed. Returns whether it was."""
+        died = (
+            await self._run_worker(database, self._kill_points(point), passed) == _DEAD
+        )
         if died:
             with psycopg.connect(database, autocommit=True) as session:
+                await self._wait_for_disconnects(session)
                 session.execute(_END_LEASES)
                 session.execute(_EXPIRE)
-            await self._one_worker(database, [], passed)
+            await self._run_worker(database, [], passed)
         return died
 
-    async def _one_worker(
+    async def _wait_for_disconnects(self, session: psycopg.Connection) -> None:
+        """Wait for the sessions of a killed worker: a claim may still be executed."""
+        end = time.monotonic() + self._scenario.patience
+        while session.execute(_OTHERS).rowcount:
+            if time.monotonic() > end:
+                return
+            await asyncio.sleep(0.002)
+
+    async def _run_worker(
         self, database: str, kill_at: list[str], passed: list[str]
     ) -> int:
         child: Child = await asyncio.to_thread(
-            self._zygote.fork,
+            self._forkserver.fork,
             LIVE,
             database=database,
-            environment={**os.environ, "DURABLE_DATABASE_URL": database},
+            environment={**os.environ, ENVIRONMENT: database},
             app_queue=self._application.queue,
             tasks=self._tasks,
             lifespan=self._lifespan,
             codecs=self._codecs,
             version=self._application.version,
             keep_logs=self._application.keep_logs,
-            queue=self._asked.queue,
+            queue=self._request.queue,
             task_id=str(self._task_id),
             events=self._events,
-            patience=self._world.patience,
+            patience=self._scenario.patience,
             kill_at=kill_at,
         )
         try:
             code = await asyncio.to_thread(
-                child.wait, deadline=2 * self._world.patience
+                child.wait, deadline=2 * self._scenario.patience
             )
         finally:
             child.kill()
         passed += child.passed()
-        child.forget()
+        child.delete_record()
         if code not in ({0, _DEAD} if kill_at else {0}):
             raise AssertionError(f"a worker ended with {code}:\n{child.output()}")
         return code
 
-    def _kills(self, point: str | None) -> list[str]:
-        """Return how the boundary may be spelled: the task's own, and of any other."""
+    def _kill_points(self, point: str | None) -> list[str]:
+        """Return the full names that a boundary may have."""
         if point is None:
             return []
         phase, _, rest = point.partition(":")
@@ -339,38 +364,37 @@ class _Stage:
                 f"{point!r} is no boundary: those of a step are"
                 f" before:{point}, during:{point}, sent:{point} and after:{point}"
             )
-        return [point, f"{phase}:{self._asked.task}:{rest}"]
+        return [point, f"{phase}:{self._request.task}:{rest}"]
 
-    async def _lived(
+    async def _life_of(
         self, database: str, point: str | None, passed: list[str], *, died: bool
     ) -> Life:
         with psycopg.connect(database, autocommit=True) as session:
-            asked = get_task_result(self._asked.queue, self._task_id)
-            (row,) = fetch(session, asked)
-        _, state, attempt, result, error = opened(row, self._application.vault)
-        completed = state == "completed"
-        failure = unsealed_error(json.loads(error)) if error is not None else None
+            request = get_task_result(self._request.queue, self._task_id)
+            (row,) = fetch(session, request)
+        codec, error = self._request.result_codec, None
+        found = task_result(row, self._application.payloads, codec)
+        if found.error is not None:
+            error = f"{found.error.type}: {found.error.message}"
         return Life(
             point,
             died,
-            state,
-            self._asked.result_codec.load(result) if completed else None,
-            None
-            if failure is None
-            else f"{failure.get('type')}: {failure.get('message')}",
-            await _counted(self._world.effects, database),
-            steps_that_ran(list(filter(is_named, passed)), self._asked.task),
-            attempt,
+            found.state,
+            found.result,
+            error,
+            await _effects_in(self._scenario.effects, database),
+            steps_that_ran(list(filter(is_named, passed)), self._request.task),
+            found.attempt,
             database,
         )
 
 
-async def _counted(effects: Effects | None, database: str) -> Any:
-    """Return the effects in a database, so that they compare."""
+async def _effects_in(effects: Effects | None, database: str) -> Any:
+    """Return the effects in a database, in a form that can be compared."""
     if effects is None:
         return None
     if not isinstance(effects, str):
-        return await _called(effects, database)
+        return await _call(effects, database)
     with psycopg.connect(database, autocommit=True) as session:
         return sorted(session.execute(effects.encode()).fetchall(), key=repr)
 
@@ -381,8 +405,8 @@ async def _fault(
     compare: Callable[[Any], Any],
     check: Callable[[Life], Any] | None,
 ) -> str:
-    """Return what is wrong with a life; nothing, if it is as the undisturbed one."""
-    was, here = (_ending(one, compare) for one in (undisturbed, life))
+    """Describe how a life differs from the undisturbed one; "" if it does not."""
+    was, here = (_outcome_of(one, compare) for one in (undisturbed, life))
     faults = [
         f"{what}: {here[what]!r}, undisturbed: {was[what]!r}"
         for what in was
@@ -390,17 +414,17 @@ async def _fault(
     ]
     if check is not None:
         try:
-            await _called(check, life)
+            await _call(check, life)
         except AssertionError as error:
             faults.append(f"check: {error}")
     if faults and not life.died:
-        faults.insert(0, "though nothing was killed (compare=… says what may vary):")
+        faults.insert(0, "though nothing was killed (compare=… allows differences):")
     if faults:
-        faults.append("steps that ran: " + (_listed(life) or "none"))
+        faults.append("steps that ran: " + (_steps_text(life) or "none"))
     return "\n".join(faults)
 
 
-def _ending(life: Life, compare: Callable[[Any], Any]) -> dict[str, Any]:
+def _outcome_of(life: Life, compare: Callable[[Any], Any]) -> dict[str, Any]:
     return {
         "state": life.state,
         "output": compare(life.output) if life.state == "completed" else None,
@@ -409,14 +433,28 @@ def _ending(life: Life, compare: Callable[[Any], Any]) -> dict[str, Any]:
     }
 
 
-def _listed(life: Life) -> str:
+def _steps_text(life: Life) -> str:
     return ", ".join(
         f"{step} {times} times" if times > 1 else step
         for step, times in life.ran.items()
     )
 
 
-async def _called(function: Callable[..., Any], *args: Any) -> Any:
-    """Call what may be async."""
+@contextlib.contextmanager
+def _default_database(database: str) -> Iterator[None]:
+    """Set DURABLE_DATABASE_URL to this database."""
+    before = os.environ.get(ENVIRONMENT)
+    os.environ[ENVIRONMENT] = database
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENVIRONMENT]
+        else:
+            os.environ[ENVIRONMENT] = before
+
+
+async def _call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that may be async."""
     result = function(*args)
     return await result if inspect.isawaitable(result) else result

@@ -1,12 +1,12 @@
-"""Databases for tests: one template with `durable` in it, a copy for each test.
+"""Databases for tests: a template with `durable` installed, and a copy for each test.
 
-The invariant: only a database that was made here carries the mark, a schema named
-`durable_testing`, and whatever fakes time or throws databases away asks for it first.
-It has no place in a database that is used for anything else.
+Invariant: only a database that was made here has a schema named `durable_testing`.
+Every function that fakes time or drops databases requires it. It must not be created in
+a database that is used for anything else.
 
-All databases of a test run begin with its name. The run holds a session under that
-name; databases whose run has none any more were left by one that was killed, and the
-next run on that server drops them.
+The names of all databases of a test run begin with the name of the run, which is also
+the application_name of a session that the run keeps open. Databases whose run has no
+session were left behind by a killed run, and the next run on that server drops them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, Final, Self
 import psycopg
 from psycopg import sql
 
-from durable import _schema
+from durable._db import schema
+from durable._db.conninfo import checked_conninfo
 from durable.errors import InvalidArgument
 from durable.testing._dsn import with_dbname
 
@@ -51,14 +52,14 @@ class TestDatabases:
         with TestDatabases(dsn) as databases, databases.database() as url:
             ...
 
-    Each is a copy of a template, in which `durable` is installed when the first copy is
-    asked for: a matter of milliseconds. All are gone with the block.
+    Each is a copy of a template, which takes milliseconds. The template is made with
+    the first copy. All databases are dropped at the end of the block.
     """
 
     __test__ = False  # pytest would collect it
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+        self._dsn = checked_conninfo(dsn)
         self._run = f"{_PREFIX}{secrets.token_hex(4)}"
         self._template: str | None = None
         self._admin: Connection | None = None
@@ -67,7 +68,7 @@ class TestDatabases:
         self._admin = psycopg.connect(
             self._dsn, autocommit=True, application_name=self._run
         )
-        _drop_left_over(self._admin)
+        _drop_orphans(self._admin)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,12 +80,12 @@ class TestDatabases:
 
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:
-        """Give the URL of a fresh database; it is dropped whoever still uses it."""
+        """Yield the URL of a fresh database; it is dropped even if it is in use."""
         if self._admin is None:
             raise RuntimeError("the databases are used outside their block")
         if self._template is None:
             self._template = self._make_template(self._admin)
-        name = copied(self._admin, self._template)
+        name = copy_database(self._admin, self._template)
         try:
             yield with_dbname(self._dsn, name)
         finally:
@@ -92,18 +93,18 @@ class TestDatabases:
 
     def _make_template(self, admin: Connection) -> str:
         name = f"{self._run}_template"
-        with _alone(admin):
+        with _install_lock(admin):
             execute(admin, "create database {}", name)
             url = with_dbname(self._dsn, name)
             with psycopg.connect(url, autocommit=True) as session:
                 session.execute(_MARK)
-                session.execute(_schema.script(None))
+                session.execute(schema.script(None))
                 create_queues(session, ["default"])
         return name
 
 
 class Copies:
-    """Copies of a database that nobody is connected to; the next is made ahead."""
+    """Copies a database without sessions, always one copy ahead."""
 
     def __init__(self, admin: Connection, source: str) -> None:
         self._admin = admin
@@ -112,8 +113,8 @@ class Copies:
         self._drops: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[str]:
-        """Give the name of a copy; it is dropped some time after the block."""
+    async def copy(self) -> AsyncIterator[str]:
+        """Yield the name of a copy; it is dropped in the background after the block."""
         name = await (self._next or self._copy())
         self._next = self._copy()
         try:
@@ -122,13 +123,13 @@ class Copies:
             self._drop(name)
 
     async def close(self) -> None:
-        """Drop what there is."""
+        """Drop all copies."""
         if self._next is not None:
             self._drop(await self._next)
         await asyncio.gather(*self._drops)
 
     def _copy(self) -> asyncio.Task[str]:
-        copying = asyncio.to_thread(copied, self._admin, self._source)
+        copying = asyncio.to_thread(copy_database, self._admin, self._source)
         return asyncio.create_task(copying)
 
     def _drop(self, name: str) -> None:
@@ -138,32 +139,32 @@ class Copies:
 
 
 def create_queues(session: Connection, queues: Iterable[str]) -> None:
-    """Create queues that keep everything: a clock that jumps would empty them."""
+    """Create queues without retention, since a clock that jumps would empty them."""
     policy = '{"keep_tasks": null, "keep_events": null}'
     for queue in queues:
         session.execute("select durable.create_queue(%s, %s::jsonb)", [queue, policy])
 
 
 def require_test_database(session: Connection, what: str) -> str:
-    """Return the template of a database that was made here.
+    """Return the template of a test database.
 
-    Raises InvalidArgument for any other, naming `what` it is not for.
+    Raises InvalidArgument, naming `what`, for a database that was not made for tests.
     """
     marked = session.execute(_IS_MARKED).fetchone()
     if marked != (True,):
         raise InvalidArgument(
             f"{what} is for a database that was made for tests, and"
             f' "{session.info.dbname}" was not',
-            hint="Take the fixture `durable_database`, or `durable.testing."
+            hint="Use the fixture `durable_database` or `durable.testing."
             "TestDatabases`.",
         )
     row = session.execute("select template from durable_testing.made").fetchone()
-    assert row is not None  # noqa: S101 - a marked one has its row
+    assert row is not None  # noqa: S101 - a marked one has a row
     return str(row[0])
 
 
-def copied(admin: Connection, template: str) -> str:
-    """Copy a database that nobody uses, and return the name of the copy."""
+def copy_database(admin: Connection, template: str) -> str:
+    """Copy a database without sessions, and return the name of the copy."""
     run = _RUN.match(template)
     name = f"{run[0] if run else template}_{secrets.token_hex(2)}_{next(_COPIES)}"
     execute(admin, "create database {} template {}", name, template)
@@ -171,18 +172,18 @@ def copied(admin: Connection, template: str) -> str:
 
 
 def drop(admin: Connection, name: str) -> None:
-    """Drop a database, whoever uses it."""
+    """Drop a database, even if it is in use."""
     execute(admin, "drop database if exists {} with (force)", name)
 
 
 def execute(session: Connection, statement: str, *names: str) -> None:
-    """Run a statement that takes names, which can't be parameters."""
+    """Execute a statement with identifiers, which cannot be parameters."""
     session.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @contextlib.contextmanager
-def _alone(admin: Connection) -> Iterator[None]:
-    """Let one process at a time install: roles are the whole server's."""
+def _install_lock(admin: Connection) -> Iterator[None]:
+    """Let one process at a time install: roles belong to the whole server."""
     admin.execute("select pg_advisory_lock(hashtext('durable.testing'))")
     try:
         yield
@@ -190,11 +191,12 @@ def _alone(admin: Connection) -> Iterator[None]:
         admin.execute("select pg_advisory_unlock(hashtext('durable.testing'))")
 
 
-def _drop_left_over(admin: Connection) -> None:
-    names = admin.execute(_NAMES, [_PREFIX]).fetchall()  # each was made in a session
+def _drop_orphans(admin: Connection) -> None:
+    # first the names: then no database of a run that has just begun is among them
+    names = admin.execute(_NAMES, [_PREFIX]).fetchall()
     live = {name for (name,) in admin.execute(_LIVE_RUNS).fetchall()}
     for (name,) in names:
         run = _RUN.match(name)
         if run is not None and run[0] not in live:
-            with contextlib.suppress(psycopg.Error):  # another run drops it just now
+            with contextlib.suppress(psycopg.Error):  # another run is dropping it
                 drop(admin, name)

@@ -1,9 +1,8 @@
-"""Running what can run, until nothing can: what a test's clock and runners share.
+"""Runs tasks until no task can run. Used by the test clock and by runners.
 
-A driver is a worker of the test's own for each application, in the test's own loop. It
-has settled when a whole round has ended no run, here or elsewhere: then nothing is
-claimable by tasks that are known, and nothing runs but what a process holds that is
-gone.
+A driver has one worker per application, in the test's own loop. It has settled when a
+whole round has ended no run, and no live process holds a task: then no known task is
+claimable, and only tasks of dead processes count as running.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from uuid import UUID
 
 import psycopg
 
-from durable import _sql
-from durable._async.client import AsyncDurable
-from durable._sync.client import Durable
+from durable._client._async.client import AsyncDurable
+from durable._client._sync.client import Durable
+from durable._core import sql
+from durable._db.application import application_of
 from durable._worker.options import WorkerOptions, worker_of
 
 __all__ = ["PATIENCE", "App", "Driver", "Ran", "run_until_idle"]
@@ -33,7 +33,7 @@ App: TypeAlias = AsyncDurable | Durable
 
 PATIENCE: Final = 30.0  # seconds
 _PAUSE: Final = 0.005
-_POLL: Final = 60.0  # it is told when to look
+_POLL: Final = 60.0  # rarely: `drain` polls
 _QUEUES: Final = "select * from durable.list_queues()"
 _STANDINGS: Final = """
 select queue, task_id, name, attempt, state::text, claim
@@ -46,10 +46,10 @@ select name, task_id, worker from durable.tasks where lease_expires_at is not nu
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a task did at a moment: where it stands since.
+    """The result of running a task at one time.
 
-    `at` is when it was due; `task` its name; `state` sleeping if it waits or is to be
-    tried again, else its end, which may be that of a deadline.
+    `at` is when it was due, `task` its name. `state` is sleeping if it waits or will be
+    retried, else its final state, which a deadline may have caused.
     """
 
     at: datetime
@@ -70,7 +70,7 @@ class Driver:
         *,
         patience: float = PATIENCE,
     ) -> None:
-        self._applications = [app.application for app in apps]
+        self._applications = [application_of(app) for app in apps]
         self.session = session
         self._patience = patience
         self._exits = contextlib.AsyncExitStack()
@@ -89,7 +89,7 @@ class Driver:
         except BaseException:
             await self._exits.aclose()
             raise
-        self._seen = {row[1]: row for row in self._standings()}
+        self._seen = {row[1]: row for row in self._task_states()}
         return self
 
     async def __aexit__(
@@ -101,21 +101,19 @@ class Driver:
         await self._exits.__aexit__(exc_type, exc, traceback)
 
     async def settle(self, at: datetime) -> list[Ran]:
-        """Run until nothing can; return what became of whom, oldest task first.
+        """Run until no task can run. Returns the tasks that changed, oldest first.
 
-        Raises TimeoutError after `patience` seconds, which names what still runs.
+        Raises TimeoutError after `patience` seconds, which names the running tasks.
         """
         try:
             async with asyncio.timeout(self._patience):
-                await self._until_settled()
+                await self._settle()
         except TimeoutError:
-            running = ", ".join(
-                f"{name} {task_id}" for name, task_id in self._running()
-            )
+            running = ", ".join(f"{name} {task_id}" for name, task_id in self.running())
             raise TimeoutError(
                 f"not idle after {self._patience:g} s; still running: {running or '-'}"
             ) from None
-        return self._news(at)
+        return self._changes(at)
 
     def _options(self) -> WorkerOptions:
         return {
@@ -125,19 +123,19 @@ class Driver:
             "shutdown_timeout": 0,
         }
 
-    async def _until_settled(self) -> None:
+    async def _settle(self) -> None:
         while True:
-            self._keep_house()
+            self._run_maintenance()
             ended = [await worker.drain() for worker in self._workers]
             if not any(ended):
-                if not self._running():
+                if not self.running():
                     return
-                await asyncio.sleep(_PAUSE)  # others have them
+                await asyncio.sleep(_PAUSE)  # another process runs them
 
-    def _keep_house(self) -> None:
-        """Do all that time has brought; somebody else may be at it."""
+    def _run_maintenance(self) -> None:
+        """Run maintenance until nothing is due; other sessions may do so, too."""
         for queue in self.queues:
-            statement = _sql.keep_house(queue)
+            statement = sql.run_maintenance(queue)
             text = statement.text.encode()
             end = time.monotonic() + self._patience
             while time.monotonic() < end:
@@ -145,30 +143,33 @@ class Driver:
                 if None not in urgent and not any(urgent):
                     break
 
-    def _running(self) -> list[tuple[str, UUID]]:
+    def running(self) -> list[tuple[str, UUID]]:
+        """Return the name and id of each task that a live process holds."""
         held = self.session.execute(_HELD).fetchall()
         return [(name, task_id) for name, task_id, worker in held if is_alive(worker)]
 
-    def _standings(self) -> list[tuple[Any, ...]]:
+    def _task_states(self) -> list[tuple[Any, ...]]:
         return self.session.execute(_STANDINGS).fetchall()
 
-    def _news(self, at: datetime) -> list[Ran]:
-        rows = self._standings()
-        news = [row for row in rows if row != self._seen.get(row[1], _never_ran(row))]
+    def _changes(self, at: datetime) -> list[Ran]:
+        rows = self._task_states()
+        changes = [
+            row for row in rows if row != self._seen.get(row[1], _never_ran(row))
+        ]
         self._seen = {row[1]: row for row in rows}
         return [
             Ran(at, name, state, attempt, queue, task_id)
-            for queue, task_id, name, attempt, state, _ in news
+            for queue, task_id, name, attempt, state, _ in changes
         ]
 
 
 def _never_ran(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return how a task stands that was only spawned."""
+    """Return the row of a task that was only spawned."""
     return (*row[:3], 1, "pending", 0)
 
 
 def is_alive(worker: str) -> bool:
-    """Whether a worker's process may still be there; one that is unreadable is gone."""
+    """Whether a worker's process may be alive; False for an id that has no pid."""
     host, _, pid = worker.rpartition(":")[0].rpartition(":")
     if not pid.isdecimal():
         return False
@@ -184,12 +185,12 @@ def is_alive(worker: str) -> bool:
 
 
 async def run_until_idle(*apps: App, patience: float = PATIENCE) -> list[Ran]:
-    """Run tasks here, in the test's own loop, until nothing can run without time.
+    """Run tasks in the test's own loop until none can run before time passes.
 
-    Who sleeps goes on sleeping. Returns what became of the tasks, oldest first. Raises
-    TimeoutError after `patience` seconds, which names what still runs.
+    Sleeping tasks keep sleeping. Returns the tasks that changed, oldest first. Raises
+    TimeoutError after `patience` seconds, which names the running tasks.
     """
-    database = apps[0].application.conninfo
+    database = application_of(apps[0]).conninfo
     with psycopg.connect(database, autocommit=True) as session:
         async with Driver(apps, session, patience=patience) as driver:
             ((now,),) = session.execute("select durable._now()")

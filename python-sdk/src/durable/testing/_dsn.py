@@ -1,4 +1,4 @@
-"""Addresses of databases."""
+"""Database URLs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from urllib.parse import quote, urlencode
 
 from psycopg.conninfo import conninfo_to_dict
 
+from durable._db.conninfo import checked_conninfo
+
 __all__ = ["with_dbname"]
 
 
 def with_dbname(dsn: str, dbname: str) -> str:
     """Return the URL of another database on the same server.
 
-    It is one that psycopg, asyncpg, SQLAlchemy and psql all read alike.
+    psycopg, asyncpg, SQLAlchemy and psql all interpret it in the same way.
     """
-    parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
+    given = conninfo_to_dict(checked_conninfo(dsn))
+    parts = {name: str(value) for name, value in given.items()}
     user = quote(parts.pop("user", ""), safe="")
     if password := parts.pop("password", ""):
         user += ":" + quote(password, safe="")

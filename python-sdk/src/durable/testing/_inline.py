@@ -1,4 +1,4 @@
-"""Running one task to its end, here, with whatever time and events that takes."""
+"""Runs one task to its end in the test's own loop, moving time and emitting events."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from uuid import UUID
 
 import psycopg
 
-from durable import _sql
-from durable._requests import OMITTED, SpawnRequest, spawn_request
-from durable._results import FINAL, opened, output
-from durable._sql import Statement
-from durable._values import PLAIN
+from durable._core import sql
+from durable._core.reports import FINAL, output
+from durable._core.spawn_requests import UNSET, SpawnRequest, request_by
+from durable._core.sql import Statement
+from durable._core.values import PLAIN
+from durable._db.application import application_of
 from durable.errors import InvalidArgument, from_database
 from durable.options import SpawnOptions
 from durable.registry import AnyTask
@@ -20,7 +21,7 @@ from durable.task import Task
 from durable.testing._clock import EngineClock
 from durable.testing._driving import PATIENCE, App, Driver
 
-__all__ = ["Stuck", "bring_to_an_end", "request_of", "run_inline", "spawn_on"]
+__all__ = ["Stuck", "request_of", "run_inline", "run_to_end", "spawn_on"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -36,7 +37,7 @@ select task, wait from durable.waiting order by task_id, wait
 
 
 class Stuck(AssertionError):
-    """The task cannot come to its end by itself; the message says what it waits for."""
+    """The task cannot finish by itself; the message says what it waits for."""
 
 
 @overload
@@ -62,7 +63,7 @@ async def run_inline(
 async def run_inline(
     app: App,
     task: AnyTask | str,
-    params: Any = OMITTED,
+    params: Any = UNSET,
     *,
     events: Mapping[str, Any] | None = None,
     patience: float = PATIENCE,
@@ -70,68 +71,64 @@ async def run_inline(
 ) -> Any:
     """Run a task to its end in the test's own loop, and return its output.
 
-    It is spawned and run by a worker, with real checkpoints. When it waits, one of the
-    `events` that is waited for is emitted, with its payload; else the clock jumps to
-    the next moment at which something is due, be it a timeout. Its children run, too.
-    Raises what its end means, as `result()` does; Stuck, an AssertionError, if it waits
-    for an event that is not among these; TimeoutError after `patience` seconds at one
-    moment. The database must have been made for tests.
+    It is spawned and run by a worker, with real checkpoints. When it waits for one of
+    the `events`, that event is emitted with its payload. Otherwise the clock jumps to
+    the next time at which something is due, which may be a timeout. Its children run,
+    too. Raises the same errors as `result()`; Stuck, an AssertionError, if it waits for
+    an event that is not among `events`; TimeoutError after `patience` seconds of real
+    time without a jump. The database must have been made for tests.
     """
     request = request_of(app, task, params, options)
     with EngineClock(app) as clock:
         async with Driver([app], clock.session, patience=patience) as driver:
             task_id = spawn_on(driver.session, request)
-            await bring_to_an_end(
-                clock, driver, request.queue, task_id, dict(events or {})
-            )
-            (row,) = fetch(driver.session, _sql.get_task_result(request.queue, task_id))
-    return output(opened(row, app.application.vault), request.result_codec)
+            await run_to_end(clock, driver, request.queue, task_id, dict(events or {}))
+            (row,) = fetch(driver.session, sql.get_task_result(request.queue, task_id))
+    return output(row, application_of(app).payloads, request.result_codec)
 
 
 def request_of(
     app: App, task: AnyTask | str, params: Any, options: Mapping[str, Any]
 ) -> SpawnRequest[Any]:
-    """Check a spawn. Raises InvalidArgument for a task that the app does not run."""
-    application = app.application
+    """Make a spawn request. Raises InvalidArgument for a task unknown to the app."""
+    application = application_of(app)
     name = task if isinstance(task, str) else task.name
     if name not in application.registry.by_name:
         raise InvalidArgument(application.registry.unknown(name))
-    given = application.stamped(options)
-    request = spawn_request(
-        application.registry, application.queue, task, params, given
-    )
-    return request.sealed(application.vault)
+    return request_by(application, task, params, options)
 
 
 def spawn_on(session: psycopg.Connection[Any], request: SpawnRequest[Any]) -> UUID:
-    """Spawn a task on a session, and return its id."""
-    asked = _sql.spawn(request.queue, request.task, request.params, request.options)
-    ((task_id, *_),) = fetch(session, asked)
+    """Spawn a task in a session, and return its id."""
+    statement = sql.spawn(request.queue, request.task, request.params, request.options)
+    ((task_id, *_),) = fetch(session, statement)
     return UUID(str(task_id))
 
 
-async def bring_to_an_end(
+async def run_to_end(
     clock: EngineClock,
     driver: Driver,
     queue: str,
     task_id: UUID,
     events: dict[str, Any],
 ) -> None:
-    """Settle, emit and jump until a task has finished. Raises Stuck."""
-    await driver.settle(clock.now())
+    """Settle, emit events and jump until a task has finished. Raises Stuck."""
+    settled_at = clock.now()
+    await driver.settle(settled_at)
     while _state(driver.session, queue, task_id) not in FINAL:
-        if not _emit_one(driver.session, events):
-            due = clock.next_due()
-            if due is None:
-                raise Stuck(_why(driver.session))
-            clock.jump_to(due)
-        await driver.settle(clock.now())
+        if (
+            not _emit_one(driver.session, events)
+            and clock.jump_to_next_due(driver, settled_at) is None
+        ):
+            raise Stuck(_stuck_message(driver.session))
+        settled_at = clock.now()
+        await driver.settle(settled_at)
 
 
 def fetch(
     session: psycopg.Connection[Any], statement: Statement
 ) -> list[tuple[Any, ...]]:
-    """Execute a statement of the gateway. Raises durable's own errors."""
+    """Execute a statement. Raises durable's own errors."""
     try:
         cursor = session.execute(statement.text.encode(), statement.args)
         return cursor.fetchall()
@@ -140,28 +137,28 @@ def fetch(
 
 
 def _state(session: psycopg.Connection[Any], queue: str, task_id: UUID) -> str:
-    (row,) = fetch(session, _sql.get_task_result(queue, task_id))
+    (row,) = fetch(session, sql.get_task_result(queue, task_id))
     return str(row[1])
 
 
 def _emit_one(session: psycopg.Connection[Any], events: dict[str, Any]) -> bool:
-    """Emit the first event that is waited for, once; False if there is none."""
+    """Emit the first event that is awaited, once. Returns False if there is none."""
     awaited = {name: queue for queue, name in session.execute(_AWAITED, [list(events)])}
     for name in events:
         if name in awaited:
             payload = PLAIN.dump(events.pop(name))
-            fetch(session, _sql.emit_event(awaited[name], name, payload))
+            fetch(session, sql.emit_event(awaited[name], name, payload))
             return True
     return False
 
 
-def _why(session: psycopg.Connection[Any]) -> str:
+def _stuck_message(session: psycopg.Connection[Any]) -> str:
     waits = [
         f"{task} waits for {wait}"
         for task, wait in session.execute(_WAITING).fetchall()
     ]
     return (
-        "no time brings the task to its end: "
+        "the task cannot finish by the passing of time: "
         + ("; ".join(waits) or "nothing runs it")
         + ". An event can be given in events={name: payload}"
     )

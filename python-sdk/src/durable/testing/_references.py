@@ -1,4 +1,4 @@
-"""Where a thing can be imported from, by a process that is not this one."""
+"""References to objects, by which another process can import them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Home", "Reference", "imported", "reference_to", "resolved"]
 
 
 class Home(NamedTuple):
-    """A module by its name, and by its file where the name alone does not lead to it.
+    """A module by its name, and by its file in case it is not on the path.
 
-    A test's module is often not on the path.
+    Test modules often are not.
     """
 
     module: str
@@ -25,7 +25,7 @@ class Home(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A module, and what to ask it for."""
+    """A module and the name of an object in it."""
 
     module: str
     file: str | None
@@ -33,14 +33,13 @@ class Reference(NamedTuple):
 
     @property
     def home(self) -> Home:
-        """The module."""
         return Home(self.module, self.file)
 
 
 def reference_to(thing: object, what: str) -> Reference:
-    """Return where a class, a function or an instance is the value of a name.
+    """Return the reference to a class, a function or an instance.
 
-    Raises InvalidArgument if another process cannot find it, calling it `what`.
+    Raises InvalidArgument, calling it `what`, if another process could not import it.
     """
     own = str(getattr(thing, "__module__", "") or type(thing).__module__)
     qualified = str(getattr(thing, "__qualname__", type(thing).__qualname__))
@@ -55,13 +54,12 @@ def reference_to(thing: object, what: str) -> Reference:
                 return Reference(module.__name__, _file(module), name)
     raise InvalidArgument(
         f"another process cannot import {what} {qualified}",
-        hint="Let it be the value of a name in a module: not one inside a function,"
-        " nor in __main__.",
+        hint="Assign it to a name in a module: not inside a function, nor in __main__.",
     )
 
 
 def resolved(reference: Reference) -> Any:
-    """Return the thing, here."""
+    """Import a referenced object."""
     return _named(imported(reference.home), reference.name)
 
 
@@ -81,7 +79,7 @@ def imported(home: Home) -> ModuleType:
 
 
 def _is_found(home: Home) -> bool:
-    """Whether the name leads to that very file."""
+    """Whether importing by name finds that file."""
     try:
         spec = importlib.util.find_spec(home.module)
     except (ImportError, ValueError):

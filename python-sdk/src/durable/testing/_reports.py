@@ -1,4 +1,4 @@
-"""What crash tests bring: lives, what came of them, and what was wrong with it."""
+"""Reports of crash tests: lives, their outcomes, and what was wrong."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One life of a task: where its worker was killed, and what came of it.
+    """One life of a task: where its worker was killed, and the outcome.
 
-    `point` is the boundary, None of a life that nothing disturbed; `died` says whether
-    it came there. `state`, `output` and `error` are those of the task in the end,
-    `effects` what was counted then, `ran` how often each step came to its end, by name.
-    `database` is the URL of its own database, which lives as long as `check` runs.
+    `point` is the boundary, None in the undisturbed life; `died` says whether it was
+    reached, so that the worker was killed. `state`, `output` and `error` are the task's
+    outcome, `effects` its side effects, `ran` how often each step ended, by name.
+    `database` is the URL of the life's own database, which exists while `check` runs.
     """
 
     point: str | None
@@ -37,9 +37,9 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class CrashReport:
-    """What came of all lives: the one that nothing disturbed, and one per boundary.
+    """All lives of a crash test: the undisturbed one, and one per boundary.
 
-    `missed` are boundaries that did not come again, since they depend on the moment.
+    `missed` are boundaries that were not reached again, because they depend on timing.
     `str(report)` is a table.
     """
 
@@ -53,8 +53,8 @@ class CrashReport:
         lines = [f"{self.task}: killed at {len(self.lives)} boundaries"]
         for life in self.lives:
             again = _again(life, self.undisturbed)
-            lines.append(f"  {life.point or '':{width}}  {again or 'nothing again'}")
-        lines += [f"  {point:{width}}  did not come again" for point in self.missed]
+            lines.append(f"  {life.point or '':{width}}  {again or 'nothing repeated'}")
+        lines += [f"  {point:{width}}  was not reached again" for point in self.missed]
         return "\n".join(lines)
 
 
@@ -67,7 +67,7 @@ class CrashUnsafe(AssertionError):
         lines = [head]
         for life, fault in faults[:_SHOWN]:
             lines += [f"\n{life.point}", *(f"  {line}" for line in fault.splitlines())]
-            lines.append(f'  to see it alone: crash_at("{life.point}", …)')
+            lines.append(f'  to reproduce: crash_at("{life.point}", …)')
         if len(faults) > _SHOWN:
             lines.append("\nalso at " + ", ".join(self.points[_SHOWN:]))
         super().__init__("\n".join(lines))
@@ -83,13 +83,13 @@ def _again(life: Life, undisturbed: Life) -> str:
 
 
 def short(point: str, task: str) -> str:
-    """Return a boundary without the name of the task that a test is about."""
+    """Return a boundary without the name of the tested task."""
     phase, _, rest = point.partition(":")
     return f"{phase}:{rest.removeprefix(f'{task}:')}"
 
 
 def steps_that_ran(points: Sequence[str], task: str) -> Counter[str]:
-    """Count the steps that came to their end, by what was passed."""
+    """Count the steps that ended, from the boundaries passed."""
     ran: Counter[str] = Counter()
     for point in points:
         phase, _, name = short(point.partition("@")[0], task).partition(":")

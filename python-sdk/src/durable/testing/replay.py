@@ -1,8 +1,8 @@
-"""Whether changed code still fits the histories of tasks under way, without a database.
+"""Checks changed code against the histories of running tasks, without a database.
 
-The code runs as it does on a worker, and gets its recorded calls from the history. What
-it would do that is not recorded is not done: there its branch stops, and when nothing
-else can go on, the check ends.
+The code runs as it does on a worker, and gets its recorded calls from the history. A
+call that is not recorded is not performed: its branch stops there. When no branch can
+continue, the check ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,32 +24,30 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, Field, ValidationError
 
-from durable._application import Application
-from durable._http import Clients
-from durable._worker.calls import Calls
-from durable._worker.code import begun
-from durable._worker.failures import is_recorded, leaves
-from durable._worker.history import Call
-from durable._worker.outcomes import joined, read
-from durable._worker.publishing import Publishing
-from durable._worker.replay import Past
-from durable._worker.run import Claimed, Run
-from durable._worker.saving import Write
-from durable._worker.services import Services
-from durable._worker.threads import Threads
-from durable._worker.waits import Branch, Resolved, Wait
+from durable._core.outcomes import Resolved, read, resolve_join
+from durable._core.recorded_errors import is_recorded, leaves
+from durable._db.application import Application
+from durable._task.branches import Branch, Branches, Wait
+from durable._task.checkpoints import Call, Write
+from durable._task.current import start_task_function
+from durable._task.http_clients import Clients
+from durable._task.publisher import Publisher
+from durable._task.replay import ReplayChecker
+from durable._task.run import Claimed, Run
+from durable._task.services import Services
+from durable._task.threads import Threads
 from durable.codecs import PayloadCodec
-from durable.errors import InvalidArgument, Suspended
+from durable.errors import InvalidArgument, Suspended, UnreadablePayload
 from durable.registry import AnyTask, TaskDefinition
 
 __all__ = ["History", "check_replay"]
 
 History: TypeAlias = "Mapping[str, Any] | str | os.PathLike[str]"
-"""The history of a task: as a mapping, as JSON text, or the path of a file of that."""
+"""The history of a task: a mapping, JSON text, or the path of a JSON file."""
 
-_SOME_MOMENT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # nothing new is recorded
+_SOME_MOMENT: Final = datetime(2000, 1, 1, tzinfo=UTC)  # any: no time is recorded
 _END: Final = "the history ends"
-_READERS: Final = {read.__code__, joined.__code__}
+_READERS: Final = {read.__code__, resolve_join.__code__}
 
 
 def check_replay(
@@ -60,20 +58,21 @@ def check_replay(
     tasks: Iterable[AnyTask] = (),
     codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
 ) -> None:
-    """Check that the code of a task still fits what a task has recorded.
+    """Check that the code of a task still fits a recorded history.
 
         check_replay(ProcessOrder, "tests/histories/order-4711.json")
 
-    Recorded calls are served, nothing is done and nothing is saved; what the code does
-    outside of durable calls it does here, too. New calls behind the history end the
-    check. Raises NonDeterminism for a recorded call that is not made, made in another
-    order, or made behind a new one, wherever that is certain, whatever `replay_check`
-    the task has; pydantic's ValidationError for params or values that can no longer be
-    read; InvalidArgument for what is no history of this task.
+    Recorded calls return their values. No call is performed and nothing is saved, but
+    code outside of durable calls is executed. New calls after the history end the
+    check. Whatever `replay_check` the task has, raises NonDeterminism for a recorded
+    call that is not made, is made in another order, or is made after a new one,
+    wherever that is certain. Raises pydantic's ValidationError for params or values
+    that can no longer be read, and InvalidArgument for anything that is no history of
+    this task.
 
-    `state` is what `ctx.state` is to be; `tasks` are those it spawns by their names;
-    `codec` opens what is sealed in the history. What the code publishes is not heard.
-    It may be called from a test of either colour.
+    `state` is the value of `ctx.state`; `tasks` are those that it spawns by name;
+    `codec` decodes the payloads of the history. What the code publishes is discarded.
+    Works in async and sync tests.
     """
     recorded = _recorded(history)
     application = Application(
@@ -89,39 +88,33 @@ def check_replay(
 
     def work() -> None:
         try:
-            asyncio.run(_rehearse(recorded, definition, application, state))
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            asyncio.run(_replay(recorded, definition, application, state))
+        except BaseException as error:  # noqa: BLE001 - passed to the future
             ended.set_exception(error)
         else:
             ended.set_result(None)
 
-    # a loop may be running in this thread
+    # in a thread, because a loop may be running in this one
     threading.Thread(target=context.run, args=(work,), daemon=True).start()
     ended.result()
 
 
-async def _rehearse(
+async def _replay(
     recorded: _Recorded,
     definition: TaskDefinition[Any, Any],
     application: Application,
     state: Any,
 ) -> None:
-    text = application.vault.opened(json.dumps(recorded.params))
-    params = definition.load_params(text)
     offline = cast("Services", _Offline(application, state))
-    run = _Rehearsal(recorded.claimed(), definition, recorded.saved(), offline)
-    run.history.open()
-    body = definition.bind()
-    run.task = asyncio.create_task(
-        run.execute(lambda: begun(run, _Rehearsing(run), body, params))
-    )
+    run = _ReplayRun(recorded.claimed(), definition, recorded.saved(), offline)
+    run.task = asyncio.create_task(run.execute(start_task_function))
     await run.ended
     await offline.http.close()
-    run.judge()
+    run.raise_error()
 
 
 class _Offline:
-    """What a run asks of `Services` before its first new call."""
+    """The part of `Services` that a run uses before its first new call."""
 
     def __init__(self, application: Application, state: Any) -> None:
         self.application = application
@@ -132,15 +125,17 @@ class _Offline:
         self.threads = Threads()
         self.http = Clients()
 
-    async def extend(self, _: Run) -> str:
-        """Extend no lease."""
+    async def extend(self, _: Claimed) -> str:
         return "ok"
 
 
-class _Rehearsal(Run):
-    """A run that is to show whether the code fits its past; its end is not saved."""
+class _ReplayRun(Run):
+    """A run that checks the code against a history, and does not save its outcome.
 
-    __slots__ = ("_error", "ended")
+    Only recorded calls are answered.
+    """
+
+    __slots__ = ("_error", "_stopped_at", "_unstarted", "ended")
 
     def __init__(
         self,
@@ -153,41 +148,78 @@ class _Rehearsal(Run):
         super().__init__(
             claimed, definition, saved, offline, ended=self.ended.set_result
         )
-        self.past: Past = Past(self.history, claimed, "strict")
+        self.checker: ReplayChecker = ReplayChecker(self.checkpoints, claimed, "strict")
+        self.branches = _ReplayBranches(self)
         self._error: BaseException | None = None
+        self._unstarted: Exception | None = None
+        self._stopped_at: list[str] = []
 
-    def publishing(self) -> Publishing:
-        """Return where what the run publishes is not heard."""
-        if self._publishing is None:
-            self._publishing = _Unheard(self)
-        return self._publishing
+    async def begin(self, call: Call) -> tuple[Resolved | None, Branch]:
+        """Begin a call. A new one parks until the check ends."""
+        saved, branch = await super().begin(call)
+        if saved is None:
+            self._stopped_at.append(call.key)
+            try:
+                await self.branches.park(branch, Wait(call))
+            finally:
+                self.branches.exit(branch)
+        return saved, branch
 
-    async def _conclude(self, value: Any, error: BaseException | None) -> None:
+    def replayed(self, call: Call) -> Resolved | None:
+        """Return a recorded call's checkpoint. A new one ends a synchronous task."""
+        saved = super().replayed(call)
+        if saved is None:
+            self._stopped_at.append(call.key)
+            self.end_check()
+            raise Suspended(_END)
+        return saved
+
+    def end_check(self) -> None:
+        """End the check: every branch waits at a new call."""
+        self.checker.check_stuck(self._stopped_at[0])
+        self.loop.call_soon_threadsafe(self.exit, _END)
+
+    def publisher(self) -> Publisher:
+        """Return a publisher that discards everything."""
+        if self._publisher is None:
+            self._publisher = _DiscardingPublisher(self)
+        return self._publisher
+
+    async def _fail(self, error: Exception, *, final: bool) -> None:
+        del final
+        self._unstarted = error
+
+    async def _release(self, error: UnreadablePayload) -> None:
+        self._unstarted = error
+
+    async def _save_outcome(self, value: Any, error: BaseException | None) -> None:
         del value
         self._error = error
-        # a recorded failure may cut off branches that went on when it was new
+        # a recorded failure may end branches that continued when it was new
         if error is None or not is_recorded(error):
-            self.past.verdict(None, self.root)
+            self.checker.check_end(None, self.root)
 
-    def judge(self) -> None:
-        """Raise what is wrong, if anything is."""
+    def raise_error(self) -> None:
+        """Raise the error of the check, if there is one."""
         error = self._error
+        if self._unstarted is not None:
+            raise self._unstarted
         if isinstance(error, Exception):
             for leaf in leaves(error):
                 if isinstance(leaf, ValidationError) and _was_recorded(leaf):
                     leaf.add_note("It was read from the history.")
                     raise leaf
-        if self.past.refused is not None:
-            cause = error if error is not self.past.refused else None
-            raise self.past.refused from cause
+        if self.checker.refused is not None:
+            cause = error if error is not self.checker.refused else None
+            raise self.checker.refused from cause
 
 
-class _Unheard(Publishing):
-    """Nothing of this is saved."""
+class _DiscardingPublisher(Publisher):
+    """A publisher that saves nothing."""
 
-    def hand_in(self, what: str, *args: Any) -> None:
-        """Know no more than that a stream is closed."""
-        if what == "write" and args[-1] is None:
+    def submit(self, function: Callable[..., None], *args: Any) -> None:
+        """Note that a stream is closed, and discard everything else."""
+        if function == self._write and args[-1] is None:
             self._closed.add(args[0])
 
     async def save(self, write: Write | None = None) -> str:
@@ -196,51 +228,23 @@ class _Unheard(Publishing):
         return "ok"
 
 
-class _Rehearsing(Calls):
-    """Calls of which only the recorded ones are answered."""
+class _ReplayBranches(Branches):
+    """Branches that register no waits."""
 
-    __slots__ = ("_rehearsal", "_stopped_at")
+    __slots__ = ("_replay_run",)
 
-    def __init__(self, run: _Rehearsal) -> None:
+    def __init__(self, run: _ReplayRun) -> None:
         super().__init__(run)
-        self._rehearsal = run
-        self._stopped_at: list[str] = []
+        self._replay_run = run
 
-    async def begin(self, call: Call) -> tuple[Resolved | None, Branch]:
-        """Begin a call; a new one never does."""
-        saved, branch = await super().begin(call)
-        if saved is None:
-            self._stopped_at.append(call.key)
-            wait = Wait(call.key, call.position, call.after)
-            try:
-                await self._waits.park(branch, wait, self)
-            finally:
-                self._waits.exit(branch)
-        return saved, branch
-
-    def replayed(self, call: Call) -> Resolved | None:
-        """Return a recorded call's checkpoint; a new one ends a synchronous task."""
-        saved = super().replayed(call)
-        if saved is None:
-            self._stopped_at.append(call.key)
-            self._end()
-            raise Suspended(_END)
-        return saved
-
-    async def suspend(self, waits: str) -> dict[str, Resolved] | None:
-        """End the check: all that goes on are new calls."""
-        del waits
-        self._end()
+    async def suspend(self) -> dict[str, Resolved] | None:
+        """End the check: every branch waits at a new call."""
+        self._replay_run.end_check()
         return None
 
-    async def poll(self, waits: str) -> dict[str, Resolved]:
-        """Find nothing new."""
-        del waits
+    async def poll(self) -> dict[str, Resolved]:
+        """Resolve no wait."""
         return {}
-
-    def _end(self) -> None:
-        self._rehearsal.past.stuck(self._stopped_at[0])
-        self.loop.call_soon_threadsafe(self._rehearsal.leave, _END)
 
 
 class _Checkpoint(BaseModel):
@@ -249,6 +253,7 @@ class _Checkpoint(BaseModel):
     after: int
     state: Literal["done", "failed", "timed_out"] = "done"
     value: Any = None
+    order: int = 0  # of saving; if omitted, the order of the list
 
 
 class _Recorded(BaseModel):
@@ -262,20 +267,20 @@ class _Recorded(BaseModel):
     checkpoints: list[_Checkpoint] = Field(default_factory=list)
 
     def claimed(self) -> Claimed:
-        """Return the task as a worker would claim it now."""
+        """Return the task as if it had just been claimed."""
         now = _SOME_MOMENT
         return Claimed(
             queue=self.queue,
-            asked=time.monotonic(),
+            requested_at=time.monotonic(),
             task_id=self.task_id,
             claim=3,
             name=self.name,
             attempt=self.attempt,
-            params="",
+            params=json.dumps(self.params),
             headers=None if self.headers is None else json.dumps(self.headers),
             parent_task_id=None,
             spawned_at=now,
-            deadline_at=None,
+            expires_at=None,
             available_at=now,
             claimed_at=now,
             run_id=uuid4(),
@@ -287,7 +292,7 @@ class _Recorded(BaseModel):
             one.name: Resolved(
                 one.state, json.dumps(one.value), one.position, one.after
             )
-            for one in self.checkpoints
+            for one in sorted(self.checkpoints, key=lambda one: one.order)
         }
 
 
@@ -304,6 +309,6 @@ def _recorded(history: History) -> _Recorded:
 
 
 def _was_recorded(error: BaseException) -> bool:
-    """Whether it was raised where the value of a checkpoint is read."""
+    """Whether the error was raised while the value of a checkpoint was read."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code in _READERS for frame, _ in frames)

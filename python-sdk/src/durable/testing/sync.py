@@ -6,21 +6,22 @@
             durable_sync_clock.advance(days=30)
             assert handle.snapshot().state == "completed"
 
-Each function is the asynchronous one on a loop of its own, in a thread: it may also be
-called where a loop is running.
+Each function runs the asynchronous one on a loop of its own, in a thread. So it may
+also be called while a loop is running.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from durable.testing._asserting import assert_spawned, spawned, steps_of
-from durable.testing._clock import EngineClock, not_past, span_of
+from durable.testing._clock import EngineClock, require_not_past, span_of
 from durable.testing._crashing import crash_at as _crash_at
 from durable.testing._crashing import crash_everywhere as _crash_everywhere
 from durable.testing._driving import PATIENCE, Ran
@@ -43,7 +44,7 @@ Ps = ParamSpec("Ps")
 
 
 def _blocking(function: Callable[Ps, Coroutine[Any, Any, T]]) -> Callable[Ps, T]:
-    """Return a function that does the same, and blocks until it is done."""
+    """Return a synchronous version of an asynchronous function."""
 
     @functools.wraps(function)
     def block(*args: Ps.args, **kwargs: Ps.kwargs) -> T:
@@ -60,12 +61,12 @@ crash_everywhere = _blocking(_crash_everywhere)
 
 
 class Clock(EngineClock):
-    """The engine's clock of a test's database, for synchronous tests.
+    """The engine's clock in a test's database, for synchronous tests.
 
         with Clock(app) as clock:
             clock.advance(days=30)
 
-    It goes on by itself, unless it is frozen, and jumps when it is told.
+    It runs at normal speed unless it is frozen, and can be moved.
     """
 
     def advance(
@@ -78,13 +79,14 @@ class Clock(EngineClock):
         seconds: float = 0,
         patience: float = PATIENCE,
     ) -> list[Ran]:
-        """Let so much time pass, and run all that comes due meanwhile, in order.
+        """Advance the clock, and run everything that becomes due, in order.
 
-        As `durable.testing.Clock.advance` does.
+        See `durable.testing.Clock.advance`.
         """
         span = span_of(duration, days, hours, minutes, seconds)
-        return _blocking(self._advance_to)(self.now() + span, patience)
+        return _blocking(self._advance)(span, patience)
 
     def advance_to(self, at: datetime, *, patience: float = PATIENCE) -> list[Ran]:
-        """Do the same until a moment, an aware datetime that is not past."""
-        return _blocking(self._advance_to)(not_past(self, at), patience)
+        """Advance to an aware datetime that is not in the past; see `advance`."""
+        started, target = time.monotonic(), require_not_past(self, at)
+        return _blocking(self._advance_to)(target, started, patience)

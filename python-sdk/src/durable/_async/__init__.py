@@ -1,1 +1,0 @@
-"""What comes in two colours, written once: `_sync` is made from this."""

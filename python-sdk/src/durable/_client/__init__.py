@@ -1,0 +1,1 @@
+"""The client: spawns tasks, waits for results, and operates queues."""

@@ -1,0 +1,751 @@
+"""The client of an application: spawn and control tasks, manage queues, run workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias, TypeVar, Unpack, overload
+from uuid import UUID
+
+from psycopg_pool import AsyncConnectionPool
+
+from durable._client._async.handle import AsyncTaskHandle, caller
+from durable._client._async.waiters import Backend
+from durable._core import sql
+from durable._core.arguments import (
+    as_uuid,
+    check_event_name,
+    check_queue_name,
+    check_version,
+)
+from durable._core.messages import Addressed, Recipient, message, queue_of, task_id_of
+from durable._core.reports import (
+    AnnouncedTask,
+    QueueStats,
+    TaskFilter,
+    TaskInfo,
+    TaskResult,
+    VersionStats,
+    checked_filter,
+    checked_limit,
+    is_task,
+    task_info,
+)
+from durable._core.spawn_requests import (
+    UNSET,
+    SpawnRequest,
+    check_reason,
+    one_queue,
+    request_by,
+    requests_by,
+    tasks_json,
+)
+from durable._core.sql import Statement
+from durable._core.values import JSON, PLAIN, codec
+from durable._db import drivers
+from durable._db._async.database import Database
+from durable._db.application import Application, Lifespan
+from durable._db.conninfo import checked_conninfo
+
+# sync: from durable._worker.hosting import ThreadedWorker, run_until_signalled
+from durable._worker.hosting import until_signalled
+from durable._worker.options import WorkerOptions, worker_of
+from durable._worker.worker import Worker
+from durable.codecs import PayloadCodec
+from durable.errors import InvalidArgument, UnknownQueue
+from durable.middleware import Middleware
+from durable.options import QueuePolicy, SpawnOptions, policy_json
+from durable.registry import AnyTask
+from durable.task import Task
+
+__all__ = ["AsyncDurable"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+_BATCH: Final = 1000  # tasks per statement
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 1.0
+
+BulkCall: TypeAlias = Callable[[str, str, int, UUID | None], sql.Statement]
+
+
+class AsyncDurable:
+    """The client of an application: a database, a default queue and its tasks.
+
+        async with AsyncDurable("postgresql://localhost/shop", tasks=[Order]) as app:
+            handle = await app.spawn(Order, {"id": 7})
+
+    `database` is a conninfo, or a psycopg pool, open or not, which durable never
+    closes; by default DURABLE_DATABASE_URL of the environment. `queue` is for tasks
+    without a queue of their own. `lifespan` is called by each worker before its first
+    claim; the value that its async context manager yields is `ctx.state`.
+
+    `prepare=False` never prepares statements, as some poolers need. Behind a pooler
+    that does not keep sessions, `listen_url` is the address of the same database
+    without the pooler, for notifications of work and results. `listen=False` polls for
+    results instead.
+
+    `version` is the version of your code, by default DURABLE_APP_VERSION of the
+    environment, if set; it matters in queues with a policy for versions. `keep_logs`
+    stores with each task the lines of all loggers from this level on, such as
+    `logging.INFO`; by default, those of `ctx.logger` from INFO on. `middleware` is code
+    around every spawn, run and step; the first is the outermost.
+
+    It connects at the first call, and may be entered again after `close`.
+    """
+
+    def __init__(
+        self,
+        database: str | AsyncConnectionPool[Any] | None = None,
+        *,
+        queue: str = "default",
+        tasks: Iterable[AnyTask] = (),
+        lifespan: Lifespan | None = None,
+        prepare: bool = True,
+        listen: bool = True,
+        listen_url: str | None = None,
+        codec: PayloadCodec | Sequence[PayloadCodec] | None = None,
+        version: str | None = None,
+        keep_logs: int | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        self._database = Database(database, prepare=prepare)
+        address = self._database.address
+        direct = address if listen_url is None else checked_conninfo(listen_url)
+        self._application = Application(
+            address,
+            queue,
+            tasks,
+            lifespan,
+            prepare=prepare,
+            listen_conninfo=direct or "",
+            codec=codec,
+            version=version,
+            keep_logs=keep_logs,
+            middleware=middleware,
+        )
+        self._backend = Backend(
+            self._database, self._application, direct if listen else None
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on queue {self.queue!r}>"
+
+    @property
+    def queue(self) -> str:
+        """The queue of tasks without a queue of their own."""
+        return self._application.queue
+
+    async def __aenter__(self) -> Self:
+        await self._backend.reopen()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; a pool of the application stays open."""
+        await self._backend.close()
+
+    @overload
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: type[Task[P, R]] | Task[P, R],
+        *,
+        queue: str | None = ...,
+    ) -> AsyncTaskHandle[R]: ...
+    @overload
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: str | None = ...,
+        *,
+        queue: str | None = ...,
+    ) -> AsyncTaskHandle[Any]: ...
+    def handle(
+        self,
+        task_id: UUID | str,
+        task: AnyTask | str | None = None,
+        *,
+        queue: str | None = None,
+    ) -> AsyncTaskHandle[Any]:
+        """Return a handle of a task by its id, without a query."""
+        kind, home = PLAIN, None
+        registry = self._application.registry
+        if isinstance(task, str):
+            task = registry.source_of(task)
+        if task is not None:
+            definition = registry.definition_for(task)
+            kind, home = definition.result_codec, definition.queue
+        name = self._checked_queue(home if queue is None else queue)
+        return AsyncTaskHandle(self._backend, name, as_uuid(task_id), kind)
+
+    def _checked_queue(self, queue: str | None) -> str:
+        return self.queue if queue is None else check_queue_name(queue)
+
+    def _handle(
+        self, request: SpawnRequest[R], row: tuple[Any, ...]
+    ) -> AsyncTaskHandle[R]:
+        task_id, run_id, attempt, created = row
+        return AsyncTaskHandle(
+            self._backend,
+            request.queue,
+            UUID(str(task_id)),
+            request.result_codec,
+            run_id=UUID(str(run_id)),
+            attempt=attempt,
+            created=created,
+        )
+
+    def _handle_of(
+        self, task: AsyncTaskHandle[R] | Recipient, queue: str | None
+    ) -> AsyncTaskHandle[R]:
+        home = queue_of(task, queue, self.queue)
+        if isinstance(task, AsyncTaskHandle):
+            return task
+        return self.handle(task_id_of(task), queue=home)
+
+    # -- workers -----------------------------------------------------------------
+
+    def register(self, *tasks: AnyTask) -> None:
+        """Register tasks, for workers that are started from now on.
+
+        Raises InvalidArgument if another task has the same name.
+        """
+        for task in tasks:
+            self._application.registry.add(task)
+
+    def worker(
+        self, **options: Unpack[WorkerOptions]
+    ) -> (
+        Worker
+    ):  # sync: def worker(self, **options: Unpack[WorkerOptions]) -> ThreadedWorker:
+        """Return a worker, to be used as a context manager; see WorkerOptions.
+
+            async with app.worker(concurrency=50) as worker:
+                await worker.drain()
+
+        It does not handle signals; `run_worker` does.
+        """
+        return worker_of(
+            self._application, options
+        )  # sync: return ThreadedWorker(worker_of(self._application, options))
+
+    async def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
+        """Run a worker until SIGTERM, SIGINT or SIGHUP.
+
+        A second SIGTERM or SIGINT exits at once. Raises permanent errors:
+        SchemaVersion, UnknownQueue, Forbidden.
+        """
+        worker = worker_of(self._application, options)
+        await until_signalled(worker)  # sync: run_until_signalled(worker)
+
+    # -- the schema and its queues -----------------------------------------------
+
+    async def migrate(self) -> None:
+        """Install or upgrade the schema, and create `default` and the app's own queue.
+
+        All or nothing; concurrent calls are safe.
+        """
+        await self._database.migrate({"default", self.queue})
+
+    async def check_schema(self) -> str:
+        """Describe what `migrate` would do; empty if it would do nothing.
+
+        It changes nothing.
+        """
+        return await self._database.check_schema({"default", self.queue})
+
+    async def create_queue(
+        self, queue: str | None = None, **policy: Unpack[QueuePolicy]
+    ) -> bool:
+        """Create a queue, or change its policy; return whether it is new.
+
+        Raises InvalidArgument for an invalid name or policy, and Forbidden if the role
+        may not do this.
+        """
+        statement = sql.create_queue(self._checked_queue(queue), policy_json(policy))
+        ((created,),) = await self._database.fetch(statement)
+        return bool(created)
+
+    async def drop_queue(self, queue: str | None = None) -> bool:
+        """Delete a queue and everything in it; return whether there was one."""
+        statement = sql.drop_queue(self._checked_queue(queue))
+        ((dropped,),) = await self._database.fetch(statement, slow=True)
+        return bool(dropped)
+
+    async def list_queues(self) -> list[str]:
+        """Return the names of all queues."""
+        return [name for (name,) in await self._database.fetch(sql.list_queues())]
+
+    async def queue_stats(self, queue: str | None = None) -> QueueStats:
+        """Count the tasks of a queue. Scans all of it: do not call it in a loop.
+
+        Raises UnknownQueue.
+        """
+        name = self._checked_queue(queue)
+        rows = await self._database.fetch(sql.queue_stats(name), slow=True)
+        if not rows:
+            raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
+        values: Any = (*rows[0][:-1], json.loads(rows[0][-1]))
+        return QueueStats(*values)
+
+    # -- spawning, and events ----------------------------------------------------
+
+    @overload
+    async def spawn(
+        self,
+        task: type[Task[P, R]] | Task[P, R],
+        params: P = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[R]: ...
+    @overload
+    async def spawn(
+        self, task: str, params: Any = ..., **options: Unpack[SpawnOptions]
+    ) -> AsyncTaskHandle[Any]: ...
+    async def spawn(
+        self, task: AnyTask | str, params: Any = UNSET, **options: Any
+    ) -> AsyncTaskHandle[Any]:
+        """Spawn a task, in a transaction of its own.
+
+        Params are validated as the task's type; without params, it gets None if it
+        takes None, else `{}`. A name that is not registered stands for a task of other
+        workers. Options are `SpawnOptions`. Raises pydantic's ValidationError for
+        params, InvalidArgument for options, UnknownQueue, and Conflict if the
+        idempotency key belongs to a task with another name or params; nothing has been
+        written then.
+        """
+        request = request_by(self._application, task, params, options)
+        (row,) = await self._database.fetch(_spawn(request))
+        return self._handle(request, row)
+
+    @overload
+    async def spawn_many(
+        self,
+        tasks: type[Task[P, R]] | Task[P, R],
+        params: Iterable[P],
+        **options: Unpack[SpawnOptions],
+    ) -> list[AsyncTaskHandle[R]]: ...
+    @overload
+    async def spawn_many(
+        self, tasks: str, params: Iterable[Any], **options: Unpack[SpawnOptions]
+    ) -> list[AsyncTaskHandle[Any]]: ...
+    @overload
+    async def spawn_many(
+        self, tasks: Iterable[tuple[Any, ...]], **options: Unpack[SpawnOptions]
+    ) -> list[AsyncTaskHandle[Any]]: ...
+    async def spawn_many(
+        self, tasks: Any, params: Iterable[Any] | None = None, **options: Any
+    ) -> list[AsyncTaskHandle[Any]]:
+        """Spawn many tasks in one statement, all or none.
+
+        Takes one task and an iterable of params, or an iterable of (task, params) or
+        (task, params, options), whose options override those given for all. All must go
+        to one queue. Returns handles in the order given, and raises what `spawn` raises
+        for any of them.
+        """
+        requests = requests_by(self._application, tasks, params, options)
+        if not requests:
+            return []
+        statement = sql.spawn_many(one_queue(requests), tasks_json(requests))
+        rows = await self._database.fetch(statement, slow=True)
+        return [
+            self._handle(request, row)
+            for request, row in zip(requests, rows, strict=True)
+        ]
+
+    @overload
+    async def spawn_with(
+        self,
+        conn: object,
+        task: type[Task[P, R]] | Task[P, R],
+        params: P = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[R]: ...
+    @overload
+    async def spawn_with(
+        self,
+        conn: object,
+        task: str,
+        params: Any = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[Any]: ...
+    async def spawn_with(
+        self, conn: object, task: AnyTask | str, params: Any = UNSET, **options: Any
+    ) -> AsyncTaskHandle[Any]:
+        """Spawn a task in the transaction of a connection of the application.
+
+        `conn` is a connection of psycopg (or a cursor), SQLAlchemy (or a session),
+        asyncpg or Django. The task exists if and when that transaction commits; durable
+        never commits it. Raises as `spawn` does; TypeError if an async connection is
+        given to a sync client or the reverse, InvalidArgument for a connection outside
+        a transaction.
+        """
+        request = request_by(self._application, task, params, options)
+        row = await drivers.execute_async(conn, _spawn(request))
+        return self._handle(request, row)
+
+    async def emit_event(
+        self,
+        event: str,
+        payload: Any = None,
+        *,
+        queue: str | None = None,
+        as_type: Any = None,
+    ) -> bool:
+        """Emit an event, in a transaction of its own; return whether it was the first.
+
+        The first payload counts; later ones are ignored. Pydantic serializes it as
+        `as_type`, by default as its class.
+        """
+        ((first,),) = await self._database.fetch(
+            self._emit(event, payload, queue, as_type)
+        )
+        return bool(first)
+
+    async def emit_event_with(
+        self,
+        conn: object,
+        event: str,
+        payload: Any = None,
+        *,
+        queue: str | None = None,
+        as_type: Any = None,
+    ) -> bool:
+        """Emit an event in the transaction of a connection of the application.
+
+        As `spawn_with`: it takes effect if and when that transaction commits.
+        """
+        statement = self._emit(event, payload, queue, as_type)
+        row = await drivers.execute_async(conn, statement)
+        return bool(row[0])
+
+    def _emit(
+        self, event: str, payload: Any, queue: str | None, as_type: Any
+    ) -> Statement:
+        plain = codec(as_type or type(payload)).dump(payload)
+        text = self._application.payloads.encode(plain)
+        return sql.emit_event(self._checked_queue(queue), check_event_name(event), text)
+
+    # -- messages ----------------------------------------------------------------
+
+    async def send(
+        self,
+        task: Recipient,
+        topic: str,
+        payload: Any = None,
+        *,
+        dedup_key: str | None = None,
+        queue: str | None = None,
+        as_type: Any = None,
+    ) -> bool:
+        """Send a message to an unfinished task, in a transaction of its own.
+
+        The task receives it once, with `ctx.recv(topic)`, in the order of sending.
+        Pydantic serializes the payload as `as_type`, by default as its class. Returns
+        False, and sends nothing, if a message with this `dedup_key` was sent to the
+        task before. Raises NotFound, UnknownQueue, and AlreadyFinished if the task has
+        finished.
+        """
+        return await self._handle_of(task, queue).send(
+            topic, payload, dedup_key=dedup_key, as_type=as_type
+        )
+
+    async def send_with(
+        self,
+        conn: object,
+        task: Recipient,
+        topic: str,
+        payload: Any = None,
+        *,
+        dedup_key: str | None = None,
+        queue: str | None = None,
+        as_type: Any = None,
+    ) -> bool:
+        """Send a message in the transaction of a connection of the application.
+
+        As `spawn_with`: it is sent if and when that transaction commits. Until then,
+        other sends to the task on this topic block.
+        """
+        home = queue_of(task, queue, self.queue)
+        sent = message(task, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
+        sealed = sent.encoded(self._application.payloads)
+        row = await drivers.execute_async(conn, sql.send_message(*sealed))
+        return bool(row[0])
+
+    # -- one task ----------------------------------------------------------------
+
+    async def cancel(
+        self,
+        task: AsyncTaskHandle[Any] | TaskInfo | UUID | str,
+        *,
+        queue: str | None = None,
+        reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
+        """Cancel a task and its descendants; return whether it was unfinished.
+
+        It takes effect at once: later writes of their workers are refused. `identity`
+        names the requester, such as {"user": "ada"}, in the task's history. Raises
+        NotFound.
+        """
+        return await self._handle_of(task, queue).cancel(
+            reason=reason, identity=identity
+        )
+
+    async def retry(
+        self,
+        task: AsyncTaskHandle[R] | TaskInfo | UUID | str,
+        *,
+        queue: str | None = None,
+        max_attempts: int | None = None,
+        params: Any = UNSET,
+        spawn_new: bool = False,
+        deadline: datetime | None = UNSET,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> AsyncTaskHandle[R]:
+        """Give a failed or cancelled task one more attempt, with its checkpoints.
+
+        Descendants that were cancelled because the task ended are revived with it. A
+        task that sleeps until its next attempt starts it now. `params` replace its
+        params, validated if the task is registered here; its idempotency key then
+        stands for the new ones. `deadline` is a new deadline, or None for none; by
+        default it is kept, and InvalidArgument is raised if it has passed. `spawn_new`
+        spawns a new task of the same name and params instead. `identity` is as in
+        `cancel`. Raises NotFound, and AlreadyFinished for a task in any other state.
+        """
+        return await self._handle_of(task, queue).retry(
+            max_attempts=max_attempts,
+            params=params,
+            spawn_new=spawn_new,
+            deadline=deadline,
+            identity=identity,
+        )
+
+    async def fork(
+        self,
+        task: AsyncTaskHandle[R] | TaskInfo | UUID | str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        position: int | None = None,
+        params: Any = UNSET,
+        **options: Unpack[SpawnOptions],
+    ) -> AsyncTaskHandle[R]:
+        """Spawn a copy of a task that starts with checkpoints of it, in any state.
+
+        It has the task's name, params and options, unless others are given, and copies
+        of its checkpoints: all of them; those that were complete when the call of
+        checkpoint `before`, or the one at `position`, was made; or those saved up to
+        checkpoint `after`. It shares the task's children. An id is looked up in
+        `queue`; the fork of a handle may go to another queue. Raises NotFound,
+        InvalidArgument for an unknown checkpoint, naming the known ones, and what
+        `spawn` raises.
+        """
+        home = None if isinstance(task, Addressed) else options.get("queue")
+        return await self._handle_of(task, home).fork(
+            before=before, after=after, position=position, params=params, **options
+        )
+
+    async def export_history(
+        self,
+        task: AsyncTaskHandle[Any] | TaskInfo | UUID | str,
+        *,
+        queue: str | None = None,
+    ) -> dict[str, Any]:
+        """Return a task's history as JSON; see the handle's `export_history`."""
+        return await self._handle_of(task, queue).export_history()
+
+    async def get_result(
+        self,
+        task: AsyncTaskHandle[R] | TaskInfo | UUID | str,
+        *,
+        queue: str | None = None,
+    ) -> TaskResult[R]:
+        """Return a task's state, result and error, without waiting. Raises NotFound."""
+        return await self._handle_of(task, queue).snapshot()
+
+    # -- many tasks --------------------------------------------------------------
+
+    async def list_tasks(
+        self,
+        *,
+        limit: int = 100,
+        after: UUID | str | None = None,
+        queue: str | None = None,
+        **wanted: Unpack[TaskFilter],
+    ) -> list[TaskInfo]:
+        """Return at most `limit` tasks, the newest first; see TaskFilter.
+
+        `after` is the id of the last task of the previous page. Scans as much of the
+        queue as needed, in statements of 10,000 tasks each: do not call it in a loop.
+        Raises InvalidArgument and UnknownQueue.
+        """
+        name = self._checked_queue(queue)
+        criteria = json.dumps(checked_filter(wanted, change=False))
+        start = None if after is None else as_uuid(after)
+        missing = checked_limit(limit)
+        found: list[TaskInfo] = []
+        while True:
+            statement = sql.list_tasks(name, criteria, missing - len(found), start)
+            rows = await self._database.fetch(statement, slow=True)
+            tasks = [row for row in rows if is_task(row)]
+            found += [task_info(name, row, self._application.payloads) for row in tasks]
+            if len(tasks) == len(rows):
+                return found
+            start = rows[-1][0]
+
+    async def cancel_many(
+        self,
+        *,
+        reason: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+        queue: str | None = None,
+        **wanted: Unpack[TaskFilter],
+    ) -> int:
+        """Cancel the unfinished tasks that match, with descendants; return how many.
+
+        Descendants are not counted. `all=True` means every task of the queue.
+        `identity` is as in `cancel`. Raises InvalidArgument and UnknownQueue.
+        """
+        checked = None if reason is None else check_reason(reason)
+        by = caller(identity)
+        call = partial(sql.cancel_tasks, reason=checked, caller=by)
+        return await self._change_many(call, queue, wanted)
+
+    async def retry_many(
+        self,
+        *,
+        identity: Mapping[str, JSON] | None = None,
+        queue: str | None = None,
+        **wanted: Unpack[TaskFilter],
+    ) -> int:
+        """Give the failed and cancelled tasks that match one more attempt.
+
+        As `retry` does, with their checkpoints; tasks that sleep until their next
+        attempt start it now. Returns how many. `all=True` means every task of the
+        queue. `identity` is as in `cancel`. Raises InvalidArgument and UnknownQueue.
+        """
+        call = partial(sql.retry_tasks, caller=caller(identity))
+        return await self._change_many(call, queue, wanted)
+
+    async def delete_many(
+        self, *, queue: str | None = None, **wanted: Unpack[TaskFilter]
+    ) -> int:
+        """Delete the finished tasks that match, with all their rows.
+
+        Their idempotency keys become free. A child is kept while its parent exists,
+        since the parent may join it. Returns how many. `all=True` means every finished
+        task of the queue. Raises InvalidArgument and UnknownQueue.
+        """
+        return await self._change_many(sql.delete_tasks, queue, wanted)
+
+    async def _change_many(
+        self, call: BulkCall, queue: str | None, given: Mapping[str, Any]
+    ) -> int:
+        """Change all matching tasks in batches; retry those whose rows were locked."""
+        name, wanted = self._checked_queue(queue), checked_filter(given, change=True)
+        changed, busy = await self._change_each(call, name, wanted)
+        wanted.pop("all", None)
+        pause = _FIRST_PAUSE
+        while busy:
+            await asyncio.sleep(pause)
+            batch, busy = busy[:_BATCH], busy[_BATCH:]
+            wanted["task_ids"] = [str(task_id) for task_id in batch]
+            more, locked = await self._change_each(call, name, wanted)
+            changed, busy = changed + more, busy + locked
+            pause = _FIRST_PAUSE if more else min(2 * pause, _LONGEST_PAUSE)
+        return changed
+
+    async def _change_each(
+        self, call: BulkCall, queue: str, wanted: Mapping[str, Any]
+    ) -> tuple[int, list[UUID]]:
+        """Return how many tasks were changed, and the ids of those that were locked."""
+        criteria, changed, last = json.dumps(wanted), 0, None
+        busy: list[UUID] = []
+        while True:
+            statement = call(queue, criteria, _BATCH, last)
+            rows = await self._database.fetch(statement, slow=True)
+            ((more, locked, last),) = rows
+            changed, busy = changed + more, busy + locked
+            if last is None:
+                return changed, busy
+
+    # -- versions ----------------------------------------------------------------
+
+    async def list_versions(self, queue: str | None = None) -> list[VersionStats]:
+        """Return the versions of a queue's workers and of its live tasks.
+
+        A `stranded` version has live tasks and no live workers. Scans all of the queue.
+        """
+        statement = sql.list_versions(self._checked_queue(queue))
+        return [
+            VersionStats(*row)
+            for row in await self._database.fetch(statement, slow=True)
+        ]
+
+    async def list_definitions(self, queue: str | None = None) -> list[AnnouncedTask]:
+        """Return the task definitions that workers of a queue have announced, by name.
+
+        For each name, the definition that spawns use comes first.
+        """
+        statement = sql.list_definitions(self._checked_queue(queue))
+        return [AnnouncedTask(*row) for row in await self._database.fetch(statement)]
+
+    async def promote_version(self, version: str, *, queue: str | None = None) -> bool:
+        """Make a version the latest of a queue, as after a rollback.
+
+        In a queue with the policy "gate", tasks without a version go to the latest.
+        Returns False for a version that no worker has announced.
+        """
+        statement = sql.promote_version(
+            self._checked_queue(queue), check_version(version)
+        )
+        ((promoted,),) = await self._database.fetch(statement)
+        return bool(promoted)
+
+    async def set_version(
+        self,
+        version: str | None,
+        *,
+        task: AsyncTaskHandle[Any] | TaskInfo | UUID | str | None = None,
+        from_version: str | None = None,
+        queue: str | None = None,
+    ) -> int:
+        """Move a task, or all live tasks of another version, to this version.
+
+        It applies from their next claim on; None: to no version. Returns how many tasks
+        were moved. Tasks of `from_version` whose rows were locked by another session
+        are skipped; call it again until it returns 0. Raises InvalidArgument unless
+        exactly one of `task` and `from_version` is given.
+        """
+        if (task is None) == (from_version is None):
+            raise InvalidArgument("set_version takes either a task or a from_version")
+        wanted = None if version is None else check_version(version)
+        if task is not None:
+            home, task_id = queue_of(task, queue, self.queue), task_id_of(task)
+            one = sql.set_version(home, wanted, [task_id], None)
+            ((moved,),) = await self._database.fetch(one)
+            return int(moved)
+        name, total, moved = self._checked_queue(queue), 0, 1
+        while moved:
+            batch = sql.set_version(name, wanted, None, from_version)
+            ((moved,),) = await self._database.fetch(batch)
+            total += moved
+        return total
+
+
+def _spawn(request: SpawnRequest[Any]) -> Statement:
+    return sql.spawn(request.queue, request.task, request.params, request.options)

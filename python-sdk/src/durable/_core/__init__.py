@@ -1,0 +1,1 @@
+"""Values, names, options and statements: no I/O, and no knowledge of a connection."""

@@ -1,0 +1,445 @@
+"""What a client reads about tasks and queues: results, lists, histories, statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar, get_args
+from uuid import UUID
+
+from durable._core.arguments import as_uuid, moment
+from durable._core.outcomes import outcome_error
+from durable._core.payloads import PayloadConverter
+from durable._core.recorded_errors import task_error
+from durable._core.values import JSON, PLAIN, Codec
+from durable.errors import ErrorDetails, InvalidArgument, NotFound, UnreadablePayload
+from durable.options import unknown_option
+
+R = TypeVar("R")
+T_co = TypeVar("T_co", covariant=True)
+
+FINAL = frozenset({"completed", "failed", "cancelled"})
+
+TaskState: TypeAlias = Literal[
+    "pending", "running", "sleeping", "completed", "failed", "cancelled"
+]
+"""The state of a task; the last three are final."""
+
+_MOST: Final = 100_000
+# long, and available elsewhere
+_OMITTED: Final = {"traceback", "args", "more", "lost", "place"}
+_CHILDREN: Final = {"child_spawned", "first_finished"}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult(Generic[R]):
+    """The state of a task, with its result if completed or its error.
+
+    `state` is pending, running, sleeping, completed, failed or cancelled. While a task
+    sleeps until its next attempt, `error` is that of the last attempt.
+    """
+
+    task_id: UUID
+    state: str
+    attempt: int
+    result: R | None
+    error: ErrorDetails | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the task has completed, failed or been cancelled."""
+        return self.state in FINAL
+
+
+def task_result(
+    row: tuple[Any, ...], payloads: PayloadConverter, codec: Codec[R]
+) -> TaskResult[R]:
+    """Return a row of `durable.get_task_result` as a value."""
+    task_id, state, attempt, result, error = row
+    return TaskResult(
+        task_id,
+        state,
+        attempt,
+        codec.load(payloads.decode(result)) if state == "completed" else None,
+        None if error is None else task_error(json.loads(payloads.decode(error))),
+    )
+
+
+def output(row: tuple[Any, ...], payloads: PayloadConverter, codec: Codec[R]) -> R:
+    """Return the output of a finished task, or raise TaskFailed or TaskCancelled."""
+    task_id, state, _, result, error = row
+    if state != "completed":
+        recorded = None if error is None else json.loads(payloads.decode(error))
+        failure = outcome_error(task_id, state, recorded)
+        if failure is not None:
+            raise failure
+    return codec.load(payloads.decode(result))
+
+
+def not_found(queue: str, task_id: UUID) -> NotFound:
+    """Return the error for a task that does not exist, or is not committed yet."""
+    return NotFound(
+        f"no task {task_id} in queue {queue!r}",
+        hint="If its transaction is open, commit it first.",
+    )
+
+
+class TaskFilter(TypedDict, total=False):
+    """A filter for the tasks of a queue; a task must match all given keys.
+
+    name: the task's name.
+    states: any of these states.
+    task_ids: any of these ids; UUIDs or their text.
+    parent_task_id: the task that spawned it.
+    worker: the worker that runs it, or ran it last.
+    error_type: the type of its error, or of its last attempt's: a class name,
+        `$Cancelled`, `$LeaseExpired` or `$DeadlineExceeded`.
+    headers: keys and values that its headers contain.
+    params: the same for its params.
+    spawned_after, spawned_before, finished_after, finished_before: aware datetimes;
+        `after` is inclusive, `before` exclusive.
+    all: True, without other keys: every task of the queue.
+    """
+
+    name: str
+    states: Sequence[TaskState]
+    task_ids: Iterable[UUID | str]
+    parent_task_id: UUID | str
+    worker: str
+    error_type: str
+    headers: Mapping[str, JSON]
+    params: JSON
+    spawned_after: datetime
+    spawned_before: datetime
+    finished_after: datetime
+    finished_before: datetime
+    all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task in a list.
+
+    `error` is the task's error, or that of the last attempt while the task sleeps until
+    the next one, at `available_at`.
+    """
+
+    queue: str
+    task_id: UUID
+    parent_task_id: UUID | None
+    name: str
+    state: TaskState
+    attempt: int
+    worker: str | None
+    spawned_at: datetime
+    started_at: datetime | None
+    available_at: datetime | None
+    finished_at: datetime | None
+    error: ErrorDetails | None
+
+
+def checked_filter(given: Mapping[str, Any], *, change: bool) -> dict[str, Any]:
+    """Return a filter as `durable.list_tasks` takes it.
+
+    `change` says that the tasks are to be changed; then the filter must not be empty.
+    Raises InvalidArgument for an unknown key, naming the nearest, and for an invalid
+    value.
+    """
+    for key in given:
+        if key not in _CHECKS:
+            message = unknown_option(key, list(_CHECKS))
+            raise InvalidArgument(message.replace("option", "filter", 1))
+    if change and not given:
+        raise InvalidArgument(
+            "a filter is required", hint="all=True means every task of the queue."
+        )
+    if "all" in given and (len(given) > 1 or given["all"] is not True):
+        raise InvalidArgument("all=True stands alone; else leave it out")
+    return {key: _CHECKS[key](value) for key, value in given.items()}
+
+
+def checked_limit(limit: object) -> int:
+    """Return a checked limit; InvalidArgument unless it is from 1 to 100,000."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST:
+        raise InvalidArgument(f"limit must be an int from 1 to {_MOST}, not {limit!r}")
+    return limit
+
+
+def is_task(row: tuple[Any, ...]) -> bool:
+    """Whether a row of `durable.list_tasks` is a task, not only a cursor to resume."""
+    _, _, name, *_ = row
+    return name is not None
+
+
+def task_info(queue: str, row: tuple[Any, ...], payloads: PayloadConverter) -> TaskInfo:
+    """Return a row of `durable.list_tasks` as a value."""
+    text = row[-1]
+    error = text and task_error(payloads.decode_error(json.loads(text)))
+    fields = (queue, *row[:-1], error)
+    return TaskInfo(*fields)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument(f"a filter by text is a str, not {type(value).__name__}")
+    PLAIN.dump(value)
+    return value
+
+
+def _states(value: object) -> list[str]:
+    known = get_args(TaskState)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"states must be a list of states, not {value!r:.100}")
+    states = list(value)
+    for state in states:
+        if state not in known:
+            raise InvalidArgument(
+                f"there is no state {state!r:.100}: there are {', '.join(known)}"
+            )
+    return states
+
+
+def _ids(value: object) -> list[str]:
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"task_ids must be a list of ids, not {value!r:.100}")
+    return [str(as_uuid(task_id)) for task_id in value]
+
+
+def _headers(value: object) -> Any:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"headers must be a mapping, not {type(value).__name__}")
+    return _plain(dict(value))
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(PLAIN.dump(value))
+
+
+_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "name": _text,
+    "states": _states,
+    "task_ids": _ids,
+    "parent_task_id": lambda value: str(as_uuid(value)),
+    "worker": _text,
+    "error_type": _text,
+    "headers": _headers,
+    "params": _plain,
+    "spawned_after": lambda value: moment(value, "spawned_after").isoformat(),
+    "spawned_before": lambda value: moment(value, "spawned_before").isoformat(),
+    "finished_after": lambda value: moment(value, "finished_after").isoformat(),
+    "finished_before": lambda value: moment(value, "finished_before").isoformat(),
+    "all": bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """The cause of a change to a task: a client, an ancestor task or a limit.
+
+    For a client, `user` is its database role; `identity`, and the `queue` and `task_id`
+    of the task whose code made the call, are set if the client passed them. For an
+    ancestor that was cancelled, finished or retried, only `queue` and `task_id` are
+    set. For a limit of the task, `limit` is start_timeout, execution_timeout or
+    deadline.
+    """
+
+    user: str | None = None
+    identity: Mapping[str, JSON] | None = None
+    queue: str | None = None
+    task_id: UUID | None = None
+    limit: str | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            self.limit,
+            None if self.identity is None else json.dumps(self.identity),
+            None if self.task_id is None else f"task {self.task_id}",
+            None if self.user is None else f"role {self.user}",
+        ]
+        return " ".join(part for part in parts if part is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One event in a task's history; without `at`, one that is still in progress.
+
+    `kind` is spawned, copied (a checkpoint that a fork started with), started; step,
+    step_failed, try_failed; slept, event, joined, first_finished, message_received,
+    timed_out; child_spawned, event_emitted, message_sent, patched, recorded (any other
+    checkpoint); attempt_failed, lease_lost, attempt_cancelled, retried; completed,
+    failed, cancelled; or running, waiting, retrying. If the queue's `history` is
+    "full", also claimed, suspended, woken, released.
+
+    `name` is the name of the task or checkpoint; for suspended and woken, that of the
+    wait. `worker` ran the attempt; `duration_ms` is the duration of a step. `by` is the
+    Actor that cancelled, retried or forked the task. `queue` and `task_id` belong to
+    the child that was spawned or finished first. `detail` has further facts: `error`
+    (type, message); `until`, `event`, `topic`, `task_ids`, `queues` and `any_of` of a
+    wait; `waits`, the names of several waits; `parent_task_id`, `parent_queue`,
+    `idempotency_key`, `forked_from`, `deadline`; `version`; `saved_at` of a copied
+    checkpoint.
+    """
+
+    at: datetime | None
+    kind: str
+    name: str | None = None
+    attempt: int | None = None
+    worker: str | None = None
+    duration_ms: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+    by: Actor | None = None
+    queue: str | None = None
+    task_id: UUID | None = None
+
+    @property
+    def said(self) -> str:
+        """`detail` and `by` as one line of text."""
+        parts = [_detail_text(key, value) for key, value in self.detail.items()]
+        return ", ".join(parts if self.by is None else [*parts, f"by {self.by}"])
+
+
+def history_entry(
+    row: tuple[Any, ...], payloads: PayloadConverter, queue: str
+) -> HistoryEntry:
+    """Return a row of `durable.task_history` as a value; `queue` is the task's."""
+    at, kind, name, attempt, worker, duration_ms, detail = row
+    if kind == "try_failed":  # its whole detail is sealed
+        with contextlib.suppress(UnreadablePayload):
+            detail = payloads.decode(detail)
+    known = json.loads(detail or "{}")
+    by = _actor(known.pop("by", None), queue)
+    if "error" in known:
+        error = payloads.decode_error(known["error"])
+        known["error"] = {k: v for k, v in error.items() if k not in _OMITTED}
+    entry = HistoryEntry(at, kind, name, attempt, worker, duration_ms, known, by)
+    if kind not in _CHILDREN or "task_id" not in known:
+        return entry
+    child = known.get("queue", queue), UUID(known["task_id"])
+    return replace(entry, queue=child[0], task_id=child[1])
+
+
+def _actor(recorded: Mapping[str, Any] | None, queue: str) -> Actor | None:
+    if recorded is None or "task_id" not in recorded:
+        return None if recorded is None else Actor(**recorded)
+    found = {"queue": queue, **recorded, "task_id": UUID(recorded["task_id"])}
+    return Actor(**found)
+
+
+def _detail_text(key: str, value: Any) -> str:
+    match value:
+        case {"type": kind, "message": message}:
+            line = " ".join(str(message).split())
+            return f"{kind}: {line}" if line else str(kind)
+        case {"task_id": task_id}:
+            return f"{key} {task_id}"
+        case str():
+            return f"{key} {value}"
+    return f"{key} {json.dumps(value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry(Generic[T_co]):
+    """One entry of a stream.
+
+    `offset` counts from 0; to resume after it, start at `offset + 1`. `step` is the
+    step whose function wrote it, None if the task's own code did. `restarted` says that
+    this step started again: discard earlier entries of the same `step`.
+    """
+
+    offset: int
+    value: T_co
+    step: str | None
+    attempt: int
+    restarted: bool
+    written_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a task's log.
+
+    `level` is as in `logging`; `step` is the step that was running, None between steps;
+    `message` includes the traceback if there was one.
+    """
+
+    at: datetime
+    level: int
+    logger: str
+    step: str | None
+    attempt: int
+    message: str
+
+    def __str__(self) -> str:
+        level = logging.getLevelName(self.level)
+        place = f" [{self.step}]" if self.step else ""
+        return f"{self.at:%Y-%m-%d %H:%M:%S} {level}{place} {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """The number of tasks of a queue in each state.
+
+    `ready` tasks are claimable now, counted by name in `ready_by_name`; the oldest has
+    been since `oldest_ready_at`. The next sleeping task is due at `next_due_at`.
+    """
+
+    queue: str
+    pending: int
+    running: int
+    sleeping: int
+    completed: int
+    failed: int
+    cancelled: int
+    ready: int
+    oldest_ready_at: datetime | None
+    next_due_at: datetime | None
+    ready_by_name: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedTask:
+    """A task definition that workers of a queue have announced.
+
+    `options` are the defaults of a spawn, in SQL's form; `params_schema` is the JSON
+    Schema of the params, if there is one. `version` is the application's version;
+    `latest` marks the definition that spawns use if several versions have one.
+    """
+
+    name: str
+    version: str | None
+    latest: bool
+    announced_at: datetime
+    options: Mapping[str, Any]
+    params_schema: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStats:
+    """A version of the application in a queue, with counts of its live tasks.
+
+    `latest`: in a queue with the policy "gate", tasks without a version go to it.
+    `alive`: one of its workers was seen within the last minute. `live` counts all
+    unfinished tasks, among them `running` and `ready`, which are claimable now; the
+    oldest has been since `oldest_ready_at`. `first_seen_at` and `last_seen_at` are None
+    for a version that no worker has announced.
+    """
+
+    queue: str
+    version: str
+    latest: bool
+    alive: bool
+    first_seen_at: datetime | None
+    last_seen_at: datetime | None
+    live: int
+    running: int
+    ready: int
+    oldest_ready_at: datetime | None
+
+    @property
+    def stranded(self) -> bool:
+        """Whether it has live tasks but no live worker."""
+        return self.live > 0 and not self.alive

@@ -1,0 +1,295 @@
+"""All SQL statements that durable sends.
+
+A statement is a value, so async and sync connections and those of the application can
+execute the same one. Each calls one function of the engine, which makes all decisions.
+JSON is sent and read as text, so the adapters of a connection do not matter.
+
+`sql.spawn(queue, task, params, options)` is the statement `spawn` with its arguments,
+in the order of the placeholders in its text.
+"""
+
+# ruff: noqa: S608 - only constants are inserted
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with `%s` for each argument."""
+
+    text: str
+    args: tuple[object, ...] = ()
+
+    def __call__(self, *args: object) -> Statement:
+        """Return the statement with these arguments."""
+        return Statement(self.text, args)
+
+
+MAINTENANCE_BATCH: Final = 100
+PUBLISHED_AT_ONCE: Final = 1_000
+LISTED_AT_ONCE: Final = 1_000
+# A task may sleep beyond the last datetime of Python, in any time zone.
+_LAST_MOMENT: Final = "'9999-12-30 00:00:00Z'::timestamptz"
+# `caller` is the setting that `_client/audit.py` returns. The function takes its
+# arguments from the row that sets it, so it is called after that. For None, the
+# session's own setting stays.
+_CALLER: Final = (
+    " set_config('durable.caller', coalesce(%s,"
+    " current_setting('durable.caller', true)), true) offset 0) as caller,"
+)
+_SPAWNED: Final = "task_id, run_id, attempt, created"
+_RESULT: Final = "task_id, state, attempt, result::text, error::text"
+_WAIT: Final = "task_id, outcome, name, state, value::text"
+
+# -- queues and versions ---------------------------------------------------------------
+
+version = Statement("select durable.version()")
+session = Statement(
+    "select durable.version(), current_setting('transaction_isolation')"
+)
+create_queue = Statement("select durable.create_queue(%s, %s::text::jsonb)")
+drop_queue = Statement("select durable.drop_queue(%s)")
+list_queues = Statement("select * from durable.list_queues()")
+queue_stats = Statement(
+    "select queue, pending, running, sleeping, completed, failed, cancelled, ready,"
+    f" oldest_ready_at, least(next_due_at, {_LAST_MOMENT}), ready_by_name::text"
+    " from durable.queue_stats(%s)"
+)
+list_definitions = Statement("select * from durable.list_definitions(%s)")
+announce_version = Statement("select * from durable.announce_version(%s, %s)")
+promote_version = Statement("select durable.promote_version(%s, %s)")
+set_version = Statement("select durable.set_version(%s, %s, %s::uuid[], %s)")
+list_versions = Statement(
+    "select queue, version, latest, alive, first_seen_at, last_seen_at, live, running,"
+    " ready, oldest_ready_at from durable.list_versions(%s)"
+)
+list_waiting_names = Statement("select * from durable.list_waiting_names(%s)")
+
+
+def announce_definitions(
+    queue: str, definitions: str, version: str | None, *, starts: bool
+) -> Statement:
+    text = "select durable.announce_definitions(%s, %s, %s, %s)"
+    return Statement(text, (queue, definitions, version, starts))
+
+
+# -- tasks, events and messages, from outside a task -----------------------------------
+
+spawn = Statement(
+    f"select {_SPAWNED} from durable.spawn(%s, %s, %s::text::jsonb, %s::text::jsonb)"
+)
+spawn_many = Statement(
+    f"select {_SPAWNED} from durable.spawn_many(%s, %s::text::jsonb)"
+)
+emit_event = Statement("select durable.emit_event(%s, %s, %s::text::jsonb)")
+send_message = Statement("select durable.send_message(%s, %s, %s, %s::text::jsonb, %s)")
+cancel_task = Statement(
+    "select done from"
+    f" (select %s::text as queue, %s::uuid as id, %s::text as reason,{_CALLER}"
+    " durable.cancel_task(queue, id, reason) as done"
+)
+retry_task = Statement(
+    f"select {_SPAWNED} from"
+    f" (select %s::text as queue, %s::uuid as id, %s::text as options,{_CALLER}"
+    " durable.retry_task(queue, id, options::jsonb)"
+)
+fork_task = Statement(
+    f"select {_SPAWNED} from"
+    f" (select %s::text as queue, %s::uuid as id, %s::text as options,{_CALLER}"
+    " durable.fork_task(queue, id, options::jsonb)"
+)
+list_tasks = Statement(
+    "select task_id, parent_task_id, name, state, attempt, worker, spawned_at,"
+    f" started_at, least(available_at, {_LAST_MOMENT}), finished_at, error::text"
+    " from durable.list_tasks(%s, %s::text::jsonb, %s, %s)"
+)
+_list_children: Final = (
+    "select (child).task_id, (child).parent_task_id, (child).name, (child).state,"
+    " (child).attempt, (child).worker, (child).spawned_at, (child).started_at,"
+    f" least((child).available_at, {_LAST_MOMENT}), (child).finished_at,"
+    " (child).error::text, child_queue from durable.list_children(%s, %s, %s, %s)"
+)
+_cancel_tasks: Final = (
+    "select tasks, busy, next from (select %s::text as queue, %s::text as wanted,"
+    f" %s::integer as page_size, %s::uuid as after, %s::text as reason,{_CALLER}"
+    " durable.cancel_tasks(queue, wanted::jsonb, page_size, after, reason)"
+)
+_retry_tasks: Final = (
+    "select tasks, busy, next from (select %s::text as queue, %s::text as wanted,"
+    f" %s::integer as page_size, %s::uuid as after,{_CALLER}"
+    " durable.retry_tasks(queue, wanted::jsonb, page_size, after)"
+)
+delete_tasks = Statement(
+    "select tasks, busy, next from durable.delete_tasks(%s, %s::text::jsonb, %s, %s)"
+)
+task_history = Statement(
+    "select at, kind, name, attempt, worker, duration_ms, detail::text"
+    " from durable.task_history(%s, %s)"
+)
+export_history = Statement("select durable.export_history(%s, %s)::text")
+get_task_name = Statement("select name from durable.get_task_result(%s, %s)")
+get_task_result = Statement(f"select {_RESULT} from durable.get_task_result(%s, %s)")
+get_value = Statement(
+    "select state, value::text, set_at from durable.get_value(%s, %s, %s)"
+)
+get_stream = Statement(
+    "select state, number, value::text, closes, step, attempt, restarted, written_at"
+    f" from durable.get_stream(%s, %s, %s, %s, {PUBLISHED_AT_ONCE})"
+)
+get_log_lines = Statement(
+    "select state, number, logged_at, level, logger, step, attempt, message"
+    f" from durable.get_log_lines(%s, %s, %s, {PUBLISHED_AT_ONCE})"
+)
+
+
+def list_children(queue: str, task_id: UUID, after: UUID | None) -> Statement:
+    return Statement(_list_children, (queue, task_id, LISTED_AT_ONCE, after))
+
+
+def cancel_tasks(
+    queue: str,
+    wanted: str,
+    page_size: int,
+    after: UUID | None,
+    *,
+    reason: str | None,
+    caller: str | None,
+) -> Statement:
+    return Statement(_cancel_tasks, (queue, wanted, page_size, after, reason, caller))
+
+
+def retry_tasks(
+    queue: str, wanted: str, page_size: int, after: UUID | None, *, caller: str | None
+) -> Statement:
+    return Statement(_retry_tasks, (queue, wanted, page_size, after, caller))
+
+
+def get_task_results(queue: str, task_ids: Sequence[UUID]) -> Statement:
+    text = f"select {_RESULT} from durable.get_task_results(%s, %s)"
+    return Statement(text, (queue, list(task_ids)))
+
+
+def poll_results(queue: str, task_ids: Sequence[UUID]) -> Statement:
+    text = f"select {_RESULT} from durable.poll_results(%s, %s)"
+    return Statement(text, (queue, list(task_ids)))
+
+
+# -- claims, leases and maintenance ----------------------------------------------------
+
+# The columns are those that a worker reads of a claim, in this order.
+_claim_tasks: Final = (
+    "select task_id, claim, name, attempt, params::text, headers::text, parent_task_id,"
+    " spawned_at, expires_at, available_at, claimed_at, run_id"
+    " from durable.claim_tasks(%s, %s, %s, %s, %s, %s::timestamptz[], %s::uuid[], %s)"
+)
+load_checkpoints = Statement(
+    "select task_id, name, position, after, state, value::text"
+    " from durable.load_checkpoints(%s, %s::text::json)"
+)
+extend_leases = Statement(
+    "select task_id, outcome from durable.extend_leases(%s, %s::text::json, %s)"
+)
+release_tasks = Statement(
+    "select task_id, outcome from durable.release_tasks(%s, %s::text::json)"
+)
+run_maintenance = Statement(
+    f"select * from durable.run_maintenance(%s, {MAINTENANCE_BATCH})"
+)
+apply_deferred_work = Statement("select durable.apply_deferred_work(%s)")
+
+
+def claim_tasks(  # noqa: PLR0917 - the function's own
+    queue: str,
+    worker: str,
+    names: Sequence[str],
+    batch_size: int,
+    lease: float,
+    after: tuple[Sequence[datetime | None], Sequence[UUID | None]] | None = None,
+    version: str | None = None,
+) -> Statement:
+    args = (queue, worker, list(names), batch_size, lease)
+    return Statement(_claim_tasks, (*args, *(after or (None, None)), version))
+
+
+def before_idle(queue: str, names: Sequence[str], version: str | None) -> Statement:
+    text = "select durable.apply_deferred_work(%s), durable.get_next_due(%s, %s, %s)"
+    return Statement(text, (queue, queue, list(names), version))
+
+
+def release_unknown(queue: str, worker: str, known: Iterable[UUID]) -> Statement:
+    text = "select durable.release_unknown(%s, %s, %s)"
+    return Statement(text, (queue, worker, list(known)))
+
+
+def change_listeners(
+    ended: Iterable[tuple[str, str]],
+    missing: Iterable[tuple[str, str]],
+    wanted: Iterable[tuple[str, str]],
+) -> Statement:
+    """End some registrations of (channel, queue), and return those of `missing` made.
+
+    Afterwards the session listens to the channels of `wanted`, and to no others.
+    """
+    channels = sorted({channel for channel, _ in wanted})
+    listen = "".join(f" listen durable_{channel};" for channel in channels)
+    pairs = "from unnest(%s::text[], %s::text[]) as pair (channel, queue)"
+    arrays = [
+        [pair[column] for pair in sorted(some)]
+        for some in (ended, missing)
+        for column in (0, 1)
+    ]
+    return Statement(
+        f"unlisten *;{listen}"
+        f" select durable.unregister_listener(queue, channel) {pairs};"
+        f" select channel, queue {pairs}"
+        " where durable.register_listener(queue, channel)",
+        tuple(arrays),
+    )
+
+
+# -- calls of a running task -----------------------------------------------------------
+
+flush = Statement(
+    "select task_id, outcome"
+    " from durable.flush(%s, %s::text::json, %s::text::json, %s::text::json)"
+)
+publish = Statement(
+    "select task_id, outcome from durable.publish("
+    "%s, %s::text::json, %s::text::json, %s::text::json, %s::text::json)"
+)
+load_published = Statement(
+    "select kind, name, source, times, next from durable.load_published(%s, %s)"
+)
+suspend_tasks = Statement(
+    f"select {_WAIT} from durable.suspend_tasks(%s, %s::text::json)"
+)
+poll_waits = Statement(f"select {_WAIT} from durable.poll_waits(%s, %s::text::json)")
+spawn_children = Statement(
+    f"select name, {_SPAWNED} from durable.spawn_children(%s, %s, %s, %s::text::jsonb)"
+)
+spawn_children_in = Statement(
+    f"select name, {_SPAWNED}"
+    " from durable.spawn_children_in(%s, %s, %s, %s, %s::text::jsonb)"
+)
+emit_from_task = Statement(
+    "select durable.emit_from_task(%s, %s, %s, %s, %s, %s::text::jsonb, %s, %s)"
+)
+send_from_task = Statement(
+    "select durable.send_from_task("
+    "%s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s)"
+)
+lock_task = Statement(
+    "select state, value::text from durable.lock_task(%s, %s, %s, %s)"
+)
+save_checkpoint = Statement(
+    "select outcome from durable.save_checkpoints(%s, json_build_array(%s::text::json))"
+)
+complete_task = Statement(
+    "select outcome from durable.complete_tasks(%s, json_build_array(%s::text::json))"
+)

@@ -1,0 +1,1 @@
+"""Connections: addresses, sessions, pools, drivers, the schema and notifications."""

@@ -1,0 +1,1 @@
+"""A running task: its context, its runtime, and what it records and replays."""

@@ -1,0 +1,30 @@
+-- Maintenance: the work that has to be done periodically, outside of claims. Every worker does
+-- it, about once a second, also when all its slots are busy. Concurrent calls skip each other's rows, so
+-- they neither wait nor do anything twice. No lock decides whose turn it is: another session
+-- could hold it. A call holds its rows until it commits, so it does little; a worker whose call
+-- reaches its limits calls again at once.
+
+create or replace function durable.run_maintenance(queue text, batch_size integer default 100)
+returns durable.maintenance_counts language plpgsql as $$
+declare
+  _counts durable.maintenance_counts;
+begin
+  perform durable._forget_versions(durable._checked_queue(queue), batch_size);
+  _counts := (
+    durable.expire_leases(queue, batch_size),
+    durable.expire_tasks(queue, batch_size * 10),
+    durable.apply_deferred_work(queue, batch_size),
+    durable.cleanup(queue, batch_size * 10),
+    durable.prune_events(queue, batch_size * 10)
+  );
+  return _counts;
+end;
+$$;
+
+comment on function durable.run_maintenance is
+'Does the maintenance of a queue that is due: expires at most batch_size leases and ten times
+as many deadlines, does at most batch_size pieces of
+deferred work, and looks for finished tasks and old
+events to delete among ten times batch_size of each. Returns how many of each it handled.
+Refuses a transaction stricter than READ COMMITTED (WFISO). Locks: tries all rows with SKIP
+LOCKED; waits for none.';
