@@ -95,6 +95,42 @@ async def test_drain_runs_what_is_claimable_and_returns_the_count(
         assert await worker.drain() == 1
 
 
+async def test_drain_waits_for_work_that_its_own_maintenance_has_begun(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    """The task that this work wakes belongs to the drain."""
+
+    @task
+    async def hear(params: None, ctx: Context) -> Any:
+        return await ctx.await_event("news")
+
+    begun = (
+        "select from pg_stat_activity where datname = current_database()"
+        " and application_name = 'durable leases' and wait_event = 'advisory'"
+    )
+    async with working(dsn, hear, poll=3600) as (app, worker):
+        handle = await app.spawn(hear)
+        await worker.drain()
+        db.execute(
+            """create function hold() returns trigger language plpgsql as $$
+               begin perform pg_advisory_xact_lock_shared(1); return old; end $$"""
+        )
+        db.execute(
+            "create trigger hold before delete on durable.deferred_work"
+            " for each row execute function hold()"
+        )
+        db.execute("select pg_advisory_lock(1)")
+        with psycopg.connect(dsn) as locker:
+            locker.execute("select from durable.tasks for update")
+            await app.emit_event("news", "now")
+        await aeventually(lambda: asyncio.sleep(0, db.execute(begun).rowcount))
+        draining = asyncio.create_task(worker.drain())
+        assert await asyncio.wait({draining}, timeout=0.3) == (set(), {draining})
+        db.execute("select pg_advisory_unlock(1)")
+        assert await draining == 1
+        assert await handle.result(0) == "now"
+
+
 async def test_works_on_several_queues(dsn: str) -> None:
     async with AsyncDurable(dsn, tasks=[ready]) as app:
         for queue in ("left", "right", "other"):

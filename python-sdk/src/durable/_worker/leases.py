@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -90,6 +90,7 @@ class Leases:
         self._is_idle = False
         self._ended = asyncio.Event()
         self._opened = asyncio.Event()
+        self._requests: deque[asyncio.Event] = deque()  # for a round of maintenance
         self.failure: Exception | None = None  # the last one
         self._cursor: PlainCursor | None = None
         self._strict = False
@@ -116,6 +117,13 @@ class Leases:
             self._opened.clear()
             self._woken.set()
         await self._opened.wait()
+
+    async def run_maintenance(self) -> None:
+        """Wait until a round of maintenance that began after this call has ended."""
+        request = asyncio.Event()
+        self._requests.append(request)
+        self._woken.set()
+        await request.wait()
 
     def _was_closed(self) -> bool:
         """Whether the idle connection has unread data, normally its end."""
@@ -171,11 +179,15 @@ class Leases:
     def _tick(self) -> None:
         self._open()  # may take long, so read the clock after it
         self._call_in_loop(self._opened.set)
+        requests = len(self._requests)
         now = time.monotonic()
         if now >= self._extend_at and not self._has_given_up():
             self._extend()
             self._extend_at = now + self._lease / 3
         self._for_queues(self._run_maintenance)
+        if time.monotonic() < self._extend_at:  # no round was cut short
+            for _ in range(requests):
+                self._call_in_loop(self._requests.popleft().set)
         if now >= self._check_at:
             self._check_at = now + _CHECK_SECONDS
             self._check_version()

@@ -151,10 +151,8 @@ class Worker:
         before = self._ended
         while True:
             seen = self._ended
-            for queue in self._settings.queues:
-                await self._services.call_connection.fetch(
-                    sql.apply_deferred_work(queue)
-                )
+            # the thread itself: rows that another session has locked are skipped
+            await self._leases.run_maintenance()
             await self._claims.wait_until_drained()
             await self._wait_until_idle()
             if self._ended == seen and not self._tasks:
@@ -174,7 +172,7 @@ class Worker:
             application, state, lease=settings.lease, connect=self._connect
         )
         self._exits.push_async_callback(services.close)
-        leases = Leases(application, settings, self._runs, on_fatal=self._on_fatal)
+        self._leases = leases = Leases(application, settings, self._runs, on_fatal=self._on_fatal)
         self._exits.push_async_callback(leases.stop)
         claiming = services.claim_connection
         needed = (claiming, services.flush_connection, services.call_connection, leases)
