@@ -126,7 +126,7 @@ alter table durable.tasks add constraint poisoned check (name <> 'poisoned' or s
 set client_min_messages = error;
 select spawned('dead'), durable.cancel_task('q', id('dead')) \g /dev/null
 insert into durable.tasks (queue, task_id, parent_task_id, name, params, spawned_at, available_at)
-values ('q', durable._uuid7(1900000000001), id('dead'), 'poisoned', '{}', at(0), at(0));
+values ('q', durable._uuid7(1900000000001000), id('dead'), 'poisoned', '{}', at(0), at(0));
 select pg_temp.defer('cascade', 'dead'), started('p3'), started('c3'),
   joining('p3', 'c3') \g /dev/null
 update durable.tasks set state = 'completed', claim = 2, lease_expires_at = null,

@@ -98,7 +98,7 @@ select is(awaiting('w1', 'shipped'), 'resolved', 'and awaiting it again returns 
 -- more waiters than one call wakes
 
 insert into durable.tasks (queue, task_id, name, params, spawned_at, state)
-select 'q', durable._uuid7(1900000000000, i), 'crowd', '{}', at(0), 'sleeping'
+select 'q', durable._uuid7(1900000000000000, i), 'crowd', '{}', at(0), 'sleeping'
   from generate_series(1, 1000) as i;
 insert into durable.waits (queue, task_id, name, position, after, event_name)
 select 'q', task_id, '$event:open', 0, 0, 'open' from durable.tasks where name = 'crowd';

@@ -12,7 +12,7 @@ create or replace function durable._defer(
 begin
   insert into durable.deferred_work (
     queue, work_id, kind, task_id, event_name, root_queue, root_task_id, root_deadline, after_id)
-  values (queue, durable._uuid7(durable._id_milliseconds(durable._now())), kind, task_id,
+  values (queue, durable._uuid7(durable._id_microseconds(durable._now())), kind, task_id,
     event_name, root_queue, root_task_id, root_deadline, after_id);
 end;
 $$;

@@ -32,7 +32,7 @@ begin
   _to := coalesce(options ->> 'queue', queue);
   perform durable._require_queue(_to);
   _origin := durable._known_task(_queue, task_id);
-  _new := (1, durable._uuid7(durable._id_milliseconds(_now)), _origin.name,
+  _new := (1, durable._uuid7(durable._id_microseconds(_now)), _origin.name,
     coalesce(options -> 'params', _origin.params), durable._fork_options(_origin, options), null);
   if (_new.options).idempotency_key is not null then
     _new.existing_id := durable._take_key(

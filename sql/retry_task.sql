@@ -211,7 +211,7 @@ begin
   _options.omitted := nullif(task.omitted
     & case when max_attempts is distinct from task.max_attempts then ~9 else ~8 end, 0);
   _new := (
-    1, durable._uuid7(durable._id_milliseconds(_now)), task.name, task.params, _options, null);
+    1, durable._uuid7(durable._id_microseconds(_now)), task.name, task.params, _options, null);
   perform durable._insert_tasks(queue, array[_new], _now, null);
   return (_new.task_id, durable._run_id(_new.task_id, 1), 1, true);
 end;

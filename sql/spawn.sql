@@ -18,7 +18,7 @@ declare
   _defaults_of text collate "C" := _name;
 begin
   if options = '{}' then -- the usual case, without what only options need
-    _task_id := durable._uuid7(durable._id_milliseconds(_now));
+    _task_id := durable._uuid7(durable._id_microseconds(_now));
     loop
       insert into durable.tasks (
         task_id, spawned_at, execution_timeout, max_attempts, queue, name, params, headers, retry,
@@ -42,7 +42,7 @@ begin
     return row(_task_id, durable._run_id(_task_id, 1), 1, true)::durable.spawned_task;
   end if;
   _options := durable._spawn_options(options);
-  _task_id := durable._uuid7(durable._id_milliseconds(_now, _options.parent_task_id));
+  _task_id := durable._uuid7(durable._id_microseconds(_now, _options.parent_task_id));
   if _options.idempotency_key is not null then
     _queue := durable._checked_queue(_queue); -- the insert below refuses an unknown queue
     _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
@@ -178,7 +178,7 @@ begin
     select
       row(
         given.ordinal,
-        durable._uuid7(durable._id_milliseconds(at, (chosen.options).parent_task_id),
+        durable._uuid7(durable._id_microseconds(at, (chosen.options).parent_task_id),
           (given.ordinal - 1)::integer),
         given.task ->> 'task',
         coalesce(given.task -> 'params', '{}'),

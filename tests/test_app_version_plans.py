@@ -11,7 +11,7 @@ from tests.test_plans import BATCH, MOST_ROWS_PER_TASK, Worker
 FOREIGN = """
 insert into durable.tasks (
   queue, task_id, spawned_at, params, name, state, available_at, version)
-select 'default', durable._uuid7(durable._id_milliseconds(now()), n), now(), '{}', 'a',
+select 'default', durable._uuid7(durable._id_microseconds(now()), n), now(), '{}', 'a',
   'pending', now() - interval '1 hour', 'old'
 from generate_series(1, %s) as n
 """

@@ -446,7 +446,7 @@ async def test_a_retry_revives_all_tasks_that_one_deadline_ended(
 CROWD = """
 insert into durable.tasks (
   queue, task_id, spawned_at, params, name, state, version, available_at, expires_at)
-select %(queue)s, durable._uuid7(durable._id_milliseconds(now()), n), now(), '{}', 'x',
+select %(queue)s, durable._uuid7(durable._id_microseconds(now()), n), now(), '{}', 'x',
   'pending', %(version)s, now() - interval '1 hour',
   case when n <= 20000 then now() - interval '1 minute' end
 from generate_series(1, 21000) as n

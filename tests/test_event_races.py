@@ -138,7 +138,7 @@ MANY_WAITERS = """
 with spawned as (
   insert into durable.tasks (
     task_id, spawned_at, queue, name, params, claim, state, started_at)
-  select durable._uuid7(durable._id_milliseconds(now()), n), now(), 'default', 'many',
+  select durable._uuid7(durable._id_microseconds(now()), n), now(), 'default', 'many',
     '{}', 2, 'sleeping', now()
   from generate_series(1, 10000) as n
   returning task_id

@@ -342,7 +342,7 @@ def test_joins_ten_thousand_children_without_quadratic_cost(
 FAMILY = """
 insert into durable.tasks (
   queue, task_id, spawned_at, params, name, parent_task_id, state, available_at)
-select 'default', durable._uuid7(durable._id_milliseconds(now()), n), now(), '{}',
+select 'default', durable._uuid7(durable._id_microseconds(now()), n), now(), '{}',
   'child', %s, 'pending', now()
 from generate_series(1, %s) as n
 """
@@ -436,7 +436,7 @@ CROWDS = {
 INSERT = """
 insert into durable.tasks (
   queue, task_id, spawned_at, params, name, state, claim, available_at, finished_at)
-select 'default', durable._uuid7(durable._id_milliseconds(now()), n), now(), '{}', %s
+select 'default', durable._uuid7(durable._id_microseconds(now()), n), now(), '{}', %s
 from generate_series(1, %s) as n
 """
 

@@ -172,7 +172,8 @@ class Worker:
             application, state, lease=settings.lease, connect=self._connect
         )
         self._exits.push_async_callback(services.close)
-        self._leases = leases = Leases(application, settings, self._runs, on_fatal=self._on_fatal)
+        leases = Leases(application, settings, self._runs, on_fatal=self._on_fatal)
+        self._leases = leases
         self._exits.push_async_callback(leases.stop)
         claiming = services.claim_connection
         needed = (claiming, services.flush_connection, services.call_connection, leases)
