@@ -76,7 +76,10 @@ def exhausted(conninfo: str, random: Random) -> Iterator[int]:
         for _ in range(3):
             pids = [pid for (pid,) in db.execute(SESSIONS).fetchall()]
             if pids and taken:
-                db.execute("select pg_terminate_backend(%s)", [random.choice(pids)])
+                # until it is gone: else its place becomes free after the last look
+                db.execute(
+                    "select pg_terminate_backend(%s, 10000)", [random.choice(pids)]
+                )
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
                     hogs.enter_context(
