@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(121);
+select plan(122);
 
 -- every argument that is a name, at its maximum length
 
@@ -140,6 +140,7 @@ from (values
   ('list_waiting_names', 'select durable.list_waiting_names(q) from callers'),
   ('release_unknown', 'select durable.release_unknown(q, d, ''{}'') from callers'),
   ('cancel_task',     'select durable.cancel_task(q, id(''t''), d) from callers'),
+  ('reschedule_task', 'select durable.reschedule_task(q, id(''t''), now()) from callers'),
   ('retry_task',      'select durable.retry_task(q, id(''t'')) from callers'),
   ('get_task_result', 'select durable.get_task_result(q, id(''t'')) from callers'),
   ('queue_stats',     'select durable.queue_stats(q) from callers'),

@@ -182,7 +182,7 @@ declare
 begin
   options := durable._checked_keys('options', options, array[
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'start_timeout', 'execution_timeout',
-    'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint'
+    'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint', 'delay', 'run_at'
   ]);
   _options.omitted := durable._omitted(options);
   _options.max_attempts := case when options ? 'max_attempts'
@@ -203,7 +203,7 @@ begin
     _options.idempotency_key := durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
   end if;
   if not options ?| array['retry', 'identity', 'fingerprint', 'start_timeout', 'execution_timeout',
-    'parent_task_id', 'deadline', 'version']
+    'parent_task_id', 'deadline', 'version', 'delay', 'run_at']
   then
     return _options; -- the usual case
   end if;
@@ -232,6 +232,14 @@ begin
   end if;
   if options ? 'version' then
     _options.version := durable._checked_version(options -> 'version');
+  end if;
+  if options ?| array['delay', 'run_at'] then
+    _options.delay := durable._number('options', options, 'delay', 0);
+    _options.run_at := durable._checked_moment('options', options, 'run_at');
+    if num_nonnulls(_options.delay, _options.run_at) > 1 then
+      perform durable._refuse_argument('delay and run_at in options', 'Pass one of them.');
+    end if;
+    perform durable._check_run_at(_options.run_at, _options.deadline);
   end if;
   return _options;
 end;

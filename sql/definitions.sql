@@ -288,14 +288,14 @@ begin
   with late as (
     update durable.tasks
     set expires_at = case
-      when tasks.started_at is null then tasks.spawned_at + _start_timeout
+      when tasks.started_at is null then tasks.available_at + _start_timeout
       else tasks.started_at + _execution_timeout end
     from unnest(due.places) as place (ctid)
     where (tasks.queue = _queue) is true
       and tasks.ctid = place.ctid
       and case
         when tasks.started_at is null
-          then tasks.omitted & 8 > 0 and tasks.spawned_at + _start_timeout <= at
+          then tasks.omitted & 8 > 0 and tasks.available_at + _start_timeout <= at
         else tasks.omitted & 16 > 0 and tasks.started_at + _execution_timeout <= at end
     returning place.ctid
   )

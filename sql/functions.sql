@@ -44,6 +44,7 @@
 \ir audit.sql
 \ir cancel.sql
 \ir retry_task.sql
+\ir reschedule.sql
 \ir fork.sql
 \ir filter.sql
 \ir bulk.sql

@@ -99,7 +99,7 @@ begin
 
   grant execute on function
     durable.spawn, durable.spawn_many, durable.emit_event, durable.send_message,
-    durable.cancel_task, durable.get_task_result, durable.get_task_results, durable.poll_results,
+    durable.cancel_task, durable.reschedule_task, durable.get_task_result, durable.get_task_results, durable.poll_results,
     durable.get_value, durable.get_stream, durable.get_log_lines,
     durable.list_queues, durable.list_definitions, durable.register_listener, durable.unregister_listener, durable.errors, durable.version
   to durable_client, durable_worker, durable_operator;

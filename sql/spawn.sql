@@ -11,11 +11,8 @@ declare
   _queue text collate "C" := queue;
   _name text := durable._checked_name('task name', task, 100);
   _params jsonb := coalesce(durable._checked_size('params', params), 'null');
-  _options durable._spawn_options;
   _now timestamptz := durable._now();
   _task_id uuid;
-  _existing_id uuid;
-  _defaults_of text collate "C" := _name;
 begin
   if options = '{}' then -- the usual case, without what only options need
     _task_id := durable._uuid7(durable._id_microseconds(_now));
@@ -41,50 +38,7 @@ begin
     end if;
     return row(_task_id, durable._run_id(_task_id, 1), 1, true)::durable.spawned_task;
   end if;
-  _options := durable._spawn_options(options);
-  _task_id := durable._uuid7(durable._id_microseconds(_now, _options.parent_task_id));
-  if _options.idempotency_key is not null then
-    _queue := durable._checked_queue(_queue); -- the insert below refuses an unknown queue
-    _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
-    if _existing_id is not null then
-      return durable._same_task(_queue, (1, _task_id, _name, _params, _options, _existing_id));
-    end if;
-  end if;
-  if _options.parent_task_id is not null then
-    perform durable._require_queue(_queue);
-    perform durable._hold_parent(_queue, _options.parent_task_id);
-    _options.deadline := least(_options.deadline, durable._deadline_of(_queue, _options.parent_task_id));
-  end if;
-  if _options.version is not null or (options - 'max_attempts') @? '$.* ? (@ == null)' then
-    _options := durable._with_defaults(_options, durable._definition(_queue, _name, _options.version));
-    _defaults_of := null;
-  end if; -- else no option but max_attempts is null: the insert merges them, which is cheaper
-  loop
-    insert into durable.tasks (
-      task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
-      idempotency_key, params, headers, retry, available_at, expires_at, deadline, version, omitted
-    )
-    select
-      _task_id, _options.parent_task_id, _now, coalesce(_options.execution_timeout, known.execution_timeout),
-      case when known.name is null or options ? 'max_attempts'
-        then _options.max_attempts else known.max_attempts end,
-      queues.queue, _name, _options.idempotency_key, _params,
-      coalesce(known.headers || coalesce(_options.headers, '{}'), _options.headers),
-      coalesce(_options.retry, known.retry), _now,
-      least(_now + make_interval(secs => coalesce(_options.start_timeout, known.start_timeout)), _options.deadline),
-      _options.deadline, coalesce(case when queues.versions = 'gate' then _options.version end, ''),
-      case when known.name is null then _options.omitted end
-    from durable.queues
-    left join durable.definitions as known
-      on known.queue = _queue and known.name = _defaults_of and known.latest is not null
-    where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
-    exit when found;
-    perform durable._require_queue(_queue); -- may succeed: just created, or opened to the caller
-  end loop;
-  if durable._must_notify(_queue, 'work') then
-    perform pg_notify('durable_work', _queue);
-  end if;
-  return row(_task_id, durable._run_id(_task_id, 1), 1, true)::durable.spawned_task;
+  return durable._spawn_with_options(_queue, _name, _params, options, _now);
 end;
 $$;
 
@@ -97,7 +51,9 @@ comment on function durable.spawn is
 - headers, identity: objects; the identity, who asks for the task, is kept in the headers.
 - idempotency_key: at most one task of the queue has it. With fingerprint, a text or an array
   of texts any of which may match, the fingerprint is compared instead of the params.
-- start_timeout, execution_timeout: seconds until its first start, and from its first start.
+- delay, run_at: seconds until it may start, or the moment, with a time zone; default: now.
+- start_timeout, execution_timeout: seconds until its first start, counted from when it may
+  start, and from its first start.
 - parent_task_id: a live task of the queue.
 - deadline: the time by which it must finish, with a time zone; a child''s is never later
   than its parent''s.
@@ -113,6 +69,63 @@ Returns the task; created is false if the key belongs to a task of the same name
 Refuses bad arguments (22023), an unknown queue (WFQUE), a key that belongs to another task
 (WFCON), an unknown parent (WFNFD) and a finished one (WFFIN). Locks: waits for a transaction
 that is using the same idempotency key; locks the parent''s row FOR SHARE.';
+
+-- Spawns a task with options. The caller has checked its name and params.
+create or replace function durable._spawn_with_options(
+  queue text, task text, params jsonb, options jsonb, at timestamptz
+) returns durable.spawned_task language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _options durable._spawn_options := durable._spawn_options(options);
+  _task_id uuid := durable._uuid7(durable._id_microseconds(at, _options.parent_task_id));
+  _run_at timestamptz := durable._first_start(_options, at);
+  _existing_id uuid;
+  _defaults_of text collate "C" := task;
+begin
+  if _options.idempotency_key is not null then
+    _queue := durable._checked_queue(_queue); -- the insert below refuses an unknown queue
+    _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
+    if _existing_id is not null then
+      return durable._same_task(_queue, (1, _task_id, task, params, _options, _existing_id));
+    end if;
+  end if;
+  if _options.parent_task_id is not null then
+    perform durable._require_queue(_queue);
+    perform durable._hold_parent(_queue, _options.parent_task_id);
+    _options.deadline := least(_options.deadline, durable._deadline_of(_queue, _options.parent_task_id));
+  end if;
+  if _options.version is not null or (options - 'max_attempts') @? '$.* ? (@ == null)' then
+    _options := durable._with_defaults(_options, durable._definition(_queue, task, _options.version));
+    _defaults_of := null;
+  end if; -- else no option but max_attempts is null: the insert merges them, which is cheaper
+  loop
+    insert into durable.tasks (
+      task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
+      idempotency_key, params, headers, retry, available_at, expires_at, deadline, version, omitted
+    )
+    select
+      _task_id, _options.parent_task_id, at, coalesce(_options.execution_timeout, known.execution_timeout),
+      case when known.name is null or options ? 'max_attempts'
+        then _options.max_attempts else known.max_attempts end,
+      queues.queue, task, _options.idempotency_key, params,
+      coalesce(known.headers || coalesce(_options.headers, '{}'), _options.headers),
+      coalesce(_options.retry, known.retry), _run_at,
+      least(_run_at + make_interval(secs => coalesce(_options.start_timeout, known.start_timeout)), _options.deadline),
+      _options.deadline, coalesce(case when queues.versions = 'gate' then _options.version end, ''),
+      case when known.name is null then _options.omitted end
+    from durable.queues
+    left join durable.definitions as known
+      on known.queue = _queue and known.name = _defaults_of and known.latest is not null
+    where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+    exit when found;
+    perform durable._require_queue(_queue); -- may succeed: just created, or opened to the caller
+  end loop;
+  if durable._must_notify(_queue, 'work') then
+    perform pg_notify('durable_work', _queue);
+  end if;
+  return row(_task_id, durable._run_id(_task_id, 1), 1, true)::durable.spawned_task;
+end;
+$$;
 
 create or replace function durable.spawn_many(queue text, tasks jsonb)
 returns setof durable.spawned_task language plpgsql as $$
@@ -300,6 +313,12 @@ begin
 end;
 $$;
 
+-- Returns from when on a new task may start: now, if that has passed.
+create or replace function durable._first_start(options durable._spawn_options, at timestamptz)
+returns timestamptz language sql stable as $$
+  select greatest(options.run_at, at + make_interval(secs => coalesce(options.delay, 0)));
+$$;
+
 -- Fills in the options that new tasks omit from their definitions.
 create or replace function durable._completed(queue text, new durable._new_task[])
 returns durable._new_task[] language plpgsql as $$
@@ -352,8 +371,10 @@ begin
   select
     task.task_id, (task.options).parent_task_id, at, (task.options).execution_timeout,
     (task.options).max_attempts, _queue, task.name, (task.options).idempotency_key,
-    coalesce(task.params, 'null'), (task.options).headers, (task.options).retry, at,
-    least(at + make_interval(secs => (task.options).start_timeout), latest.moment), parent_queue,
+    coalesce(task.params, 'null'), (task.options).headers, (task.options).retry,
+    durable._first_start(task.options, at),
+    least(durable._first_start(task.options, at)
+      + make_interval(secs => (task.options).start_timeout), latest.moment), parent_queue,
     latest.moment,
     case when (task.options).version is not null and (
       select queues.versions = 'gate' from durable.queues where queues.queue = _queue

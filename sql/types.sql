@@ -143,7 +143,8 @@ comment on type durable.log_line is
 create type durable._spawn_options as (
   max_attempts integer, retry jsonb, headers jsonb, idempotency_key text,
   start_timeout double precision, execution_timeout double precision, parent_task_id uuid,
-  deadline timestamptz, version text, fingerprint text[], omitted smallint
+  deadline timestamptz, version text, fingerprint text[], omitted smallint, run_at timestamptz,
+  delay double precision
 );
 
 create type durable._new_task as (

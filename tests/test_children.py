@@ -64,13 +64,13 @@ async def join_one(number: int, ctx: TaskContext) -> Doubled:
 def join_in_a_thread(number: int, ctx: SyncTaskContext) -> list[Doubled]:
     children = [ctx.spawn("double", double, n) for n in range(number)]
     first = ctx.join(children[0])
-    return [first, *ctx.join_all(children[1:])]
+    return [first, *ctx.gather(*children[1:])]
 
 
 @task
 async def join_many(count: int, ctx: TaskContext) -> int:
     children = await ctx.spawn_many("double", double, range(count))
-    doubled = await ctx.join_all(children, timeout=timedelta(days=1))
+    doubled = await ctx.gather(*children, timeout=timedelta(days=1))
     assert [one.value for one in doubled] == [2 * n for n in range(count)]
     return len({child.task_id for child in children})
 
@@ -122,7 +122,7 @@ async def family(depth: int, ctx: TaskContext) -> None:
     if depth == 0:
         await ctx.await_event("never")
     children = await ctx.spawn_many("child", family, [depth - 1] * 2)
-    await ctx.join_all(children)
+    await ctx.gather(*children)
 
 
 @task(max_attempts=1)
@@ -140,13 +140,13 @@ async def spawn_and_fail(number: int, ctx: TaskContext) -> int:
     EVENTS.append(f"{child.task_id} {many[2].task_id}")
     if ctx.attempt < 3:
         raise ValueError
-    return sum(one.value for one in await ctx.join_all([child, *many]))
+    return sum(one.value for one in await ctx.gather(child, *many))
 
 
 @task
 async def spawn_by_name(params: None, ctx: TaskContext) -> list[Any]:
     child = await ctx.spawn("typed", "double", 4, headers={"a": 1}, max_attempts=2)
-    return [await ctx.join(child), await ctx.join_all([])]
+    return [await ctx.join(child), list(await ctx.gather(name="nothing"))]
 
 
 TASKS: list[Any] = [

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -111,6 +112,16 @@ def test_spawns_a_task_and_prints_its_id(run: Run, db: psycopg.Connection) -> No
     assert run(*command) == task_id
     stored = "select task_id::text, params, max_attempts from durable.tasks"
     assert db.execute(stored).fetchall() == [(task_id, {"a": [1, "ß"]}, 7)]
+
+
+def test_delays_and_reschedules_a_task(run: Run, db: psycopg.Connection) -> None:
+    task_id = run("spawn", "default", "double", "--run-at", "2999-01-01T00:00Z")
+    run("spawn", "default", "double", "--delay", "60")
+    at = "2998-12-31T23:00-01:00"
+    assert run("reschedule", "default", task_id, at) == "rescheduled"
+    due = "select available_at - spawned_at from durable.tasks order by task_id"
+    (first,), (second,) = db.execute(due).fetchall()
+    assert (first.days > 300_000, second) == (True, timedelta(minutes=1))
 
 
 @pytest.mark.parametrize("many", ["1", "2"])

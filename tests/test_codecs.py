@@ -104,7 +104,7 @@ async def everything(said: str, ctx: TaskContext) -> list[Any]:
     found.append(await ctx.await_event("theirs"))
     child = await ctx.spawn("child", echo, said)
     more = await ctx.spawn_many("more", echo, [said, said])
-    found += [await ctx.join(child), *await ctx.join_all(more)]
+    found += [await ctx.join(child), *await ctx.gather(*more)]
     with contextlib.suppress(TaskFailed):
         await ctx.join(await ctx.spawn("bad", tell, said))
     if ctx.attempt == 1:
@@ -141,7 +141,7 @@ async def publishes(said: str, ctx: TaskContext) -> list[Any]:
     found.append(await ctx.join(await ctx.first(here, there)))
     found.append(await ctx.call("call", echo, said, queue="elsewhere"))
     many = await ctx.spawn_many("many", echo, [said], queue="elsewhere")
-    found += await ctx.join_all(many)
+    found += await ctx.gather(*many)
     if await ctx.patched("new"):
         found.append(said)
     result: list[Any] = await ctx.transaction("end", ends, said, found, completes=True)

@@ -61,7 +61,7 @@ async def fan_out(params: None, ctx: TaskContext) -> list[str]:
     for queue in QUEUES:
         children += await ctx.spawn_many(queue, where, [1, 2], queue=queue)
     assert [child.queue for child in children[::2]] == ["default", *QUEUES]
-    return await ctx.join_all(children)
+    return list(await ctx.gather(*children))
 
 
 @task
@@ -144,7 +144,7 @@ async def spawn_with_key(params: None, ctx: TaskContext) -> list[str]:
     ]
     here = await ctx.spawn("here", where, "keyed", idempotency_key="k")
     assert twice[0].task_id == twice[1].task_id != here.task_id
-    return await ctx.join_all([*twice, here])
+    return list(await ctx.gather(*twice, here))
 
 
 TASKS: list[Any] = [

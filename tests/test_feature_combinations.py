@@ -101,7 +101,7 @@ async def tour(said: str, ctx: TaskContext) -> Any:
     both = await ctx.gather(here=here, there=there)
     called = await ctx.call("call", echo, "called", queue="elsewhere")
     many = await ctx.spawn_many("many", echo, ["1", "2"], queue="elsewhere")
-    await ctx.join_all(many)
+    await ctx.gather(*many)
     if await ctx.patched("newer"):
         await ctx.sleep_for("nap", 0)
     await ctx.now()

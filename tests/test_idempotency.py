@@ -42,7 +42,7 @@ async def ask_twice(number: int, ctx: TaskContext) -> list[bool]:
     children: list[ChildHandle[int]] = [
         await ctx.spawn(name, work, number, idempotency_key="once") for name in "ab"
     ]
-    assert await ctx.join_all(children) == [2 * number] * 2
+    assert await ctx.gather(*children) == (2 * number,) * 2
     return [child.created for child in children]
 
 

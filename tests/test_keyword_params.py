@@ -84,7 +84,7 @@ async def parent(ctx: Context) -> list[str]:
     one = await ctx.spawn("one", Ship, {"order_id": 1})
     called = await ctx.call("called", ship, ship.params(order_id=2, notify=False))
     crowd = await ctx.spawn_many("crowd", ship, [{"order_id": n} for n in (3, 4)])
-    return [await ctx.join(one), called, *await ctx.join_all(crowd)]
+    return [await ctx.join(one), called, *await ctx.gather(*crowd)]
 
 
 def shipped(order_id: int, notify: bool) -> str:  # noqa: FBT001 - as in a task

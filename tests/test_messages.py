@@ -119,7 +119,7 @@ async def ask(words: list[str], ctx: TaskContext) -> list[str]:
     for child in children:
         await ctx.send(child, "question", "who? ")
     slips = [await ctx.recv("answer", as_type=Slip) for _ in children]
-    await ctx.join_all(children)
+    await ctx.gather(*children)
     return sorted(slip.carrier for slip in slips)
 
 

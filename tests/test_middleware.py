@@ -224,7 +224,7 @@ async def everybody(ctx: Context) -> list[str]:
         await ctx.step("step", tenant.get),
         await ctx.join(child),
         await ctx.call("called", "whose"),
-        *await ctx.join_all(crowd),
+        *await ctx.gather(*crowd),
     ]
 
 
@@ -237,7 +237,7 @@ def everybody_sync(ctx: SyncContext) -> list[str]:
         ctx.step("step", tenant.get),
         ctx.join(child),
         ctx.call("called", "whose"),
-        *ctx.join_all(crowd),
+        *ctx.gather(*crowd),
     ]
 
 

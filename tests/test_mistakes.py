@@ -76,7 +76,6 @@ CALLS: Final[dict[str, Call]] = {
     "$spawn:all:0": lambda ctx: ctx.spawn_many("all", "pack", [1, 2]),
     "$spawn:pack": lambda ctx: ctx.call("pack", "pack", 1),
     "$join:other": lambda ctx: ctx.join(other(), timeout=1),
-    "$join:all": lambda ctx: ctx.join_all([other()]),
     "$join:gather": lambda ctx: ctx.gather(other()),
     "$first:first": lambda ctx: ctx.first(other()),
     "$patch:new": lambda ctx: ctx.patched("new"),
@@ -301,7 +300,7 @@ async def waits_in_vain(how: str, ctx: Context) -> None:
         await ctx.call("pack", "nobody-knows-it", timeout=1)
     else:
         children = await ctx.spawn_many("pack", "nobody-knows-it", range(9))
-        await ctx.join_all(children, timeout=1)
+        await ctx.gather(*children, timeout=1)
 
 
 @pytest.mark.asyncio

@@ -565,6 +565,7 @@ CALLS: dict[str, list[str]] = {
     "recv_message": [f"{ONE_HELD}, '$r', 'one'"],
     "release_tasks": [f"'default', {HELD_TASK}"],
     "release_unknown": ["'default', 'nobody', '{}'"],
+    "reschedule_task": [f"'default', {PENDING}, '2999-01-01'"],
     "retry_task": [f"'default', {FAILED}"],
     "retry_tasks": [
         f"'default', {ONLY}",

@@ -34,7 +34,7 @@ ABOUT_NO_QUEUE = {"errors", "list_queues", "version"}
 FREE = ABOUT_NO_QUEUE | {"unregister_listener"}
 CLIENT = FREE | {
     *("spawn", "spawn_many", "emit_event", "cancel_task", "register_listener"),
-    *("send_message", "list_definitions"),
+    *("send_message", "list_definitions", "reschedule_task"),
     *("get_task_result", "get_task_results", "poll_results"),
     *("get_value", "get_stream", "get_log_lines"),
 }

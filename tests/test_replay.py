@@ -387,7 +387,7 @@ async def test_knows_all_kinds_of_calls(dsn: str, db: psycopg.Connection) -> Non
         with contextlib.suppress(ValueError):
             await ctx.step("broken", broken)
         children = await ctx.spawn_many("child", child, range(3))
-        await ctx.join_all(children)
+        await ctx.gather(*children)
         with contextlib.suppress(TimeoutError):
             await ctx.await_event("never", timeout=0)
         opened = await ctx.begin_step("by hand")

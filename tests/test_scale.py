@@ -39,7 +39,7 @@ async def child(number: int, ctx: Context) -> int:
 @task
 async def parent(children: int, ctx: Context) -> int:
     spawned = await ctx.spawn_many("child", child, range(children))
-    return sum(await ctx.join_all(spawned))
+    return sum(await ctx.gather(*spawned))
 
 
 @task

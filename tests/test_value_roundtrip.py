@@ -255,8 +255,8 @@ async def passes_on(params: Any, ctx: Context) -> Any:
         and await ctx.await_event(f"own:{ctx.task_id}"),
         "message": await ctx.recv("number"),
         "child": await ctx.call("child", passes_on, params),
-        "children": await ctx.join_all(
-            await ctx.spawn_many("children", passes_on, [params])
+        "children": list(
+            await ctx.gather(*await ctx.spawn_many("children", passes_on, [params]))
         ),
     }
 

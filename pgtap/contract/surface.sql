@@ -8,6 +8,8 @@ create temp table surface (call, returns, granted_to) as values
   -- client operator worker
   ('cancel_task(queue text, task_id uuid, reason text DEFAULT NULL::text)',
    'boolean', 'client operator worker'),
+  ('reschedule_task(queue text, task_id uuid, run_at timestamp with time zone)',
+   'boolean', 'client operator worker'),
   ('emit_event(queue text, event text, payload jsonb DEFAULT ''null''::jsonb)',
    'boolean', 'client operator worker'),
   ('errors()',

@@ -33,7 +33,7 @@ def count_words(title: str, ctx: SyncTaskContext) -> dict[str, int]:
 def count_all(titles: list[str], ctx: SyncTaskContext) -> list[tuple[str, int]]:
     children = ctx.spawn_many("text", count_words, titles)
     total: Counter[str] = Counter()
-    for counted in ctx.join_all(children):
+    for counted in ctx.gather(*children):
         total.update(counted)
     return total.most_common(2)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from datetime import timedelta
 
 from pydantic import BaseModel
@@ -55,7 +56,7 @@ async def read(source: Source) -> Finding:
     return Finding(title=source.title, claim=LIBRARY[source.title])
 
 
-async def summarise(findings: list[Finding]) -> str:
+async def summarise(findings: Sequence[Finding]) -> str:
     print("writing the summary")
     return " ".join(finding.claim for finding in findings)
 
@@ -71,7 +72,7 @@ class Research(Task[str, Report]):
     async def run(self, question: str, ctx: TaskContext) -> Report:
         sources = await ctx.step("find", find_sources, question)
         children = await ctx.spawn_many("source", Analyse, sources)
-        findings = await ctx.join_all(children)
+        findings = await ctx.gather(*children)
 
         await ctx.set_value("outline", [finding.title for finding in findings])
         try:

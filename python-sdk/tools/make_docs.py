@@ -107,7 +107,7 @@ Outcomes of tasks, errors between a task and its worker, and failures to connect
 """
 BUILTIN: Final = """
 - **`TimeoutError`**, the builtin. `handle.result`, `handle.value`, `ctx.await_event`,
-  `ctx.recv`, `ctx.join`, `ctx.join_all`, `ctx.call`, `ctx.gather` and `ctx.first` raise
+  `ctx.recv`, `ctx.join`, `ctx.call`, `ctx.gather` and `ctx.first` raise
   it after their `timeout`.
 - **`psycopg.Error`**, the driver's. The database is not available now: the connection
   was lost, or the server sent nothing for a minute (`OperationalError`); no connection

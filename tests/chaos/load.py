@@ -89,8 +89,8 @@ async def meet(intent: str, ctx: Context) -> str:
 @task(**PATIENT)
 async def family(intent: str, ctx: Context) -> str:
     children = [await ctx.spawn(f"child {n}", steps, intent) for n in range(2)]
-    found = await ctx.join_all(children)
-    assert found == [intent, intent]
+    found = await ctx.gather(*children)
+    assert found == (intent, intent)
     return intent
 
 

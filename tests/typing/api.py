@@ -242,7 +242,7 @@ class Ship(Task[Any, str, ...]):
         assert_type(await ctx.call("pack", pack, {"order_id": 7}), float)
         await ctx.call("pack", pack, 7)  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
         crowd = await ctx.spawn_many("crowd", pack, [pack.params(order_id=order_id)])
-        assert_type(await ctx.join_all(crowd), list[float])
+        assert_type(await ctx.gather(*crowd), tuple[float, ...])
         return f"{order_id} {notify}"
 
 

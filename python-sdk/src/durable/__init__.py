@@ -39,6 +39,7 @@ from durable._task.current import current
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
 from durable._worker.worker import Worker
+from durable.batch import BatchTask
 from durable.children import ChildHandle
 from durable.codecs import PayloadCodec, Sealed
 from durable.errors import (
@@ -78,6 +79,7 @@ __all__ = [
     "AsyncTaskHandle",
     "AsyncTaskStream",
     "BadStatus",
+    "BatchTask",
     "ChildHandle",
     "Conflict",
     "DatabaseUnavailable",

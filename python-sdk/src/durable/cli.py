@@ -60,6 +60,14 @@ def _params(text: str) -> dict[str, Any]:
     return {"params": _json(text)}
 
 
+def _time(text: str) -> datetime:
+    """Parse a time in ISO 8601; without a time zone it is this machine's."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time in ISO 8601") from None
+
+
 def _log_level(text: str) -> int:
     level = logging.getLevelNamesMapping().get(text.upper())
     if level is None:
@@ -177,9 +185,15 @@ def spawn(
         str | None, Option(help="Idempotency key: one key, one task.")
     ] = None,
     max_attempts: MaxAttempts = None,
+    delay: Annotated[
+        float | None, Option(help="Seconds until it may start.", min=0)
+    ] = None,
+    run_at: Annotated[
+        datetime | None, Option(parser=_time, metavar="TIME", help="When it may.")
+    ] = None,
 ) -> None:
     """Spawn a task, and print its id."""
-    options: SpawnOptions = {}
+    options: SpawnOptions = {"delay": delay, "run_at": run_at}
     if key is not None:
         options["idempotency_key"] = key
     if max_attempts is not None:
@@ -232,6 +246,25 @@ def cancel(
     with _client(dsn, queue) as client:
         live = client.cancel(task_id, reason=reason)
     typer.echo("cancelled" if live else "already finished")
+
+
+@app.command()
+def reschedule(
+    queue: Queue,
+    task_id: TaskId,
+    run_at: Annotated[
+        datetime, Argument(parser=_time, metavar="TIME", help="When it may start.")
+    ],
+    *,
+    dsn: Dsn,
+) -> None:
+    """Let a task that has not started start at another time, and print whether it will.
+
+    TIME is in ISO 8601, such as 2030-01-31T08:00+01:00.
+    """
+    with _client(dsn, queue) as client:
+        is_changed = client.reschedule(task_id, run_at)
+    typer.echo("rescheduled" if is_changed else "already started")
 
 
 @app.command()

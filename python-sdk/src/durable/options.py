@@ -103,6 +103,9 @@ class SpawnOptions(TaskOptions, total=False):
         child inherits its parent's. None: no identity.
     deadline: an aware datetime at which the task is cancelled unless it has finished.
         A child's is never later than its parent's. None: no deadline of its own.
+    delay: seconds or timedelta until it may start; None: at once.
+    run_at: an aware datetime from which on it may start, instead of `delay`. If it has
+        passed, the task may start at once.
     version: the application version whose workers run the task, if the queue's policy
         is "gate". By default the application's own; None: the latest.
     """
@@ -110,6 +113,8 @@ class SpawnOptions(TaskOptions, total=False):
     idempotency_key: str | None
     identity: Mapping[str, JSON] | None
     deadline: datetime | None
+    delay: timedelta | float | None
+    run_at: datetime | None
     version: str | None
 
 
@@ -287,5 +292,7 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "execution_timeout": lambda value: seconds(value, "execution_timeout"),
     "queue": _optional(check_queue_name),
     "deadline": lambda value: moment_text(value, "deadline"),
+    "delay": lambda value: seconds(value, "delay"),
+    "run_at": lambda value: moment_text(value, "run_at"),
     "version": _optional(check_version),
 }

@@ -83,7 +83,7 @@ async def wake(sent: int, ctx: TaskContext) -> None:
 
 @task
 async def fan(children: int, ctx: TaskContext) -> None:
-    await ctx.join_all(await ctx.spawn_many("child", noop, [None] * children))
+    await ctx.gather(*await ctx.spawn_many("child", noop, [None] * children))
 
 
 @task

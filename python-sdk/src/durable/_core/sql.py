@@ -94,6 +94,9 @@ cancel_task = Statement(
     f" (select %s::text as queue, %s::uuid as id, %s::text as reason,{_CALLER}"
     " durable.cancel_task(queue, id, reason) as done"
 )
+reschedule_task = Statement(
+    "select durable.reschedule_task(%s, %s::uuid, %s::timestamptz)"
+)
 retry_task = Statement(
     f"select {_SPAWNED} from"
     f" (select %s::text as queue, %s::uuid as id, %s::text as options,{_CALLER}"

@@ -86,7 +86,7 @@ class Census(Task[Assignment, Report]):
 
         modules = [Module(library=assignment.library, name=name) for name in names]
         children = await ctx.spawn_many("module", CountModule, modules)
-        counts = await ctx.join_all(children)  # suspended, it holds no worker
+        counts = await ctx.gather(*children)  # suspended, it holds no worker
 
         await ctx.sleep_for("rest", timedelta(seconds=1))  # a day would cost the same
         approval = await ctx.await_event("approved", as_type=Approval)

@@ -505,6 +505,21 @@ class AsyncDurable:
             reason=reason, identity=identity
         )
 
+    async def reschedule(
+        self,
+        task: AsyncTaskHandle[Any] | TaskInfo | UUID | str,
+        run_at: datetime,
+        *,
+        queue: str | None = None,
+    ) -> bool:
+        """Let a task that has not started yet start at `run_at`, an aware datetime.
+
+        If it has passed, the task may start at once. Its `start_timeout` counts from
+        there. Returns False if it has started or ended already. Raises NotFound, and
+        InvalidArgument if the task's deadline comes first.
+        """
+        return await self._handle_of(task, queue).reschedule(run_at)
+
     async def retry(
         self,
         task: AsyncTaskHandle[R] | TaskInfo | UUID | str,

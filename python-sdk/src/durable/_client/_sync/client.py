@@ -491,6 +491,21 @@ class Durable:
         """
         return self._handle_of(task, queue).cancel(reason=reason, identity=identity)
 
+    def reschedule(
+        self,
+        task: TaskHandle[Any] | TaskInfo | UUID | str,
+        run_at: datetime,
+        *,
+        queue: str | None = None,
+    ) -> bool:
+        """Let a task that has not started yet start at `run_at`, an aware datetime.
+
+        If it has passed, the task may start at once. Its `start_timeout` counts from
+        there. Returns False if it has started or ended already. Raises NotFound, and
+        InvalidArgument if the task's deadline comes first.
+        """
+        return self._handle_of(task, queue).reschedule(run_at)
+
     def retry(
         self,
         task: TaskHandle[R] | TaskInfo | UUID | str,

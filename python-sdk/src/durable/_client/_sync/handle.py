@@ -11,7 +11,7 @@ from uuid import UUID
 
 from durable._client._sync.waiters import Backend
 from durable._core import sql
-from durable._core.arguments import check_step_name, moment_text, seconds
+from durable._core.arguments import check_step_name, moment, moment_text, seconds
 from durable._core.messages import message
 from durable._core.payloads import PayloadConverter
 from durable._core.reports import (
@@ -222,6 +222,13 @@ class TaskHandle(Joinable[R_co]):
         by = caller(identity)
         statement = sql.retry_task(self.queue, self.task_id, json_text(options), by)
         return self._spawned(statement, self.queue)
+
+    def reschedule(self, run_at: datetime) -> bool:
+        """Let the task start at another time, as `app.reschedule` does."""
+        at = moment(run_at, "run_at")
+        statement = sql.reschedule_task(self.queue, self.task_id, at)
+        ((is_changed,),) = self._fetch(statement)
+        return bool(is_changed)
 
     def children(self) -> list[TaskInfo]:
         """Return the tasks that it spawned, finished ones too, oldest first.

@@ -594,22 +594,6 @@ class SyncTaskContext(Generic[State_co]):
         wait = self._joining(call, [child], timeout)
         return self._wait(wait, partial(_only_output, child))
 
-    def join_all(
-        self,
-        children: Iterable[Joinable[R]],
-        *,
-        timeout: Timeout = None,
-        name: str = "all",
-    ) -> list[R]:
-        """Wait for all tasks to finish; return their outputs in the order given.
-
-        It is a single wait for all tasks. Raises as `join` does, for the first of them
-        that did not complete.
-        """
-        call, awaited = self._take("join", check_step_name(name)), list(children)
-        wait = self._joining(call, awaited, timeout)
-        return self._wait(wait, partial(resolve_join, tasks=awaited))
-
     @overload
     def gather(
         self, a: Joinable[R1], /, **options: Unpack[_JoinOptions]

@@ -1,0 +1,54 @@
+-- Changes when a task that has not started will start.
+
+create or replace function durable.reschedule_task(queue text, task_id uuid, run_at timestamptz)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _now timestamptz := durable._now();
+  _run_at timestamptz := greatest(run_at, _now);
+  _task durable.tasks;
+begin
+  perform durable._require_queue(_queue);
+  if isfinite(run_at) is not true then
+    perform durable._refuse_argument('run_at is ' || coalesce(run_at::text, 'null'),
+      'Pass a moment; one that has passed starts the task now.');
+  end if;
+  select * into _task from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = reschedule_task.task_id
+  for no key update;
+  if not found then
+    perform durable._refuse_unknown_task(_queue, task_id);
+  elsif _task.started_at is not null or _task.available_at is null then
+    return false;
+  end if;
+  perform durable._check_run_at(_run_at, _task.deadline);
+  update durable.tasks
+  set
+    available_at = _run_at,
+    expires_at = case when _task.expires_at = _task.deadline then _task.deadline
+      else least(_task.expires_at + (_run_at - _task.available_at), _task.deadline) end
+  where tasks.queue = _queue and tasks.task_id = reschedule_task.task_id;
+  if _run_at < _task.available_at then
+    perform durable._notify_listeners(_queue, 'work');
+  end if;
+  return true;
+end;
+$$;
+
+comment on function durable.reschedule_task is
+'Lets a task that has not started yet start at another time, now if run_at has passed. Its
+start_timeout counts from there. Returns false if it has started or ended already; retry_task
+starts the next attempt of a task that waits for it. Refuses an unknown queue (WFQUE), an
+unknown task (WFNFD), a run_at that is null, infinite or not before the task''s deadline
+(22023). Locks: the task''s row, and waits for it.';
+
+create or replace function durable._check_run_at(run_at timestamptz, deadline timestamptz)
+returns void language plpgsql immutable as $$
+begin
+  if run_at >= deadline then
+    perform durable._refuse_argument(
+      format('run_at is %s, but the deadline is %s', run_at, deadline),
+      'Pass an earlier run_at or a later deadline, or the task could never start.');
+  end if;
+end;
+$$;
