@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(36);
+select plan(37);
 
 create function pg_temp.claimed_now() returns text language sql as $$
   select string_agg(nick(task_id), ' ' order by available_at, task_id)
@@ -62,8 +62,8 @@ select is(pg_temp.claimed_now(), 'unknown', 'a start_timeout that its spawn omit
 -- reschedule_task
 
 select spawned('later', '{"start_timeout": 10}'), spawned('limited', '{"deadline": "2030-01-01T00:05:00Z"}'),
-  spawned('free', '{"start_timeout": null}'), started('started'), started('done'), spawned('gone') \g /dev/null
-select completed('done'), durable.cancel_task('q', id('gone')) \g /dev/null
+  spawned('free', '{"start_timeout": null}'), started('started'), started('slept'), started('done'), spawned('gone') \g /dev/null
+select sleeping('slept', 600), completed('done'), durable.cancel_task('q', id('gone')) \g /dev/null
 select is(durable.reschedule_task('q', id('later'), at(400)), true, 'a task can start later');
 select is(durable.reschedule_task('q', id('limited'), at(280)), true, 'also one with a deadline');
 select is(durable.reschedule_task('q', id('free'), at(500)), true, 'and one without limits');
@@ -75,7 +75,7 @@ select results_eq(
 select is(durable.reschedule_task('q', id('free'), at(0)), true, 'a moment that has passed');
 select is(pg_temp.claimed_now(), 'free', 'is now');
 select is(durable.reschedule_task('q', id(nick), at(600)), false, format('a %s task stays as it is', states(nick)))
-from unnest(array['started', 'done', 'gone']) as unchanged (nick);
+from unnest(array['started', 'slept', 'done', 'gone']) as unchanged (nick);
 
 select everything() as before \gset
 select throws_ok(format('select durable.reschedule_task(%L, %L, %L)', queue, task_id, run_at), code, null,

@@ -73,9 +73,30 @@ KEYS: Final = [
     Mutant(
         "forgets the deadline of a spawned task",
         "spawn.sql",
-        "    least(at + make_interval(secs => (task.options).start_timeout), latest.moment), parent",
-        "    null::timestamptz, parent",
+        "      + make_interval(secs => (task.options).start_timeout), latest.moment), parent",
+        "      + null::interval), parent",
         "pgtap/spawn_many.sql",
+    ),
+    Mutant(
+        "starts a delayed task at once",
+        "spawn.sql",
+        "at + make_interval(secs => coalesce(options.delay, 0))",
+        "at",
+        "pgtap/reschedule.sql",
+    ),
+    Mutant(
+        "leaves a start_timeout where it was when the start is moved",
+        "reschedule.sql",
+        "least(_task.expires_at + (_run_at - _task.available_at), _task.deadline) end",
+        "_task.expires_at end",
+        "pgtap/reschedule.sql",
+    ),
+    Mutant(
+        "moves the start of a task that has started",
+        "reschedule.sql",
+        "_task.started_at is not null or _task.available_at is null",
+        "_task.available_at is null",
+        "pgtap/reschedule.sql",
     ),
 ]
 
