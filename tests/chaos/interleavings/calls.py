@@ -125,6 +125,16 @@ def cancel(task: Held) -> Call:
     )
 
 
+def reschedule(task: Held, seconds: float) -> Call:
+    """Move the start of a task to so many seconds from now."""
+    return Call(
+        f"reschedule {task.nick} {seconds:+g}",
+        "select durable.reschedule_task(%(queue)s, %(task_id)s,"
+        " durable._now() + make_interval(secs => %(seconds)s))",
+        {"task_id": task.task_id, "seconds": seconds},
+    )
+
+
 def retry(task: Held, **options: Any) -> Call:
     return Call(
         " ".join(["retry", task.nick, *options]),

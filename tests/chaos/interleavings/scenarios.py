@@ -146,6 +146,28 @@ def what_time_ends(stage: Stage) -> list[Call]:
     ]
 
 
+def tasks_that_have_not_started(stage: Stage) -> list[Call]:
+    ready = stage.spawn("ready", delay=60, start_timeout=7200)
+    later = stage.spawn("later", delay=7200)
+    overdue = stage.spawn("overdue", start_timeout=60)
+    return [
+        do.reschedule(ready, 60),
+        do.reschedule(ready, -60),
+        do.reschedule(later, 0),
+        do.reschedule(later, 60),
+        do.reschedule(overdue, 60),
+        do.claim(),
+        do.cancel(ready),
+        do.cancel(overdue),
+        do.expire_tasks,
+        do.run_maintenance,
+        do.spawn("below", parent=ready),
+        do.retry(overdue),
+        do.fork(later),
+        do.delete_many(),
+    ]
+
+
 def what_was_left_to_notes(stage: Stage) -> list[Call]:
     joiner, child = stage.held("joiner"), stage.held("child")
     sleeper, failed = stage.held("sleeper"), stage.held("failed")
@@ -322,6 +344,7 @@ SCENARIOS: Final[list[Scenario]] = [
     an_event_and_those_who_wait_for_it,
     events_nobody_waits_for_any_more,
     what_time_ends,
+    tasks_that_have_not_started,
     what_was_left_to_notes,
     keys_and_those_who_have_them,
     two_tasks_in_one_batch,
