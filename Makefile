@@ -12,8 +12,8 @@ WORKERS ?= 4
 MINUTES ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/test_container.py
 SURVIVED := python-sdk/docs/survival.md
-AGAIN := cancel children claiming deadlines events idempotency plans privileges raw_sql \
-	results retention retry scale upgrade \
+AGAIN := cancel children claiming cron deadlines events idempotency plans privileges raw_sql \
+	results retention retry scale schedules upgrade \
 	$(addsuffix _races,claim cleanup event cascade join key)
 SOURCES := $(wildcard python-sdk/src python-sdk/tools python-sdk/examples) tests
 SYNC := $(wildcard python-sdk/tools/async_to_sync.py)

@@ -317,6 +317,7 @@ as $$
     union all select stream_entries::text from durable.stream_entries
     union all select log_lines::text from durable.log_lines
     union all select watches::text from durable.watches
+    union all select schedules::text from durable.schedules
     union all select queues::text from durable.queues
   ) as lines (line);
 $$;

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(122);
+select plan(125);
 
 -- every argument that is a name, at its maximum length
 
@@ -145,6 +145,9 @@ from (values
   ('get_task_result', 'select durable.get_task_result(q, id(''t'')) from callers'),
   ('queue_stats',     'select durable.queue_stats(q) from callers'),
   ('run_maintenance',      'select durable.run_maintenance(q) from callers'),
+  ('create_schedule', 'select durable.create_schedule(q, d, jsonb_build_object(''task'', d, ''cron'', ''@daily'', ''time_zone'', ''Europe/Vienna'')) from callers'),
+  ('trigger_schedule', 'select durable.trigger_schedule(q, d), durable.list_schedule_runs(q, d), durable.list_schedules(q, 10, e) from callers'),
+  ('next_fires',      'select durable.next_fires(''0 0 * * '' || left(channel, 0) || ''*'', ''UTC'') from callers'),
   ('register_listener',       'select durable.register_listener(q, channel), durable.unregister_listener(q, channel) from callers'),
   ('await_event',     'select claimed(''t''); select durable.await_event(q, id(''t''), 3, d, e) from callers'),
   ('drop_queue',      'select durable.drop_queue(q || d) from callers')

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(64);
+select plan(66);
 
 create role tap_visitor;
 create role tap_client in role durable_client;
@@ -66,6 +66,8 @@ from (values
   ('tap_client',   'ok',    'select durable.list_queues(), durable.version()'),
   ('tap_client',   'ok',    'select * from durable.errors()'),
   ('tap_client',   'ok',    'select durable.register_listener(''q'', ''results''), durable.unregister_listener(''q'', ''results'')'),
+  ('tap_client',   'ok',    'select durable.create_schedule(''q'', ''s'', ''{"task": "x", "every": 60}''), durable.trigger_schedule(''q'', ''s'')'),
+  ('tap_client',   '42501', 'select durable.fire_schedules(''q'')'),
   ('tap_client',   '42501', 'select durable.claim_tasks(''q'', ''w'')'),
   ('tap_client',   '42501', 'select durable.complete_tasks(''q'', ''[]'')'),
   ('tap_client',   '42501', 'select durable.create_queue(''x'')'),

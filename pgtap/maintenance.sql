@@ -2,7 +2,7 @@ begin;
 \ir _setup.sql
 select plan(15);
 
-select is(durable.run_maintenance('q'), '(0,0,0,0,0)'::durable.maintenance_counts,
+select is(durable.run_maintenance('q'), '(0,0,0,0,0,0)'::durable.maintenance_counts,
   'run_maintenance() does nothing if nothing is due');
 
 select durable.create_queue('q', '{"keep_tasks": 100, "keep_events": 100}') \g /dev/null
@@ -11,31 +11,33 @@ select move_to(200) \g /dev/null
 select started('lease-1'), started('lease-2'), spawned('late', '{"start_timeout": 20}'), started('p'),
   started('c'), joining('p', 'c') \g /dev/null
 select durable._defer('q', 'waiter', id('p')) \g /dev/null
+select durable.create_schedule('q', 's', '{"task": "job", "every": 30}') \g /dev/null
 select durable.extend_leases('q', held('c'), 1000) \g /dev/null
 select durable.spawn('other', 'job', '{}', '{"start_timeout": 20}') \g /dev/null
 select move_to(230) \g /dev/null
 
-select is(durable.run_maintenance('nowhere'), '(0,0,0,0,0)'::durable.maintenance_counts,
+select is(durable.run_maintenance('nowhere'), '(0,0,0,0,0,0)'::durable.maintenance_counts,
   'run_maintenance() of an unknown queue does nothing');
-select is(durable.run_maintenance('q', 0), '(0,0,0,0,0)'::durable.maintenance_counts,
+select is(durable.run_maintenance('q', 0), '(0,0,0,0,0,0)'::durable.maintenance_counts,
   'run_maintenance() with batch_size 0 does nothing');
-select is(durable.run_maintenance('q', 1), '(1,1,1,1,1)'::durable.maintenance_counts,
+select is(durable.run_maintenance('q', 1), '(1,1,1,1,1,1)'::durable.maintenance_counts,
   'run_maintenance() does at most batch_size of each kind');
-select is(durable.run_maintenance('q'), '(1,0,0,0,0)'::durable.maintenance_counts,
+select is(durable.run_maintenance('q'), '(1,0,0,0,0,0)'::durable.maintenance_counts,
   'the next call does the rest');
-select is(durable.run_maintenance('q'), '(0,0,0,0,0)'::durable.maintenance_counts,
+select is(durable.run_maintenance('q'), '(0,0,0,0,0,0)'::durable.maintenance_counts,
   'and then nothing is left');
 select is(states('lease-1 lease-2 late old c'), 'pending pending cancelled gone running',
   'all that was due is done');
 select is((select state::text from durable.tasks where queue = 'other'), 'pending',
   'run_maintenance() sees no other queue');
 
+select durable.drop_schedule('q', 's') \g /dev/null
 select started('poisoned'), started('healthy') \g /dev/null
 insert into durable.runs (queue, task_id, attempt, outcome, ended_at) values ('q', id('poisoned'),
   1, 'failed', at(0));
 set client_min_messages = error;
 select move_to(260) \g /dev/null
-select is(durable.run_maintenance('q'), '(1,0,0,0,0)'::durable.maintenance_counts,
+select is(durable.run_maintenance('q'), '(1,0,0,0,0,0)'::durable.maintenance_counts,
   'one bad row does not stop it');
 
 -- Other sessions look up every subtransaction of one that has more than 64. Which wrote a
@@ -56,7 +58,7 @@ from durable.claim_tasks('q', 'w', array['waiter'], 100) \g /dev/null
 update durable.events set emitted_at = at(0), payload = '1' where name = 'go';
 select durable._defer('q', 'waiter', task_id) from durable.tasks where name = 'waiter' \g /dev/null
 select move_to(300) \g /dev/null
-select is(durable.run_maintenance('q'), '(100,100,100,0,0)'::durable.maintenance_counts, 'three hundred things are due');
+select is(durable.run_maintenance('q'), '(100,100,100,0,0,0)'::durable.maintenance_counts, 'three hundred things are due');
 select is(pg_temp.writers('lost'), 1::bigint, 'a hundred lost leases share a subtransaction');
 select is(pg_temp.writers('late'), 1::bigint, 'so do a hundred deadlines');
 select is(pg_temp.writers('waiter'), 1::bigint, 'and a hundred pieces of deferred work');

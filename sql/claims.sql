@@ -272,17 +272,23 @@ begin
     _versions := durable._claimable_versions(_queue, _policy, coalesce(version, ''));
   end if;
   return (
-    select greatest(extract(epoch from min(head.available_at) - _now), 0)
-    from durable._heads(_queue, _names, _versions, _now, 'infinity', null, null) as head
-    having count(*) > 0
+    select greatest(extract(epoch from min(next.at) - _now), 0)
+    from (
+      select head.available_at as at
+      from durable._heads(_queue, _names, _versions, _now, 'infinity', null, null) as head
+      union all
+      select durable._next_tick_at(_queue, _now)
+    ) as next
+    having min(next.at) is not null
   );
 end;
 $$;
 
 comment on function durable.get_next_due is
-'Returns the seconds until the next task of these names (null: any) is due, 0 if one is; null
-if none will become due by the clock. Tasks whose deadline comes first do not count. version:
-as in claim_tasks. A worker calls it after a claim that returned nothing.';
+'Returns the seconds until the next task of these names (null: any) is due, 0 if one is, or
+until the next tick of a schedule; null if nothing will become due by the clock. Tasks whose
+deadline comes first do not count. version: as in claim_tasks. A worker calls it after a claim
+that returned nothing.';
 
 create or replace function durable.list_waiting_names(queue text)
 returns setof text language plpgsql as $$

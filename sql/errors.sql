@@ -12,7 +12,7 @@ returns table (code text, name text, meaning text) language sql immutable as $$
     ('WFFIN', 'already_finished', 'The task has reached its final state, which this call cannot change.'),
     ('WFISO', 'wrong_isolation',  'The transaction is stricter than READ COMMITTED: this function could not see there what was just committed.'),
     ('WFLST', 'lease_lost',       'The claim is over: the lease expired and somebody else may own the task; stop working on it.'),
-    ('WFNFD', 'not_found',        'There is no such task in this queue.'),
+    ('WFNFD', 'not_found',        'There is no such task, or schedule, in this queue.'),
     ('WFQUE', 'unknown_queue',    'There is no such queue.'),
     ('WFVER', 'schema_version',   'The schema and the SDK do not fit each other; migrate, or upgrade the SDK.');
 $$;

@@ -67,7 +67,11 @@
 \ir children.sql
 \ir cross_queue.sql
 
--- Maintenance: expired leases and deadlines, deferred work, retention
+-- Schedules: cron expressions, and tasks that are spawned periodically
+\ir cron.sql
+\ir schedules.sql
+
+-- Maintenance: expired leases and deadlines, deferred work, schedules, retention
 \ir recovery.sql
 \ir retention.sql
 \ir maintenance.sql

@@ -1,7 +1,7 @@
 -- Grants the public functions and views; everything that is not listed here is private, and
 -- nothing is granted to PUBLIC. Listed functions run with their owner's rights (settings.sql).
 --
---   durable_client    spawns, emits, sends, cancels, reads results
+--   durable_client    spawns, emits, sends, cancels, reads results, manages schedules
 --   durable_worker    that, and everything a worker calls
 --   durable_operator  reads the views, manages queues, retries
 --
@@ -101,7 +101,10 @@ begin
     durable.spawn, durable.spawn_many, durable.emit_event, durable.send_message,
     durable.cancel_task, durable.reschedule_task, durable.get_task_result, durable.get_task_results, durable.poll_results,
     durable.get_value, durable.get_stream, durable.get_log_lines,
-    durable.list_queues, durable.list_definitions, durable.register_listener, durable.unregister_listener, durable.errors, durable.version
+    durable.list_queues, durable.list_definitions, durable.register_listener, durable.unregister_listener, durable.errors, durable.version,
+    durable.create_schedule, durable.drop_schedule, durable.apply_schedules, durable.pause_schedule,
+    durable.resume_schedule, durable.trigger_schedule, durable.backfill_schedule,
+    durable.list_schedules, durable.list_schedule_runs, durable.next_fires
   to durable_client, durable_worker, durable_operator;
 
   grant execute on function
@@ -113,7 +116,8 @@ begin
     durable.spawn_children_in, durable.emit_from_task, durable.send_from_task,
     durable.recv_message, durable.publish, durable.load_published, durable.run_maintenance,
     durable.expire_leases, durable.expire_tasks, durable.apply_deferred_work, durable.cleanup,
-    durable.prune_events, durable.announce_version, durable.announce_definitions
+    durable.prune_events, durable.fire_schedules, durable.announce_version,
+    durable.announce_definitions, durable.announce_schedules
   to durable_worker;
 
   grant execute on function
@@ -121,7 +125,7 @@ begin
     durable.fork_task, durable.list_tasks, durable.cancel_tasks, durable.retry_tasks,
     durable.delete_tasks, durable.task_history, durable.export_history, durable.list_children,
     durable.run_maintenance, durable.expire_leases, durable.expire_tasks,
-    durable.apply_deferred_work, durable.cleanup, durable.prune_events,
+    durable.apply_deferred_work, durable.cleanup, durable.prune_events, durable.fire_schedules,
     durable.list_versions, durable.promote_version, durable.set_version
   to durable_operator;
 

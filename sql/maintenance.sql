@@ -14,6 +14,7 @@ begin
     durable.expire_leases(queue, batch_size),
     durable.expire_tasks(queue, batch_size * 10),
     durable.apply_deferred_work(queue, batch_size),
+    durable.fire_schedules(queue, batch_size),
     durable.cleanup(queue, batch_size * 10),
     durable.prune_events(queue, batch_size * 10)
   );
@@ -23,8 +24,8 @@ $$;
 
 comment on function durable.run_maintenance is
 'Does the maintenance of a queue that is due: expires at most batch_size leases and ten times
-as many deadlines, does at most batch_size pieces of
-deferred work, and looks for finished tasks and old
-events to delete among ten times batch_size of each. Returns how many of each it handled.
+as many deadlines, does at most batch_size pieces of deferred work, handles at most batch_size
+ticks of schedules, and looks for finished tasks and old events to delete among ten times
+batch_size of each. Returns how many of each it handled.
 Refuses a transaction stricter than READ COMMITTED (WFISO). Locks: tries all rows with SKIP
 LOCKED; waits for none.';

@@ -145,6 +145,7 @@ begin
   delete from durable.events where events.queue = _queue;
   delete from durable.versions where versions.queue = _queue;
   delete from durable.definitions where definitions.queue = _queue;
+  delete from durable.schedules where schedules.queue = _queue;
 end;
 $$;
 

@@ -8,10 +8,11 @@
 -- `version` cost the claims of other versions nothing.
 --
 -- THE LOCK ORDER. A call waits only for rows that it was given:
---   1. event rows and idempotency keys, in name order, then mailboxes, by task and topic;
+--   1. the row of a queue, then schedules, in name order;
+--   2. event rows and idempotency keys, in name order, then mailboxes, by task and topic;
 --      meanwhile it locks no task row except FOR KEY SHARE, which conflicts only with a
 --      deletion;
---   2. the task rows it was given, in one pass, ascending by task_id.
+--   3. the task rows it was given, in one pass, ascending by task_id.
 -- All other rows (tasks that a finished one wakes, descendants of a failed one) are tried
 -- with SKIP LOCKED, and work on a row that is locked is left as a row in `deferred_work`.
 -- A claim comes last in its transaction.
@@ -550,3 +551,56 @@ comment on column durable.claim_log.attempt is 'The attempt.';
 comment on column durable.claim_log.queue   is 'The task''s queue.';
 comment on column durable.claim_log.worker  is 'The worker that claimed or released it.';
 comment on column durable.claim_log.waits   is 'What it was suspended for: names of checkpoints; null: nothing, it was released.';
+
+create table durable.schedules (
+  created_at   timestamptz      not null,
+  next_at      timestamptz,
+  paused_at    timestamptz,
+  last_at      timestamptz,
+  failed_at    timestamptz,
+  last_task_id uuid,
+  jitter       double precision,
+  every        integer,
+  catch_up     integer,
+  queue        text collate "C" not null,
+  schedule     text collate "C" not null,
+  task         text collate "C" not null,
+  cron         text collate "C",
+  time_zone    text collate "C" not null,
+  overlap      text collate "C" not null,
+  source       text collate "C",
+  error        text collate "C",
+  params       jsonb            not null,
+  options      jsonb            not null,
+  primary key (queue, schedule),
+  constraint schedules_have_a_cron_or_an_interval check (num_nonnulls(cron, every) = 1),
+  constraint schedules_have_a_policy_of_overlap check (overlap in ('allow', 'skip', 'cancel')),
+  constraint schedules_have_a_known_source check (source in ('applied', 'declared')),
+  constraint schedules_are_paused_or_due check ((paused_at is null) = (next_at is not null))
+);
+
+create index schedules_next_idx on durable.schedules (queue, next_at) where next_at is not null;
+create index schedules_source_idx on durable.schedules (queue, source) where source is not null;
+
+comment on table  durable.schedules              is 'Tasks to be spawned periodically. A time at which one is due is a tick.';
+comment on column durable.schedules.created_at   is 'When it was created.';
+comment on column durable.schedules.next_at      is 'The next tick to be handled; null: paused.';
+comment on column durable.schedules.paused_at    is 'When it was paused; null: it is not.';
+comment on column durable.schedules.last_at      is 'The tick of last_task_id, or when it was triggered; null: no task yet.';
+comment on column durable.schedules.failed_at    is 'When next_at could not be handled; it is tried again after a minute. Null: it has not failed.';
+comment on column durable.schedules.last_task_id is 'The task that it has spawned last.';
+comment on column durable.schedules.jitter       is 'Seconds by which tasks start late at most, a fixed part of it for each tick; null: none.';
+comment on column durable.schedules.every        is 'Seconds between ticks, which are multiples of it since 1970 in UTC; null: it has a cron expression.';
+comment on column durable.schedules.catch_up     is 'How many of the due ticks are handled if the first of them is more than a minute old, the latest ones; null: all.';
+comment on column durable.schedules.queue        is 'The queue of its tasks.';
+comment on column durable.schedules.schedule     is 'Its name, at most 100 bytes.';
+comment on column durable.schedules.task         is 'The name of its tasks.';
+comment on column durable.schedules.cron         is 'The cron expression; null: it has an interval.';
+comment on column durable.schedules.time_zone    is 'The time zone of the cron expression.';
+comment on column durable.schedules.overlap      is 'What happens at a tick if last_task_id has not finished: allow, spawn another; skip the tick; cancel it, and spawn another.';
+comment on column durable.schedules.source       is 'applied, by apply_schedules; declared, by announce_schedules; null: by create_schedule.';
+comment on column durable.schedules.error        is 'Why it failed at failed_at.';
+comment on column durable.schedules.params       is 'The params of its tasks.';
+comment on column durable.schedules.options      is 'The options of its tasks, as in spawn.';
+comment on index  durable.schedules_next_idx   is 'Read by fire_schedules and get_next_due.';
+comment on index  durable.schedules_source_idx is 'Read by apply_schedules and announce_schedules: which to delete.';

@@ -61,12 +61,13 @@ comment on type durable.queue_statistics is
 'Counts of the tasks of a queue. ready: claimable now, also by task name.';
 
 create type durable.maintenance_counts as (
-  leases integer, deadlines integer, deferred integer, tasks integer, events integer
+  leases integer, deadlines integer, deferred integer, ticks integer, tasks integer,
+  events integer
 );
 
 comment on type durable.maintenance_counts is
-'How many leases and deadlines expired, pieces of deferred work were done, and finished tasks and
-old events were deleted.';
+'How many leases and deadlines expired, pieces of deferred work were done, ticks of schedules were
+handled, and finished tasks and old events were deleted.';
 
 create type durable.listed_task as (
   task_id uuid, parent_task_id uuid, name text, state text, attempt integer, worker text,
@@ -138,6 +139,27 @@ create type durable.log_line as (
 comment on type durable.log_line is
 'The state of a task, and a line that it has logged; without one, nulls.';
 
+create type durable.listed_schedule as (
+  schedule text, task text, params jsonb, options jsonb, cron text, every integer,
+  time_zone text, catch_up jsonb, overlap text, jitter double precision, source text,
+  created_at timestamptz, paused_at timestamptz, next_at timestamptz, last_at timestamptz,
+  last_task_id uuid, failed_at timestamptz, error text
+);
+
+comment on type durable.listed_schedule is
+'A schedule: its definition, as create_schedule takes it; source, the function that defined it:
+applied (apply_schedules), declared (announce_schedules, which workers call), else null; its next
+tick, null while it is paused; the tick of its last task, and that task; and if the last tick could
+not be handled, since when and why.';
+
+create type durable.schedule_run as (
+  scheduled_at timestamptz, triggered boolean, task_id uuid, state text, attempt integer,
+  started_at timestamptz, finished_at timestamptz
+);
+
+comment on type durable.schedule_run is
+'A task that a schedule has spawned: for which tick, or, if it was triggered, when.';
+
 -- Private types.
 
 create type durable._spawn_options as (
@@ -163,4 +185,11 @@ create type durable._task_filter as (
 create type durable._history_row as (
   at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer,
   detail jsonb, claim integer, place integer, called integer
+);
+
+-- The values that each field of a cron expression allows. either_day: a date matches if its day
+-- of the month or its day of the week does, else both have to. by_wall_clock: see cron.sql.
+create type durable._cron as (
+  seconds integer[], minutes integer[], hours integer[], days integer[], months integer[],
+  weekdays integer[], either_day boolean, by_wall_clock boolean
 );

@@ -37,12 +37,15 @@ CLIENT = {
     *["fork", "export_history"],
     *["list_tasks", "cancel_many", "retry_many", "delete_many"],
     *["list_versions", "promote_version", "set_version", "list_definitions"],
+    *["create_schedule", "drop_schedule", "apply_schedules", "pause_schedule"],
+    *["resume_schedule", "trigger_schedule", "backfill_schedule", "list_schedules"],
+    *["list_schedule_runs", "next_fires"],
 }
 CONTEXT = {
     *["task_id", "name", "run_id", "attempt", "queue", "headers", "state"],
     "exit_reason",
     *["identity", "http"],
-    *["deadline", "version"],
+    *["deadline", "version", "scheduled_at"],
     *["parent_task_id", "scope", "step", "transaction", "begin_step"],
     *["complete_step"],
     *["sleep_for", "sleep_until", "await_event", "emit_event", "spawn"],
@@ -89,7 +92,9 @@ def test_exports_exactly_the_names_it_lists() -> None:
     assert names - listed - modules == {"annotations"}
 
 
-@pytest.mark.parametrize("module", ["errors", "retry", "task", "children", "options"])
+@pytest.mark.parametrize(
+    "module", ["errors", "retry", "schedules", "task", "children", "options"]
+)
 def test_has_public_modules_that_list_what_they_have(module: str) -> None:
     found = importlib.import_module(f"durable.{module}")
     assert found.__doc__

@@ -16,6 +16,7 @@ import durable
 import durable.testing
 from durable import cli
 from durable.options import QueuePolicy, SpawnOptions, StepOptions
+from durable.schedules import ScheduleOptions
 from durable.task import TASK_OPTIONS
 from tests.support.markdown import blocks, links
 from tests.support.processes import ROOT
@@ -87,7 +88,7 @@ def test_mentions_every_public_name() -> None:
 
 def test_mentions_every_option() -> None:
     workers = durable.WorkerOptions.__annotations__
-    for options in (SpawnOptions, StepOptions, QueuePolicy):
+    for options in (SpawnOptions, StepOptions, QueuePolicy, ScheduleOptions):
         assert unsaid(options.__annotations__) == set()
     assert unsaid([*TASK_OPTIONS, *workers]) == set()
 

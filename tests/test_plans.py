@@ -500,10 +500,17 @@ CALLS: dict[str, list[str]] = {
     "announce_definitions": [
         """'default', '[{"task": "one", "options": {"max_attempts": 3}}]'"""
     ],
+    "announce_schedules": [
+        """'default', '[{"schedule": "one", "task": "one", "every": 60}]', '{two}'"""
+    ],
     "announce_version": ["'pinned', 'two'"],
     "apply_deferred_work": [f"'default', {FEW}"],
+    "apply_schedules": [
+        """'default', '[{"schedule": "one", "task": "one", "every": 60}]'"""
+    ],
     "await_event": [f"{ONE_HELD}, '$e', 'one'"],
     "await_tasks": [f"{ONE_HELD}, '$t', array[{ROOT}, {PENDING}]::uuid[]"],
+    "backfill_schedule": ["'default', 'schedule-7', '2024-06-02', '2024-06-03'"],
     "cancel_task": [f"'default', {PENDING}", f"'default', {SLEEPING}"],
     "cancel_tasks": [
         f"'default', {ONLY}",
@@ -517,6 +524,8 @@ CALLS: dict[str, list[str]] = {
     ],
     "cleanup": [f"'default', {FEW}"],
     "complete_tasks": [f"'default', {HELD_TASK}"],
+    "create_schedule": ["""'default', 'schedule-7', '{"jitter": 5}'"""],
+    "drop_schedule": ["'default', 'schedule-7'"],
     "delete_tasks": [
         f"'default', {ONLY}",
         f"""'default', '{{"states": ["failed"]}}', {FEW}""",
@@ -528,6 +537,7 @@ CALLS: dict[str, list[str]] = {
     "export_history": [f"'default', {SLEEPING}"],
     "extend_leases": [f"'default', {HELD_TASK}"],
     "fail_tasks": [f"'default', {HELD_TASK}"],
+    "fire_schedules": [f"'default', {FEW}"],
     "flush": [
         f"""'default', {HELD % ", 'name', 'two', 'value', 1"}, null, {HELD_TASK}""",
         f"""'default', {HELD % ", 'name', 'two'"}, {HELD_TASK}, null""",
@@ -549,6 +559,11 @@ CALLS: dict[str, list[str]] = {
     "run_maintenance": ["'default', 1"],
     "list_children": [f"'default', {ROOT}, {FEW}", f"'default', {PENDING}, {FEW}"],
     "list_definitions": ["'default'"],
+    "list_schedule_runs": [
+        f"'default', 'schedule-7', {FEW}",
+        f"'default', 'schedule-7', {FEW}, '2024-06-02'",
+    ],
+    "list_schedules": [f"'default', {FEW}, 'schedule-7'"],
     "list_tasks": [
         f"'default', '{{}}', {FEW}",
         f"""'default', '{{"name": "one"}}', {FEW}""",
@@ -558,6 +573,7 @@ CALLS: dict[str, list[str]] = {
     "list_waiting_names": ["'default'", "'pinned'"],
     "load_checkpoints": [f"'default', {HELD_TASK}"],
     "load_published": [f"'default', {SLEEPING}"],
+    "pause_schedule": ["'default', 'schedule-7'"],
     "poll_waits": [f"'default', {HELD % WAIT}"],
     "promote_version": ["'pinned', 'one'"],
     "prune_events": [f"'default', {FEW}"],
@@ -566,6 +582,7 @@ CALLS: dict[str, list[str]] = {
     "release_tasks": [f"'default', {HELD_TASK}"],
     "release_unknown": ["'default', 'nobody', '{}'"],
     "reschedule_task": [f"'default', {PENDING}, '2999-01-01'"],
+    "resume_schedule": ["'default', 'paused-7'"],
     "retry_task": [f"'default', {FAILED}"],
     "retry_tasks": [
         f"'default', {ONLY}",
@@ -590,8 +607,15 @@ CALLS: dict[str, list[str]] = {
     "suspend_tasks": [f"'default', {HELD % WAIT}"],
     "register_listener": ["'default'"],
     "task_history": [f"'default', {SLEEPING}"],
+    "trigger_schedule": ["'default', 'schedule-7'"],
 }
-WITHOUT_TASKS = {"errors", "unregister_listener", "list_queues", "version"}
+WITHOUT_TASKS = {
+    "errors",
+    "unregister_listener",
+    "list_queues",
+    "next_fires",
+    "version",
+}
 MOST_ROWS = {"release_unknown": 1_100}
 """600 unless said: less than every fifth task. It looks at all that is running."""
 FOR_PEOPLE = {"create_queue", "drop_queue", "list_versions", "queue_stats"}

@@ -29,7 +29,7 @@ from tests.support.survival import Share, Survived
 REFUSED = "attempts to reach what was not granted, all refused"
 TRAPS = "calls past a caller's own functions, operators and settings, none led astray"
 
-ABOUT_NO_QUEUE = {"errors", "list_queues", "version"}
+ABOUT_NO_QUEUE = {"errors", "list_queues", "next_fires", "version"}
 # A role whose right was revoked must still be able to unregister its listener.
 FREE = ABOUT_NO_QUEUE | {"unregister_listener"}
 CLIENT = FREE | {
@@ -37,10 +37,13 @@ CLIENT = FREE | {
     *("send_message", "list_definitions", "reschedule_task"),
     *("get_task_result", "get_task_results", "poll_results"),
     *("get_value", "get_stream", "get_log_lines"),
+    *("create_schedule", "drop_schedule", "apply_schedules", "pause_schedule"),
+    *("resume_schedule", "trigger_schedule", "backfill_schedule"),
+    *("list_schedules", "list_schedule_runs"),
 }
 HOUSEKEEPING = {
     *("run_maintenance", "expire_leases", "expire_tasks", "apply_deferred_work"),
-    *("cleanup", "prune_events"),
+    *("cleanup", "prune_events", "fire_schedules"),
 }
 WORKER = (
     CLIENT
@@ -52,7 +55,7 @@ WORKER = (
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
         *("spawn_children", "spawn_children_in", "emit_from_task", "announce_version"),
-        "announce_definitions",
+        *("announce_definitions", "announce_schedules"),
         *("send_from_task", "recv_message", "publish", "load_published"),
     }
 )
@@ -99,6 +102,7 @@ select md5(string_agg(line, '' order by line)) from (
   union all select log_lines::text from durable.log_lines
   union all select queues::text from durable.queues
   union all select versions::text from durable.versions
+  union all select schedules::text from durable.schedules
   union all select migrations::text from durable.migrations
 ) as lines (line)
 """

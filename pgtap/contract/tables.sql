@@ -6,7 +6,7 @@ select tables_are('durable', array[
   'migrations', 'queues', 'tasks', 'runs', 'checkpoints', 'events', 'waits',
     'watches', 'idempotency_keys', 'deferred_work', 'mailboxes', 'messages', 'message_keys',
     'versions', 'task_values', 'stream_entries', 'log_lines', 'claim_log', 'definitions',
-    'cleanup_cursors'
+    'cleanup_cursors', 'schedules'
 ], 'the tables are these');
 select views_are('durable', array['attempts', 'waiting', 'workers', 'task_list', 'history'],
   'the views are these');

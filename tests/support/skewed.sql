@@ -72,3 +72,16 @@ insert into durable.versions (queue, version, first_seen_at, last_seen_at, promo
 values ('pinned', 'one', '2024-06-01', '2024-06-01', '2024-06-01');
 insert into durable.deferred_work (queue, work_id, kind, task_id)
 select 'default', pg_temp.id(n), 'waiter', pg_temp.id(n) from generate_series(1, 5000) as n;
+
+insert into durable.schedules (
+  created_at, next_at, paused_at, last_task_id, every, catch_up, queue, schedule, task, time_zone, overlap,
+  params, options)
+select
+  '2024-06-01', case when kind = 'schedule' then timestamptz '2024-06-02' end,
+  case when kind = 'paused' then timestamptz '2024-06-02' end, pg_temp.id(0), 86400, 1,
+  'default', kind || '-' || n, 'one', 'UTC', 'allow', '{}', '{}'
+from generate_series(1, 5000) as n
+cross join unnest(array['schedule', 'paused']) as kind;
+insert into durable.idempotency_keys (queue, key, task_id)
+select 'default', 'schedule/schedule-' || n || '/2024-06-01T00:00:00Z', pg_temp.id(0)
+from generate_series(1, 5000) as n;

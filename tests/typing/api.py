@@ -30,6 +30,9 @@ from durable import (
     Middleware,
     RecordedResponse,
     Retry,
+    Schedule,
+    ScheduleInfo,
+    ScheduleRun,
     Sealed,
     StreamEntry,
     SyncTaskContext,
@@ -109,6 +112,7 @@ class NotifyCustomer(Task[Slip, None]):
 
 class ProcessOrder(Task[Order, str]):
     max_attempts = 5
+    schedule = Schedule.every(timedelta(hours=1), params=Order(id=1), catch_up=3)
     non_retryable = (ValueError,)
     replay_check = "strict"
 
@@ -118,6 +122,7 @@ class ProcessOrder(Task[Order, str]):
         ctx.deprecate_patch("old way")
         assert_type(ctx.deadline, datetime | None)
         assert_type(ctx.version, str | None)
+        assert_type(ctx.scheduled_at, datetime | None)
         assert_type(await ctx.step("charge", charge, order), str)
         assert_type(await ctx.step("weigh", weigh, order, "kg"), float)
         assert_type(await ctx.step("any", untyped, order, as_type=Slip), Slip)
@@ -320,6 +325,14 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.list_versions(), list[VersionStats])
     assert_type(await app.list_definitions(), list[AnnouncedTask])
     assert_type(await app.set_version(None, from_version="2026.10"), int)
+    nightly = Schedule.cron("@daily", time_zone="Europe/Vienna", params=Order(id=1))
+    assert_type(nightly, Schedule)
+    assert_type(await app.create_schedule(ProcessOrder, nightly), bool)
+    assert_type(await app.apply_schedules([("elsewhere", nightly)]), int)
+    assert_type(await app.list_schedules(), list[ScheduleInfo])
+    assert_type(await app.list_schedule_runs("nightly"), list[ScheduleRun])
+    assert_type(await app.trigger_schedule("nightly"), AsyncTaskHandle[Any])
+    Schedule.every(60, overlap="queue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="pin", max_lost_leases=None)
     await app.create_queue(history="full")
     await app.create_queue(history="long")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

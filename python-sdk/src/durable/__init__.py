@@ -25,6 +25,8 @@ from durable._core.reports import (
     HistoryEntry,
     LogLine,
     QueueStats,
+    ScheduleInfo,
+    ScheduleRun,
     StreamEntry,
     TaskFilter,
     TaskInfo,
@@ -69,6 +71,7 @@ from durable.http import RecordedResponse
 from durable.middleware import Middleware
 from durable.options import SpawnOptions
 from durable.retry import Retry
+from durable.schedules import Schedule
 from durable.task import Task, task
 
 __all__ = [
@@ -101,6 +104,9 @@ __all__ = [
     "RecordedResponse",
     "ResponseTooLarge",
     "Retry",
+    "Schedule",
+    "ScheduleInfo",
+    "ScheduleRun",
     "SchemaVersion",
     "Sealed",
     "SpawnOptions",

@@ -14,8 +14,9 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Final, TextIO
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pydantic
@@ -28,6 +29,7 @@ from durable import (
     DurableError,
     HistoryEntry,
     NotFound,
+    ScheduleInfo,
     SpawnOptions,
     TaskHandle,
     WorkerOptions,
@@ -46,6 +48,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+schedules = typer.Typer(
+    help="List and change the schedules of a queue.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(schedules, name="schedules")
+
+
+_MOMENTS: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 
 def _json(text: str) -> Any:
@@ -80,6 +91,10 @@ Dsn = Annotated[
 ]
 Queue = Annotated[str, Argument(help="The queue's name.")]
 OneQueue = Annotated[str | None, Argument(help="Only this queue.")]
+ScheduleName = Annotated[str, Argument(metavar="SCHEDULE", help="Its name.")]
+Moment = Annotated[
+    datetime, Argument(formats=_MOMENTS, help="A time; UTC, unless with an offset.")
+]
 TaskId = Annotated[UUID, Argument(help="The task's id, as spawn prints it.")]
 Json = Annotated[Any, Option(parser=_json, metavar="JSON")]
 MaxAttempts = Annotated[int | None, Option(min=1)]
@@ -453,6 +468,108 @@ def versions(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> No
         )
 
 
+@schedules.command("list")
+def list_schedules(queue: Queue, *, dsn: Dsn, as_json: AsJson = False) -> None:
+    """List the schedules of a queue, with the next tick and the last task of each."""
+    found: list[ScheduleInfo] = []
+    with _client(dsn, queue) as client:
+        while page := client.list_schedules(after=found[-1].name if found else None):
+            found += page
+    if as_json:
+        _print_json(found)
+        return
+    lines = [["schedule", "task", "when", "next", "last", "last task", "error"]]
+    for one in found:
+        when = f"every {one.every} s" if one.cron is None else one.cron
+        if one.time_zone != "UTC":
+            when = f"{when} {one.time_zone}"
+        following = "paused" if one.paused_at else _moment(one.next_at)[:-4]
+        last = [_moment(one.last_at)[:-4], str(one.last_task_id or "")]
+        lines.append([one.name, one.task, when, following, *last, one.error or ""])
+    _print_columns(lines)
+
+
+@schedules.command("runs")
+def list_schedule_runs(
+    queue: Queue,
+    schedule: ScheduleName,
+    *,
+    dsn: Dsn,
+    limit: Annotated[int, Option(min=1, max=100_000, help="At most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the tasks that a schedule has spawned, the latest first."""
+    with _client(dsn, queue) as client:
+        found = client.list_schedule_runs(schedule, limit=limit)
+    if as_json:
+        _print_json(found)
+        return
+    lines = [["scheduled", "task_id", "state", "attempt", "started", "finished"]]
+    for run in found:
+        line = [_moment(run.scheduled_at)[:-4], str(run.task_id), run.state]
+        line += [str(run.attempt), _moment(run.started_at), _moment(run.finished_at)]
+        lines.append(line)
+    _print_columns(lines)
+
+
+@schedules.command("pause")
+def pause_schedule(queue: Queue, schedule: ScheduleName, *, dsn: Dsn) -> None:
+    """Pause a schedule, and print whether it was paused already."""
+    with _client(dsn, queue) as client:
+        is_new = client.pause_schedule(schedule)
+    typer.echo("paused" if is_new else "already paused")
+
+
+@schedules.command("resume")
+def resume_schedule(queue: Queue, schedule: ScheduleName, *, dsn: Dsn) -> None:
+    """Resume a paused schedule with its next tick."""
+    with _client(dsn, queue) as client:
+        is_new = client.resume_schedule(schedule)
+    typer.echo("resumed" if is_new else "not paused")
+
+
+@schedules.command("drop")
+def drop_schedule(queue: Queue, schedule: ScheduleName, *, dsn: Dsn) -> None:
+    """Delete a schedule; its tasks stay."""
+    with _client(dsn, queue) as client:
+        is_gone = client.drop_schedule(schedule)
+    typer.echo("dropped" if is_gone else "no such schedule")
+
+
+@schedules.command("trigger")
+def trigger_schedule(queue: Queue, schedule: ScheduleName, *, dsn: Dsn) -> None:
+    """Spawn a task of a schedule now, and print its id."""
+    with _client(dsn, queue) as client:
+        typer.echo(client.trigger_schedule(schedule).task_id)
+
+
+@schedules.command("backfill")
+def backfill_schedule(
+    queue: Queue, schedule: ScheduleName, start: Moment, end: Moment, *, dsn: Dsn
+) -> None:
+    """Spawn the tasks of past ticks from START on and before END; print new ids."""
+    with _client(dsn, queue) as client:
+        handles = client.backfill_schedule(schedule, _aware(start), _aware(end))
+    for handle in handles:
+        if handle.created:
+            typer.echo(handle.task_id)
+
+
+@schedules.command("next")
+def next_fires(
+    cron: Annotated[str, Argument(help='A cron expression, such as "0 3 * * *".')],
+    *,
+    dsn: Dsn,
+    time_zone: Annotated[str, Option(help="Its time zone.")] = "UTC",
+    count: Annotated[int, Option(min=1, max=10_000, help="How many.")] = 5,
+) -> None:
+    """Print the next times of a cron expression, in its time zone."""
+    with _client(dsn) as client:
+        found = client.next_fires(cron, time_zone=time_zone, count=count)
+    for at in found:
+        typer.echo(at.astimezone(ZoneInfo(time_zone)).isoformat(sep=" "))
+
+
 @app.command()
 def errors() -> None:
     """Print the engine's errors: SQLSTATE, name, meaning."""
@@ -557,6 +674,11 @@ def _print_columns(lines: list[list[str]]) -> None:
 def _moment(at: datetime | None) -> str:
     """Return a time in UTC, to the millisecond; empty for None."""
     return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+def _aware(at: datetime) -> datetime:
+    """Return a time with its time zone, which is UTC unless it has one."""
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _one_line(error: Exception) -> str:

@@ -79,7 +79,7 @@ class DurableError(Exception):
 
 
 class NotFound(DurableError, code="WFNFD"):
-    """There is no such task in this queue, or its transaction did not commit."""
+    """There is no such task, or schedule, in this queue; or it is not committed yet."""
 
 
 class AlreadyFinished(DurableError, code="WFFIN"):

@@ -25,6 +25,7 @@ from durable._core.annotations import (
 from durable._core.values import Codec, codec
 from durable.errors import InvalidArgument
 from durable.options import ReplayCheck, nearest
+from durable.schedules import Schedule, checked_schedules
 from durable.task import Task, options_of
 
 __all__ = ["AnyTask", "Registry", "TaskDefinition", "define"]
@@ -50,6 +51,7 @@ class TaskDefinition(Generic[P, R]):
     options: Mapping[str, Any]
     non_retryable: tuple[type[Exception], ...]
     replay_check: ReplayCheck
+    schedules: tuple[Schedule, ...]
     is_async: bool
     source: type[Task[P, R]] | Task[P, R] = field(repr=False)
 
@@ -93,6 +95,7 @@ def define(task: AnyTask) -> TaskDefinition[Any, Any]:
         options=options_of(task),
         non_retryable=task.non_retryable,
         replay_check=task.replay_check,
+        schedules=checked_schedules(task.schedule),
         is_async=returns_awaitable(task.run),
         source=task,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from types import FunctionType, new_class
 from typing import (
@@ -35,6 +35,7 @@ from durable.options import (
     spawn_options_json,
 )
 from durable.retry import Retry
+from durable.schedules import Schedule, checked_schedules
 
 if TYPE_CHECKING:
     from durable import SyncTaskContext, TaskContext
@@ -95,6 +96,10 @@ class Task(ABC, Generic[P, R, Rest]):
     """The reaction if the code no longer makes the calls of a task's history: "warn"
     logs once; "strict" fails the attempt with NonDeterminism; "off" does not check."""
 
+    schedule: ClassVar[Schedule | Sequence[Schedule]] = ()
+    """When the task is spawned periodically; workers create these schedules in the
+    task's queue when they start."""
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if "name" not in vars(cls):
@@ -143,6 +148,7 @@ def options_of(
         check_task_name(source.name)
         checked_non_retryable(source.non_retryable)
         checked_replay_check(source.replay_check)
+        checked_schedules(source.schedule)
         return spawn_options_json({}, given)
     except InvalidArgument as error:
         raise InvalidArgument(
@@ -180,6 +186,7 @@ class TaskArguments(TaskOptions, total=False):
     name: str
     non_retryable: tuple[type[Exception], ...]
     replay_check: ReplayCheck
+    schedule: Schedule | Sequence[Schedule]
 
 
 class Decorator(Protocol):

@@ -529,6 +529,7 @@ apply_deferred_work: Final = _house("apply_deferred_work")
 cleanup: Final = _house("cleanup")
 prune_events: Final = _house("prune_events")
 run_maintenance: Final = replace(_house("run_maintenance"), composite=True)
+fire_schedules: Final = _house("fire_schedules")
 drop_queue: Final = _house("drop_queue", tries=False)
 create_queue: Final = Call(
     "create_queue",
@@ -542,6 +543,57 @@ def history(policy: str) -> Call:
         f"{policy} history",
         "select durable.create_queue(%(queue)s, %(policy)s)",
         {"policy": json.dumps({"history": policy})},
+    )
+
+
+def create_schedule(schedule: str, **definition: Any) -> Call:
+    return Call(
+        " ".join(["create_schedule", schedule, *definition]),
+        "select durable.create_schedule(%(queue)s, %(schedule)s, %(definition)s)",
+        {"schedule": schedule, "definition": json.dumps(definition)},
+    )
+
+
+def apply_schedules(*schedules: str) -> Call:
+    return _schedules("apply_schedules(%(queue)s, %(schedules)s)", schedules)
+
+
+def announce_schedules(*schedules: str) -> Call:
+    call = "announce_schedules(%(queue)s, %(schedules)s, array['s', 't'])"
+    return _schedules(call, schedules)
+
+
+def _schedules(call: str, names: Iterable[str]) -> Call:
+    schedules = [{"schedule": name, "task": name, "every": 3600} for name in names]
+    return Call(
+        " ".join([call.partition("(")[0], *names]),
+        f"select durable.{call}",
+        {"schedules": json.dumps(schedules)},
+    )
+
+
+def with_schedule(function: str, schedule: str) -> Call:
+    return Call(
+        f"{function} {schedule}",
+        f"select durable.{function}(%(queue)s, %(schedule)s)",
+        {"schedule": schedule},
+    )
+
+
+def trigger_schedule(schedule: str) -> Call:
+    return Call(
+        f"trigger_schedule {schedule}",
+        "select created from durable.trigger_schedule(%(queue)s, %(schedule)s)",
+        {"schedule": schedule},
+    )
+
+
+def backfill_schedule(schedule: str) -> Call:
+    return Call(
+        f"backfill_schedule {schedule}",
+        "select created from durable.backfill_schedule("
+        "%(queue)s, %(schedule)s, '2029-12-31 23:00Z', '2030-01-01 01:00Z')",
+        {"schedule": schedule},
     )
 
 

@@ -80,6 +80,9 @@ union all
 select 'claim', task_id::text, (to_jsonb(claim_log) - 'queue')::text
 from durable.claim_log where queue = %(queue)s
 union all
+select 'schedule', 'schedule ' || schedule, (to_jsonb(schedules) - 'queue')::text
+from durable.schedules where queue = %(queue)s
+union all
 select 'queue', 'queue ' || queue, (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
 """

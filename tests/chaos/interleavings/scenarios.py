@@ -275,6 +275,35 @@ def what_is_for_one_version(stage: Stage) -> list[Call]:
     ]
 
 
+def schedules_that_are_due(stage: Stage) -> list[Call]:
+    for schedule, overlap in (("s", "cancel"), ("t", "skip")):
+        definition = {"task": schedule, "every": 3600, "overlap": overlap}
+        stage.done(do.create_schedule(schedule, **definition))
+    last = stage.triggered("s")
+    stage.held("below", last)
+    stage.done(do.with_schedule("pause_schedule", "t"))
+    stage.done(do.apply_schedules("u"))
+    return [
+        do.fire_schedules,
+        do.run_maintenance,
+        do.create_schedule("s", task="s", every=60),
+        do.create_schedule("new", task="new", every=60),
+        do.apply_schedules("s", "new"),
+        do.announce_schedules("t", "s"),
+        do.with_schedule("drop_schedule", "s"),
+        do.with_schedule("pause_schedule", "s"),
+        do.with_schedule("resume_schedule", "t"),
+        do.trigger_schedule("s"),
+        do.backfill_schedule("s"),
+        do.spawn("s", idempotency_key="schedule/s/2030-01-01T00:00:00Z"),
+        do.complete(last),
+        do.save(last),
+        do.cancel(last),
+        do.claim(),
+        do.drop_queue,
+    ]
+
+
 def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
     held = stage.held("held", idempotency_key="k")
     sleeper = stage.held("sleeper", held)
@@ -349,6 +378,7 @@ SCENARIOS: Final[list[Scenario]] = [
     keys_and_those_who_have_them,
     two_tasks_in_one_batch,
     what_is_for_one_version,
+    schedules_that_are_due,
     a_queue_on_its_way_out,
     many_at_once,
 ]

@@ -59,6 +59,15 @@ class Stage:
         self.nicks[str(task_id)] = nick
         return Held(nick, task_id)
 
+    def triggered(self, schedule: str) -> Held:
+        """Trigger a schedule whose task has its name, and claim the task."""
+        ((task_id,),) = self._rows(
+            "select task_id from durable.trigger_schedule(%(queue)s, %(schedule)s)",
+            schedule=schedule,
+        )
+        self.nicks[str(task_id)] = schedule
+        return self.hold(Held(schedule, task_id))
+
     def hold(self, task: Held, *, lease: float = 10**5) -> Held:
         """Claim a task."""
         claimed = self._rows(CLAIM, worker=WORKER, names=[task.nick], lease=lease)

@@ -205,6 +205,7 @@ class Machine(Workers):
                     self.model.expire_leases(100),
                     self.model.expire_tasks(1000),
                     self.model.apply_deferred_work(order),
+                    0,  # ticks of schedules
                     self.model.cleanup(1000),
                     self.model.prune_events(1000),
                 )

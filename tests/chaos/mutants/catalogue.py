@@ -10,6 +10,7 @@ from tests.chaos.mutants.histories import HISTORIES
 from tests.chaos.mutants.holding import HOLDING
 from tests.chaos.mutants.keeping import KEEPING
 from tests.chaos.mutants.mail import MAIL
+from tests.chaos.mutants.schedules import SCHEDULES
 from tests.chaos.mutants.waiting import WAITING
 
 __all__ = ["MUTANTS"]
@@ -22,4 +23,5 @@ MUTANTS: Final = [
     *MAIL,
     *FEATURES,
     *HISTORIES,
+    *SCHEDULES,
 ]

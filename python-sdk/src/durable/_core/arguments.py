@@ -49,6 +49,7 @@ def _check(name: object, what: str, limit: int) -> str:
 check_queue_name = partial(_check, what="a queue's name", limit=SHORT)
 check_task_name = partial(_check, what="a task's name", limit=SHORT)
 check_version = partial(_check, what="a version", limit=SHORT)
+check_schedule_name = partial(_check, what="a schedule's name", limit=SHORT)
 check_event_name = partial(_check, what="an event's name", limit=LONG)
 check_key = partial(_check, what="an idempotency key", limit=LONG)
 check_topic = partial(_check, what="a message's topic", limit=LONG)

@@ -418,6 +418,61 @@ class AnnouncedTask:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleInfo:
+    """A schedule in a list.
+
+    `cron` in `time_zone`, or `every`, in seconds, says when it spawns `task`; for
+    `catch_up`, `overlap` and `jitter` see `durable.schedules.ScheduleOptions`. `source`
+    is "declared" by a task's code, "applied" by `apply_schedules`, or None. `next_at`
+    is its next tick, None while it is paused, since `paused_at`. `last_at` is the tick
+    of `last_task_id`, the task that it spawned last. If the next tick could not be
+    handled at `failed_at`, `error` says why; it is tried again.
+    """
+
+    queue: str
+    name: str
+    task: str
+    cron: str | None
+    every: int | None
+    time_zone: str
+    catch_up: str | int
+    overlap: str
+    jitter: float | None
+    source: str | None
+    created_at: datetime
+    paused_at: datetime | None
+    next_at: datetime | None
+    last_at: datetime | None
+    last_task_id: UUID | None
+    failed_at: datetime | None
+    error: str | None
+
+
+def schedule_info(queue: str, row: tuple[Any, ...]) -> ScheduleInfo:
+    """Return a row of `durable.list_schedules` as a value."""
+    name, task, cron, every, time_zone, catch_up, *rest = row
+    values: Any = (name, task, cron, every, time_zone, json.loads(catch_up), *rest)
+    return ScheduleInfo(queue, *values)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRun:
+    """A task that a schedule has spawned.
+
+    `scheduled_at` is its tick or, if it was `triggered`, when that was.
+    """
+
+    queue: str
+    scheduled_at: datetime
+    triggered: bool
+    task_id: UUID
+    state: TaskState
+    attempt: int
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class VersionStats:
     """A version of the application in a queue, with counts of its live tasks.
 

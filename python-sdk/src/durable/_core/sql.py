@@ -71,6 +71,31 @@ list_versions = Statement(
 )
 list_waiting_names = Statement("select * from durable.list_waiting_names(%s)")
 
+create_schedule = Statement("select durable.create_schedule(%s, %s, %s::text::jsonb)")
+drop_schedule = Statement("select durable.drop_schedule(%s, %s)")
+apply_schedules = Statement("select durable.apply_schedules(%s, %s::text::jsonb)")
+pause_schedule = Statement("select durable.pause_schedule(%s, %s)")
+resume_schedule = Statement("select durable.resume_schedule(%s, %s)")
+trigger_schedule = Statement(f"select {_SPAWNED} from durable.trigger_schedule(%s, %s)")
+backfill_schedule = Statement(
+    f"select {_SPAWNED} from durable.backfill_schedule(%s, %s, %s, %s)"
+)
+list_schedules = Statement(
+    "select schedule, task, cron, every, time_zone, catch_up::text, overlap, jitter,"
+    f" source, created_at, paused_at, least(next_at, {_LAST_MOMENT}), last_at,"
+    " last_task_id, failed_at, error from durable.list_schedules(%s, %s, %s)"
+)
+list_schedule_runs = Statement(
+    "select scheduled_at, triggered, task_id, state, attempt, started_at, finished_at"
+    " from durable.list_schedule_runs(%s, %s, %s, %s)"
+)
+next_fires = Statement("select * from durable.next_fires(%s, %s, %s, %s)")
+
+
+def announce_schedules(queue: str, schedules: str, tasks: Sequence[str]) -> Statement:
+    text = "select durable.announce_schedules(%s, %s::text::jsonb, %s::text[])"
+    return Statement(text, (queue, schedules, list(tasks)))
+
 
 def announce_definitions(
     queue: str, definitions: str, version: str | None, *, starts: bool
@@ -221,8 +246,11 @@ def claim_tasks(  # noqa: PLR0917 - the function's own
 
 
 def before_idle(queue: str, names: Sequence[str], version: str | None) -> Statement:
-    text = "select durable.apply_deferred_work(%s), durable.get_next_due(%s, %s, %s)"
-    return Statement(text, (queue, queue, list(names), version))
+    text = (
+        "select durable.apply_deferred_work(%s), durable.fire_schedules(%s),"
+        " durable.get_next_due(%s, %s, %s)"
+    )
+    return Statement(text, (queue, queue, queue, list(names), version))
 
 
 def release_unknown(queue: str, worker: str, known: Iterable[UUID]) -> Statement:

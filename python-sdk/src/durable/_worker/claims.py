@@ -213,8 +213,8 @@ class Claims:
             longest = self._settings.poll * random.uniform(0.8, 1)  # noqa: S311 - no secret
             for queue in self._settings.queues:
                 statement = sql.before_idle(queue, self._names, self._version)
-                ((noted, due),) = await self._connection.fetch(statement)
-                if noted or due is not None:
+                ((noted, fired, due),) = await self._connection.fetch(statement)
+                if noted or fired or due is not None:
                     longest = min(longest, due or _LOCKED_SECONDS)
             await self._wait_for_work(self._until_registered(longest))
         self._rested_at = time.monotonic()

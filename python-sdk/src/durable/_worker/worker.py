@@ -24,6 +24,7 @@ from psycopg import AsyncConnection, ConnectionInfo
 
 from durable._core import sql
 from durable._core.outcomes import Resolved
+from durable._core.schedule_requests import declared_schedules
 from durable._db.application import Application
 from durable._db.django import close_shared_connections
 from durable._db.reconnecting import ReconnectingConnection, wait_until_open
@@ -186,6 +187,7 @@ class Worker:
                 sql.claim_tasks(queue, self.worker_id, [], 0, settings.lease)
             )
             await self._announce(queue)
+            await self._announce_schedules(queue)
         ((engine,),) = await claiming.fetch(sql.version())
         self._claiming = asyncio.create_task(self._work(), name="durable claims")
         self._log_start(engine)
@@ -217,6 +219,22 @@ class Worker:
                 error,
                 queue,
             )
+
+    async def _announce_schedules(self, queue: str) -> None:
+        """Create the schedules that the application's tasks declare."""
+        schedules, tasks = declared_schedules(self._application, queue)
+        if not tasks:
+            return
+        statement = sql.announce_schedules(queue, schedules, tasks)
+        try:
+            await self._services.claim_connection.fetch(statement, own_queue=False)
+        except Forbidden as error:
+            if schedules != "[]":
+                logger.warning(
+                    "%s: the schedules of tasks in queue %r are not created",
+                    error,
+                    queue,
+                )
 
     def _log_start(self, engine: str) -> None:
         application = self._application

@@ -56,10 +56,14 @@ _STANDS: Final = "select stands_at is not null from durable_testing.clock"
 # The next time at which something is due that was not due at a given time.
 _NEXT_DUE: Final = """
 select min(due)
-from durable.tasks
-cross join unnest(array[available_at, expires_at, lease_expires_at]) as due
-where due > coalesce(%s, durable._now())
-  and due <= coalesce(%s, 'infinity'::timestamptz)
+from (
+  select unnest(array[available_at, expires_at, lease_expires_at]) as due
+  from durable.tasks
+  union all
+  select next_at from durable.schedules where %(schedules)s
+) as times
+where due > coalesce(%(after)s, durable._now())
+  and due <= coalesce(%(until)s, 'infinity'::timestamptz)
 """
 _STOP_CLAIMS: Final = "lock table durable.tasks in share row exclusive mode"
 
@@ -131,18 +135,29 @@ class EngineClock:
         self.session.execute(_JUMP, {"at": moment(at, "at")})
 
     def next_due(
-        self, until: datetime | None = None, *, after: datetime | None = None
+        self,
+        until: datetime | None = None,
+        *,
+        after: datetime | None = None,
+        schedules: bool = True,
     ) -> datetime | None:
         """Return the next time at which something is due, if there is one.
 
-        That is the end of a sleep, a timeout, a retry, a deadline or a lease. Only
-        times later than `after` count (default: now).
+        That is the end of a sleep, a timeout, a retry, a deadline or a lease, or,
+        unless `schedules` is False, a tick of a schedule. Only times later than `after`
+        count (default: now).
         """
-        row = self.session.execute(_NEXT_DUE, [after, until]).fetchone()
+        times = {"after": after, "until": until, "schedules": schedules}
+        row = self.session.execute(_NEXT_DUE, times).fetchone()
         return None if row is None or row[0] is None else row[0].astimezone(UTC)
 
     def jump_to_next_due(
-        self, driver: Driver, after: datetime, until: datetime | None = None
+        self,
+        driver: Driver,
+        after: datetime,
+        until: datetime | None = None,
+        *,
+        schedules: bool = True,
     ) -> datetime | None:
         """Jump to the next time at which something is due; None if there is none.
 
@@ -154,7 +169,7 @@ class EngineClock:
             self.session.execute(_STOP_CLAIMS)
             if driver.running():
                 return self.now()
-            due = self.next_due(until, after=after)
+            due = self.next_due(until, after=after, schedules=schedules)
             if due is None or due <= self.now():
                 return due
             self.jump_to(due)

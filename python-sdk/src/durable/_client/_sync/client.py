@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar, Unpack, overload
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from psycopg_pool import ConnectionPool
 
@@ -21,12 +22,16 @@ from durable._core.arguments import (
     as_uuid,
     check_event_name,
     check_queue_name,
+    check_schedule_name,
     check_version,
+    moment,
 )
 from durable._core.messages import Addressed, Recipient, message, queue_of, task_id_of
 from durable._core.reports import (
     AnnouncedTask,
     QueueStats,
+    ScheduleInfo,
+    ScheduleRun,
     TaskFilter,
     TaskInfo,
     TaskResult,
@@ -34,8 +39,10 @@ from durable._core.reports import (
     checked_filter,
     checked_limit,
     is_task,
+    schedule_info,
     task_info,
 )
+from durable._core.schedule_requests import schedule_request, schedules_json
 from durable._core.spawn_requests import (
     UNSET,
     SpawnRequest,
@@ -46,7 +53,7 @@ from durable._core.spawn_requests import (
     tasks_json,
 )
 from durable._core.sql import Statement
-from durable._core.values import JSON, PLAIN, codec
+from durable._core.values import JSON, PLAIN, Codec, codec
 from durable._db import drivers
 from durable._db._sync.database import Database
 from durable._db.application import Application, Lifespan
@@ -58,6 +65,7 @@ from durable.errors import InvalidArgument, UnknownQueue
 from durable.middleware import Middleware
 from durable.options import QueuePolicy, SpawnOptions, policy_json
 from durable.registry import AnyTask
+from durable.schedules import Schedule
 from durable.task import Task
 
 __all__ = ["Durable"]
@@ -194,12 +202,17 @@ class Durable:
         return self.queue if queue is None else check_queue_name(queue)
 
     def _handle(self, request: SpawnRequest[R], row: tuple[Any, ...]) -> TaskHandle[R]:
+        return self._spawned(request.queue, row, request.result_codec)
+
+    def _spawned(
+        self, queue: str, row: tuple[Any, ...], result_codec: Codec[R]
+    ) -> TaskHandle[R]:
         task_id, run_id, attempt, created = row
         return TaskHandle(
             self._backend,
-            request.queue,
+            queue,
             UUID(str(task_id)),
-            request.result_codec,
+            result_codec,
             run_id=UUID(str(run_id)),
             attempt=attempt,
             created=created,
@@ -683,6 +696,143 @@ class Durable:
             changed, busy = changed + more, busy + locked
             if last is None:
                 return changed, busy
+
+    # -- schedules ---------------------------------------------------------------
+
+    def create_schedule(
+        self, task: AnyTask | str, schedule: Schedule, *, queue: str | None = None
+    ) -> bool:
+        """Create a schedule of a task, or change the one of its name.
+
+            app.create_schedule(Report, Schedule.cron("0 3 * * *", name="vienna"))
+
+        Its name is by default the task's. By default it is in the task's queue. Returns
+        whether it is new. Raises InvalidArgument, pydantic's ValidationError for
+        params, and UnknownQueue.
+        """
+        request = schedule_request(self._application, task, schedule, queue)
+        statement = sql.create_schedule(request.queue, request.name, request.definition)
+        ((created,),) = self._database.fetch(statement)
+        return bool(created)
+
+    def apply_schedules(
+        self,
+        schedules: Iterable[tuple[AnyTask | str, Schedule]],
+        *,
+        queue: str | None = None,
+    ) -> int:
+        """Create or change all schedules of a list, and drop those no longer in it.
+
+        They are (task, schedule) pairs, in one queue. Dropped are those that an earlier
+        call has applied, not those of `create_schedule` and of tasks' code. All or
+        none; returns how many were created, changed or dropped. Raises as
+        `create_schedule` does.
+        """
+        name = self._checked_queue(queue)
+        requests = [
+            schedule_request(self._application, task, schedule, name)
+            for task, schedule in schedules
+        ]
+        statement = sql.apply_schedules(name, schedules_json(requests))
+        ((changed,),) = self._database.fetch(statement)
+        return int(changed)
+
+    def drop_schedule(self, schedule: str, *, queue: str | None = None) -> bool:
+        """Delete a schedule; return whether there was one. Its tasks stay."""
+        statement = sql.drop_schedule(*self._named(schedule, queue))
+        ((dropped,),) = self._database.fetch(statement)
+        return bool(dropped)
+
+    def pause_schedule(self, schedule: str, *, queue: str | None = None) -> bool:
+        """Pause a schedule; return False if it is paused already. Raises NotFound."""
+        statement = sql.pause_schedule(*self._named(schedule, queue))
+        ((paused,),) = self._database.fetch(statement)
+        return bool(paused)
+
+    def resume_schedule(self, schedule: str, *, queue: str | None = None) -> bool:
+        """Resume a paused schedule with its next tick; False if it is not paused.
+
+        `backfill_schedule` spawns the tasks of the pause. Raises NotFound.
+        """
+        statement = sql.resume_schedule(*self._named(schedule, queue))
+        ((resumed,),) = self._database.fetch(statement)
+        return bool(resumed)
+
+    def trigger_schedule(
+        self, schedule: str, *, queue: str | None = None
+    ) -> TaskHandle[Any]:
+        """Spawn a task of a schedule now, also if it is paused. Raises NotFound."""
+        name, schedule = self._named(schedule, queue)
+        (row,) = self._database.fetch(sql.trigger_schedule(name, schedule))
+        return self._spawned(name, row, PLAIN)
+
+    def backfill_schedule(
+        self,
+        schedule: str,
+        start: datetime,
+        end: datetime,
+        *,
+        queue: str | None = None,
+    ) -> list[TaskHandle[Any]]:
+        """Spawn the tasks of the ticks from `start` on and before `end`, in the past.
+
+        All at once, whatever the schedule's `overlap`. A tick whose task exists gets no
+        other. Returns handles in the order of the ticks. Raises NotFound, and
+        InvalidArgument for more than 10,000 ticks.
+        """
+        name, schedule = self._named(schedule, queue)
+        statement = sql.backfill_schedule(
+            name, schedule, moment(start, "start"), moment(end, "end")
+        )
+        rows = self._database.fetch(statement, slow=True)
+        return [self._spawned(name, row, PLAIN) for row in rows]
+
+    def list_schedules(
+        self,
+        *,
+        limit: int = 1000,
+        after: str | None = None,
+        queue: str | None = None,
+    ) -> list[ScheduleInfo]:
+        """Return at most `limit` schedules of a queue by name, those after `after`."""
+        name = self._checked_queue(queue)
+        statement = sql.list_schedules(name, checked_limit(limit), after)
+        rows = self._database.fetch(statement)
+        return [schedule_info(name, row) for row in rows]
+
+    def list_schedule_runs(
+        self,
+        schedule: str,
+        *,
+        limit: int = 100,
+        before: datetime | None = None,
+        queue: str | None = None,
+    ) -> list[ScheduleRun]:
+        """Return at most `limit` tasks that a schedule has spawned, the latest first.
+
+        Only those scheduled before `before`, if given, and not deleted yet.
+        """
+        name, schedule = self._named(schedule, queue)
+        until = None if before is None else moment(before, "before")
+        statement = sql.list_schedule_runs(name, schedule, checked_limit(limit), until)
+        rows = self._database.fetch(statement)
+        return [ScheduleRun(name, *row) for row in rows]
+
+    def next_fires(
+        self,
+        cron: str,
+        *,
+        time_zone: str | ZoneInfo = "UTC",
+        after: datetime | None = None,
+        count: int = 5,
+    ) -> list[datetime]:
+        """Return the next times of a cron expression. Raises InvalidArgument."""
+        start = None if after is None else moment(after, "after")
+        statement = sql.next_fires(cron, str(time_zone), start, count)
+        return [at for (at,) in self._database.fetch(statement)]
+
+    def _named(self, schedule: str, queue: str | None) -> tuple[str, str]:
+        return self._checked_queue(queue), check_schedule_name(schedule)
 
     # -- versions ----------------------------------------------------------------
 

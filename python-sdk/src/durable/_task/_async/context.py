@@ -90,6 +90,7 @@ R6 = TypeVar("R6")
 J = TypeVar("J", bound=Joinable[Any])
 
 _IDENTITY: Final = "durable:identity"  # the header in which SQL keeps it
+_SCHEDULE: Final = "durable:schedule"  # the same for the schedule and its tick
 
 
 @dataclass(slots=True)
@@ -206,12 +207,22 @@ class TaskContext(Generic[State_co]):
     @property
     def headers(self) -> Mapping[str, JSON]:
         """The headers given at the spawn, and those inherited."""
-        return {k: v for k, v in self._run.headers.items() if k != _IDENTITY}
+        own = (_IDENTITY, _SCHEDULE)
+        return {k: v for k, v in self._run.headers.items() if k not in own}
 
     @property
     def identity(self) -> Mapping[str, JSON] | None:
         """The identity of the requester, given at the spawn or inherited; or None."""
         return self._run.headers.get(_IDENTITY)
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The tick of the schedule that spawned this task, or an ancestor of it.
+
+        If the schedule was triggered, when that was. None for all other tasks.
+        """
+        scheduled = self._run.headers.get(_SCHEDULE)
+        return None if scheduled is None else datetime.fromisoformat(scheduled["at"])
 
     @property
     def state(self) -> State_co:

@@ -1,0 +1,813 @@
+-- Schedules: tasks that are spawned periodically.
+--
+-- A tick is a time at which a schedule is due. The session that handles it locks the schedule's
+-- row, spawns the task and sets next_at to the next tick, in one transaction. The task's
+-- idempotency key consists of the schedule's name and the tick, so a backfill, or a clock that
+-- was set back, does not spawn a second task.
+--
+-- Lock order: a row of schedules, then keys and tasks. The keys are taken only under the lock of
+-- the schedule's row, so no other session holds one. fire_schedules tries all rows with SKIP
+-- LOCKED.
+
+create or replace function durable.create_schedule(queue text, schedule text, definition jsonb)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _change text;
+begin
+  perform durable._require_queue(_queue);
+  perform durable._checked_name('schedule', schedule, 100);
+  _change := durable._write_schedule(_queue, schedule, definition, null);
+  perform durable._notify_listeners(_queue, 'work');
+  return _change = 'created';
+end;
+$$;
+
+comment on function durable.create_schedule is
+'Creates a schedule, or changes one that exists, of which keys that are left out keep their
+values. definition:
+
+- task, params, options: the task to spawn at each tick, as in spawn; without the options
+  idempotency_key, fingerprint, parent_task_id, deadline, delay and run_at.
+- cron: an expression as in next_fires; or every: whole seconds between ticks, which are
+  multiples of it since 1970 in UTC.
+- time_zone: of the cron expression; default UTC.
+- catch_up: the ticks to handle if some are more than a minute late: "last", the latest one
+  (default); "skip", none; "all"; or a number from 1 to 10,000, that many of the latest. Ticks
+  that are at most a minute late are always handled.
+- overlap: if the last task has not finished at a tick: "skip" the tick (default); "cancel"
+  that task and spawn another; or "allow" several.
+- jitter: the most seconds by which a task starts late; for each tick a fixed part of it.
+
+The task''s idempotency key is schedule/<schedule>/<tick in UTC>, and its header
+durable:schedule has the name and the tick. A new cron expression, interval or time zone takes
+effect from now on. Returns whether the schedule was created. Refuses bad definitions (22023)
+and an unknown queue (WFQUE). Locks: the schedule''s row.';
+
+-- Creates or changes a schedule; returns 'created', 'changed' or 'same'. Without a source, the
+-- definition changes a known schedule; with one, it is complete. It loops if another session
+-- creates the schedule meanwhile.
+create or replace function durable._write_schedule(
+  queue text, schedule text, definition jsonb, source text
+) returns text language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _schedule text collate "C" := schedule;
+  _known durable.schedules;
+  _new durable.schedules;
+begin
+  loop
+    select * into _known
+    from durable.schedules
+    where schedules.queue = _queue and schedules.schedule = _schedule
+    for no key update;
+    _new := durable._with_definition(
+      case when source is null then _known end, definition, durable._now());
+    _new.source := source;
+    if _known.schedule is not null then
+      return durable._change_schedule(_known, _new);
+    end if;
+    insert into durable.schedules (
+      created_at, next_at, jitter, every, catch_up, queue, schedule, task, cron, time_zone,
+      overlap, source, params, options
+    )
+    values (
+      durable._now(), _new.next_at, _new.jitter, _new.every, _new.catch_up, _queue, _schedule,
+      _new.task, _new.cron, _new.time_zone, _new.overlap, _new.source, _new.params, _new.options
+    )
+    on conflict do nothing;
+    exit when found;
+  end loop;
+  return 'created';
+end;
+$$;
+
+-- Writes a new definition, if it differs. A due tick stays due if it is one of the new definition
+-- too. A tick that is to come is computed again: the rules of the time zone may have changed.
+create or replace function durable._change_schedule(
+  known durable.schedules, new durable.schedules
+) returns text language plpgsql as $$
+declare
+  _next_at timestamptz := case
+    when known.paused_at is not null then null
+    when known.next_at <= durable._now()
+      and (known.cron, known.every, known.time_zone)
+        is not distinct from (new.cron, new.every, new.time_zone)
+      then known.next_at
+    else new.next_at end;
+begin
+  if (_next_at, new.jitter, new.every, new.catch_up, new.task, new.cron, new.time_zone, new.overlap,
+      new.source, new.params, new.options)
+    is not distinct from (known.next_at, known.jitter, known.every, known.catch_up, known.task,
+      known.cron, known.time_zone, known.overlap, known.source, known.params, known.options)
+  then
+    return 'same';
+  end if;
+  update durable.schedules
+  set
+    next_at = _next_at,
+    failed_at = null,
+    jitter = new.jitter,
+    every = new.every,
+    catch_up = new.catch_up,
+    task = new.task,
+    cron = new.cron,
+    time_zone = new.time_zone,
+    overlap = new.overlap,
+    source = new.source,
+    error = null,
+    params = new.params,
+    options = new.options
+  where schedules.queue = known.queue and schedules.schedule = known.schedule;
+  return 'changed';
+end;
+$$;
+
+-- Returns a schedule with the keys of a definition, checked, and its next tick. known: null for
+-- one with the defaults.
+create or replace function durable._with_definition(
+  known durable.schedules, definition jsonb, at timestamptz
+) returns durable.schedules language plpgsql as $$
+declare
+  _new durable.schedules := known;
+begin
+  definition := durable._checked_keys('definition', definition, array[
+    'task', 'params', 'options', 'cron', 'every', 'time_zone', 'catch_up', 'overlap', 'jitter'
+  ]);
+  if _new.schedule is null then
+    _new.catch_up := 1;
+  end if;
+  _new.task := durable._checked_name('task name', coalesce(definition ->> 'task', _new.task), 100);
+  _new.params := durable._checked_size('params',
+    coalesce(definition -> 'params', _new.params, '{}'));
+  _new.options := durable._checked_schedule_options(
+    coalesce(nullif(definition -> 'options', 'null'), _new.options, '{}'));
+  _new.overlap := durable._checked_overlap(
+    coalesce(definition ->> 'overlap', _new.overlap, 'skip'));
+  if definition ? 'catch_up' then
+    _new.catch_up := durable._checked_catch_up(definition -> 'catch_up');
+  end if;
+  if definition ? 'jitter' then
+    _new.jitter := nullif(durable._number('definition', definition, 'jitter', 0), 0);
+  end if;
+  return durable._with_recurrence(_new, definition, at);
+end;
+$$;
+
+create or replace function durable._with_recurrence(
+  schedule durable.schedules, definition jsonb, at timestamptz
+) returns durable.schedules language plpgsql as $$
+declare
+  _new durable.schedules := schedule;
+  _zone text collate "C" := coalesce(definition ->> 'time_zone', schedule.time_zone, 'UTC');
+begin
+  if definition ?| array['cron', 'every'] then
+    _new.cron := definition ->> 'cron';
+    _new.every := durable._checked_interval(definition);
+  end if;
+  if num_nonnulls(_new.cron, _new.every) <> 1 then
+    perform durable._refuse_argument('a schedule needs either cron or every',
+      'Pass {"cron": "0 3 * * *"}, or {"every": 3600}, whole seconds.');
+  end if;
+  _new.time_zone := case when _zone = schedule.time_zone then _zone
+    else durable._checked_time_zone(_zone) end; -- a name is looked up once: that takes long
+  _new.next_at := durable._next_tick(_new, at);
+  if _new.next_at is null then
+    perform durable._refuse_argument(format('no date matches "%s"', left(_new.cron, 100)),
+      'Pass a day that the month has.');
+  end if;
+  return _new;
+end;
+$$;
+
+create or replace function durable._checked_interval(definition jsonb)
+returns integer language plpgsql immutable as $$
+declare
+  _seconds double precision := durable._number('definition', definition, 'every', 1);
+begin
+  if _seconds <> floor(_seconds) or _seconds > 2147483647 then
+    perform durable._refuse_argument(format('every in definition is %s', _seconds),
+      'Pass a whole number of seconds from 1.');
+  end if;
+  return _seconds;
+end;
+$$;
+
+-- Returns how many ticks are caught up, as the table stores it.
+create or replace function durable._checked_catch_up(catch_up jsonb)
+returns integer language plpgsql immutable as $$
+begin
+  if catch_up in ('"last"', 'null') then
+    return 1;
+  elsif catch_up = '"skip"' then
+    return 0;
+  elsif catch_up = '"all"' then
+    return null;
+  elsif jsonb_typeof(catch_up) = 'number' and catch_up::text ~ '^\d{1,5}$'
+    and catch_up::integer between 1 and 10000
+  then
+    return catch_up::integer;
+  end if;
+  perform durable._refuse_argument(format('catch_up in definition is %s', left(catch_up::text, 40)),
+    'Pass "last", "skip", "all", or a number from 1 to 10000.');
+  return null;
+end;
+$$;
+
+create or replace function durable._checked_overlap(overlap text)
+returns text language plpgsql immutable as $$
+begin
+  if overlap collate "C" not in ('allow', 'skip', 'cancel') then
+    perform durable._refuse_argument(format('overlap in definition is "%s"', left(overlap, 40)),
+      'Pass "skip", "cancel" or "allow".');
+  end if;
+  return overlap;
+end;
+$$;
+
+-- Returns the options of a spawn, without those that each tick has of its own.
+create or replace function durable._checked_schedule_options(options jsonb)
+returns jsonb language plpgsql immutable as $$
+declare
+  _own text[] := array[
+    'idempotency_key', 'fingerprint', 'parent_task_id', 'deadline', 'delay', 'run_at'];
+begin
+  perform durable._spawn_options(options);
+  if options ?| _own then
+    perform durable._refuse_argument('options in definition are for every tick',
+      'Leave out ' || array_to_string(_own, ', ') || '.');
+  end if;
+  return options;
+end;
+$$;
+
+create or replace function durable.drop_schedule(queue text, schedule text)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _schedule text collate "C" := schedule;
+begin
+  delete from durable.schedules
+  where schedules.queue = _queue and schedules.schedule = _schedule;
+  return found;
+end;
+$$;
+
+comment on function durable.drop_schedule is
+'Deletes a schedule. Tasks that it has spawned stay. Returns false if there is no such schedule.
+Locks: the schedule''s row.';
+
+create or replace function durable.apply_schedules(queue text, schedules jsonb)
+returns integer language plpgsql as $$
+begin
+  perform durable._require_queue(queue);
+  return durable._apply_schedules(queue, schedules, 'applied', null);
+end;
+$$;
+
+comment on function durable.apply_schedules is
+'Makes the schedules of a queue those of a list, all or none. schedules: [{"schedule": name, ...},
+...], each a complete definition as in create_schedule: keys that are left out have their
+defaults. If a name occurs twice the last one counts. Schedules that an earlier call has applied
+and that are not in the list are deleted; those of create_schedule and of workers stay. Returns
+how many were created, changed or deleted. Refuses bad definitions (22023) and an unknown queue
+(WFQUE). Locks: the queue''s row, so calls for one queue run one at a time; then the rows of the
+schedules.';
+
+create or replace function durable.announce_schedules(queue text, schedules jsonb, tasks text[])
+returns integer language plpgsql as $$
+begin
+  perform durable._require_queue(queue);
+  return durable._apply_schedules(queue, schedules, 'declared', tasks);
+end;
+$$;
+
+comment on function durable.announce_schedules is
+'Announces the schedules that the code of tasks declares; a worker calls it when it starts.
+schedules: as in apply_schedules. tasks: the names of all tasks that the worker knows. Schedules
+of these tasks that an earlier call has announced and that are not in the list are deleted; all
+others stay. Returns, refuses and locks the same as apply_schedules.';
+
+-- tasks: only schedules of these tasks are deleted; null: of any.
+create or replace function durable._apply_schedules(
+  queue text, schedules jsonb, source text, tasks text[]
+) returns integer language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _source text collate "C" := source;
+  _tasks text[] collate "C" := tasks;
+  _names text[] collate "C" := array[]::text[];
+  _given record;
+  _written integer := 0;
+  _deleted integer;
+begin
+  perform durable._check_schedules(schedules);
+  perform from durable.queues where queues.queue = _queue for no key update; -- one call at a time
+  for _given in
+    select distinct on (element.definition ->> 'schedule' collate "C")
+      element.definition ->> 'schedule' as name, element.definition - 'schedule' as definition
+    from jsonb_array_elements(schedules) with ordinality as element (definition, ordinal)
+    order by element.definition ->> 'schedule' collate "C", element.ordinal desc
+  loop
+    _names := _names || _given.name;
+    if durable._write_schedule(_queue, _given.name, _given.definition, _source) <> 'same' then
+      _written := _written + 1;
+    end if;
+  end loop;
+  delete from durable.schedules
+  where schedules.queue = _queue
+    and schedules.source = _source
+    and schedules.schedule <> all (_names)
+    and (_tasks is null or schedules.task = any (_tasks));
+  get diagnostics _deleted = row_count;
+  if _written > 0 then
+    perform durable._notify_listeners(_queue, 'work');
+  end if;
+  return _written + _deleted;
+end;
+$$;
+
+create or replace function durable._check_schedules(schedules jsonb)
+returns void language plpgsql immutable as $$
+begin
+  if schedules is null or jsonb_typeof(schedules) <> 'array' then
+    perform durable._refuse_argument('schedules must be a JSON array',
+      'Pass [{"schedule": "name", "task": "name", "cron": "0 3 * * *"}, ...].');
+  end if;
+  perform durable._checked_name('schedule', given.definition ->> 'schedule', 100)
+  from jsonb_array_elements(schedules) as given (definition);
+end;
+$$;
+
+create or replace function durable.pause_schedule(queue text, schedule text)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _known durable.schedules := durable._locked_schedule(_queue, schedule);
+begin
+  update durable.schedules
+  set paused_at = durable._now(), next_at = null
+  where schedules.queue = _queue and schedules.schedule = _known.schedule
+    and schedules.paused_at is null;
+  return found;
+end;
+$$;
+
+comment on function durable.pause_schedule is
+'Pauses a schedule: it spawns nothing until resume_schedule. Returns false if it is paused
+already. Refuses an unknown schedule (WFNFD). Locks: the schedule''s row.';
+
+create or replace function durable.resume_schedule(queue text, schedule text)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _known durable.schedules := durable._locked_schedule(_queue, schedule);
+begin
+  update durable.schedules
+  set
+    paused_at = null,
+    next_at = durable._next_tick(_known, durable._now()),
+    failed_at = null,
+    error = null
+  where schedules.queue = _queue and schedules.schedule = _known.schedule
+    and schedules.paused_at is not null;
+  if not found then
+    return false;
+  end if;
+  perform durable._notify_listeners(_queue, 'work');
+  return true;
+end;
+$$;
+
+comment on function durable.resume_schedule is
+'Resumes a paused schedule with its next tick. The ticks of the pause are not caught up:
+backfill_schedule spawns their tasks. Returns false if it is not paused. Refuses an unknown
+schedule (WFNFD). Locks: the schedule''s row.';
+
+create or replace function durable._locked_schedule(queue text, schedule text)
+returns durable.schedules language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _schedule text collate "C" := schedule;
+  _known durable.schedules;
+begin
+  select * into _known
+  from durable.schedules
+  where schedules.queue = _queue and schedules.schedule = _schedule
+  for no key update;
+  if not found then
+    raise exception using errcode = 'WFNFD',
+      message = format('no schedule "%s" in queue "%s"', schedule, queue),
+      hint = 'list_schedules() lists them; create_schedule() makes one.';
+  end if;
+  return _known;
+end;
+$$;
+
+create or replace function durable.trigger_schedule(queue text, schedule text)
+returns durable.spawned_task language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _known durable.schedules := durable._locked_schedule(_queue, schedule);
+  _now timestamptz := durable._now();
+  _spawned durable.spawned_task;
+begin
+  _known.jitter := null;
+  _spawned := durable._spawn_run(_known, _now,
+    durable._run_key(schedule, _now) || '.' || gen_random_uuid()::text);
+  update durable.schedules
+  set last_at = _now, last_task_id = _spawned.task_id
+  where schedules.queue = _queue and schedules.schedule = _known.schedule;
+  return _spawned;
+end;
+$$;
+
+comment on function durable.trigger_schedule is
+'Spawns a task of a schedule now, also if the schedule is paused or its last task has not
+finished. It counts as the last task at the next tick. Returns the task. Refuses an unknown
+schedule (WFNFD). Locks: the schedule''s row.';
+
+create or replace function durable.backfill_schedule(
+  queue text, schedule text, start_at timestamptz, end_at timestamptz
+) returns setof durable.spawned_task language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _known durable.schedules := durable._locked_schedule(_queue, schedule);
+  _tick timestamptz;
+  _left integer := 10000;
+begin
+  for _tick in
+    select tick.at
+    from durable._ticks(_known, start_at - make_interval(secs => 1e-6),
+      least(end_at, durable._now()), _left + 1) as tick (at)
+    where tick.at < end_at
+  loop
+    if _left = 0 then
+      perform durable._refuse_argument('there are more than 10,000 ticks in this time',
+        'Pass a shorter time.');
+    end if;
+    _left := _left - 1;
+    return next durable._spawn_run(_known, _tick, durable._run_key(schedule, _tick));
+  end loop;
+end;
+$$;
+
+comment on function durable.backfill_schedule is
+'Spawns the tasks of a schedule''s past ticks from start_at on and before end_at, all at once and
+regardless of overlap. A tick that has a task gets no other. Returns the tasks in the order of
+their ticks; created is false for those that existed. Refuses more than 10,000 ticks (22023) and
+an unknown schedule (WFNFD). Locks: the schedule''s row.';
+
+-- Returns the first tick after a moment; null: there is none.
+create or replace function durable._next_tick(schedule durable.schedules, after timestamptz)
+returns timestamptz language plpgsql immutable as $$
+begin
+  if schedule.every is not null then
+    return to_timestamp((floor(extract(epoch from after) / schedule.every) + 1) * schedule.every);
+  end if;
+  return durable._next_fire(durable._parsed_cron(schedule.cron), schedule.time_zone, after);
+end;
+$$;
+
+-- Returns the ticks after a moment and not after another, at most `most`, in ascending order.
+create or replace function durable._ticks(
+  schedule durable.schedules, after timestamptz, until timestamptz, most integer
+) returns setof timestamptz language plpgsql immutable as $$
+declare
+  _tick timestamptz := after;
+begin
+  for _number in 1 .. most loop
+    _tick := durable._next_tick(schedule, _tick);
+    exit when (_tick <= until) is not true;
+    return next _tick;
+  end loop;
+end;
+$$;
+
+create or replace function durable._run_prefix(schedule text)
+returns text language sql immutable as $$
+  select 'schedule/' || schedule || '/';
+$$;
+
+-- Returns the idempotency key of a run: the greater, the later.
+create or replace function durable._run_key(schedule text, at timestamptz)
+returns text language sql stable as $$
+  select durable._run_prefix(schedule)
+    || to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    || case when extract(microseconds from at)::integer % 1000000 = 0 then ''
+      else to_char(at at time zone 'UTC', '.US') end;
+$$;
+
+create or replace function durable._iso_text(at timestamptz)
+returns text language sql stable as $$
+  select to_jsonb(at at time zone 'UTC') #>> '{}' || 'Z';
+$$;
+
+-- Returns the task of a run; spawns it if there is none. The caller has locked the schedule. A
+-- known task is not compared: the schedule's params may have changed since.
+create or replace function durable._spawn_run(
+  schedule durable.schedules, at timestamptz, key text
+) returns durable.spawned_task language plpgsql as $$
+declare
+  _queue text collate "C" := schedule.queue;
+  _key text collate "C" := key;
+  _task_id uuid;
+  _attempt integer;
+begin
+  select idempotency_keys.task_id into _task_id
+  from durable.idempotency_keys
+  where idempotency_keys.queue = _queue and idempotency_keys.key = _key;
+  if not found then
+    return durable.spawn(_queue, schedule.task, schedule.params,
+      durable._run_options(schedule, at, key));
+  end if;
+  select tasks.attempt into _attempt
+  from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = _task_id;
+  return (_task_id, durable._run_id(_task_id, _attempt), _attempt, false);
+end;
+$$;
+
+-- The jitter depends on the key alone, so a tick that is handled again has the same one.
+create or replace function durable._run_options(
+  schedule durable.schedules, at timestamptz, key text
+) returns jsonb language sql stable as $$
+  select schedule.options || jsonb_build_object('idempotency_key', key)
+    || case when schedule.options -> 'headers' = 'null' then '{}'
+      else jsonb_build_object('headers', coalesce(schedule.options -> 'headers', '{}')
+        || jsonb_build_object('durable:schedule', jsonb_build_object(
+          'name', schedule.schedule, 'at', durable._iso_text(at)))) end
+    || case when schedule.jitter is null then '{}'
+      else jsonb_build_object('run_at', durable._iso_text(at + make_interval(
+        secs => schedule.jitter * ('x' || left(md5(key), 8))::bit(32)::bigint / 4294967296))) end;
+$$;
+
+create or replace function durable.fire_schedules(queue text, batch_size integer default 100)
+returns integer language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _now timestamptz := durable._now();
+  _due text[] collate "C" := array(
+    select schedules.schedule
+    from durable.schedules
+    where schedules.queue = _queue
+      and schedules.next_at <= _now
+      and (schedules.failed_at > _now - make_interval(secs => 60)) is not true
+    order by schedules.next_at
+    limit batch_size
+    for no key update skip locked);
+begin
+  return case when _due = '{}' then 0 else durable._fire_all(_queue, _due, _now, batch_size) end;
+end;
+$$;
+
+comment on function durable.fire_schedules is
+'Handles at most batch_size due ticks of schedules: spawns their tasks, as create_schedule says. A
+schedule that fails is tried again after a minute, and does not affect the others. Returns how
+many ticks it handled. Locks: tries each schedule''s row, and a task that it cancels, with SKIP
+LOCKED; waits for none.';
+
+-- Returns when the next tick of a queue is to be handled; a second later, if one is due that
+-- could not be handled yet: maintenance tries once a second.
+create or replace function durable._next_tick_at(queue text, at timestamptz)
+returns timestamptz language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _next_at timestamptz;
+begin
+  select schedules.next_at into _next_at
+  from durable.schedules
+  where schedules.queue = _queue and schedules.next_at is not null
+  order by schedules.next_at
+  limit 1;
+  return case when _next_at > at then _next_at
+    when _next_at is not null then at + make_interval(secs => 1) end;
+end;
+$$;
+
+-- Handles schedules that the caller has locked; returns the number of ticks. They share a
+-- subtransaction, as in recovery.sql.
+create or replace function durable._fire_all(
+  queue text, due text[], at timestamptz, batch_size integer
+) returns integer language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _most integer := greatest(batch_size / cardinality(due), 1);
+  _schedule text collate "C";
+  _handled integer := 0;
+begin
+  begin
+    foreach _schedule in array due loop
+      _handled := _handled + durable._fire(_queue, _schedule, at, _most);
+    end loop;
+  exception
+  when serialization_failure then
+    raise;
+  when others then
+    _handled := 0;
+    foreach _schedule in array due[1:50] loop
+      begin
+        _handled := _handled + durable._fire(_queue, _schedule, at, _most);
+      exception
+      when serialization_failure then
+        raise;
+      when others then
+        raise warning 'durable: a tick of schedule "%" cannot be handled: %', _schedule, sqlerrm;
+        update durable.schedules
+        set failed_at = _fire_all.at, error = sqlerrm
+        where schedules.queue = _queue and schedules.schedule = _schedule;
+      end;
+    end loop;
+  end;
+  return _handled;
+end;
+$$;
+
+-- Handles at most `most` due ticks of a schedule; returns how many. If the last task has to be
+-- cancelled and its row is locked, the tick stays due.
+create or replace function durable._fire(
+  queue text, schedule text, at timestamptz, most integer
+) returns integer language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _schedule text collate "C" := schedule;
+  _due durable.schedules;
+  _tick timestamptz;
+  _may_spawn boolean;
+  _spawned durable.spawned_task;
+  _handled integer := 0;
+begin
+  select * into _due
+  from durable.schedules
+  where schedules.queue = _queue and schedules.schedule = _schedule;
+  _tick := durable._first_tick(_due, at);
+  while _tick <= at and _handled < most loop
+    _may_spawn := durable._make_room(_due);
+    exit when _may_spawn is null;
+    if _may_spawn then
+      _spawned := durable._spawn_run(_due, _tick, durable._run_key(_schedule, _tick));
+      _due.last_task_id := _spawned.task_id;
+      _due.last_at := _tick;
+    end if;
+    _tick := durable._next_tick(_due, _tick);
+    _handled := _handled + 1;
+  end loop;
+  update durable.schedules
+  set
+    next_at = _tick,
+    last_at = _due.last_at,
+    failed_at = null,
+    last_task_id = _due.last_task_id,
+    error = null
+  where schedules.queue = _queue and schedules.schedule = _schedule;
+  return _handled;
+end;
+$$;
+
+-- Returns the first tick of a due schedule to be handled: of those that are more than a minute
+-- late only as many as the policy allows.
+create or replace function durable._first_tick(schedule durable.schedules, at timestamptz)
+returns timestamptz language plpgsql immutable as $$
+declare
+  _on_time timestamptz := at - make_interval(secs => 60);
+begin
+  if schedule.next_at >= _on_time or schedule.catch_up is null then
+    return schedule.next_at;
+  end if;
+  return least(
+    durable._next_tick(schedule, _on_time - make_interval(secs => 1e-6)),
+    durable._last_tick(schedule, at, schedule.catch_up));
+end;
+$$;
+
+-- Returns the first of the last `number` due ticks; the first due one, if there are fewer; null
+-- for 0. It looks further back, each time twice as far, until it has found enough.
+create or replace function durable._last_tick(
+  schedule durable.schedules, at timestamptz, number integer
+) returns timestamptz language plpgsql immutable as $$
+declare
+  _until timestamptz := at;
+  _seconds double precision := 60;
+  _from timestamptz;
+  _found timestamptz[] := array[]::timestamptz[];
+begin
+  loop
+    _from := greatest(
+      _until - make_interval(secs => _seconds), schedule.next_at - make_interval(secs => 1e-6));
+    _found := array(
+      select tick.at
+      from durable._ticks(schedule, _from, _until, 2147483647) as tick (at)
+    ) || _found;
+    exit when cardinality(_found) >= number or _from < schedule.next_at;
+    _until := _from;
+    _seconds := _seconds * 2;
+  end loop;
+  return case when number > 0 then _found[greatest(cardinality(_found) - number + 1, 1)] end;
+end;
+$$;
+
+-- Applies the policy for a last task that has not finished. Returns whether the tick may spawn a
+-- task; null: that task has to be cancelled, and is locked.
+create or replace function durable._make_room(schedule durable.schedules)
+returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := schedule.queue;
+begin
+  if schedule.overlap = 'allow' or not durable._is_live(_queue, schedule.last_task_id) then
+    return true;
+  elsif schedule.overlap = 'skip' then
+    return false;
+  end if;
+  perform from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = schedule.last_task_id
+    and tasks.finished_at is null
+  for no key update skip locked;
+  if not found then
+    return case when not durable._is_live(_queue, schedule.last_task_id) then true end;
+  end if;
+  perform durable._end_task(_queue, schedule.last_task_id, 'cancelled', jsonb_build_object(
+    'type', '$Cancelled', 'message', format('schedule "%s" is due again', schedule.schedule)));
+  perform durable._ended(_queue, array[schedule.last_task_id]);
+  return true;
+end;
+$$;
+
+create or replace function durable.list_schedules(
+  queue text, page_size integer default 1000, after text default null
+) returns setof durable.listed_schedule language plpgsql stable as $$
+declare
+  _queue text collate "C" := queue;
+  _after text collate "C" := coalesce(after, '');
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_page_size(page_size);
+  return query
+    select
+      schedules.schedule::text, schedules.task::text, schedules.params, schedules.options,
+      schedules.cron::text, schedules.every, schedules.time_zone::text,
+      coalesce(case schedules.catch_up when 0 then '"skip"' when 1 then '"last"'
+        else to_jsonb(schedules.catch_up) end, '"all"'),
+      schedules.overlap::text, schedules.jitter, schedules.source::text, schedules.created_at,
+      schedules.paused_at, schedules.next_at, schedules.last_at, schedules.last_task_id,
+      schedules.failed_at, schedules.error::text
+    from durable.schedules
+    where schedules.queue = _queue and schedules.schedule > _after
+    order by schedules.schedule
+    limit page_size;
+end;
+$$;
+
+comment on function durable.list_schedules is
+'Returns the schedules of a queue by name, at most page_size; after: the last name of the
+previous page. Refuses an unknown queue (WFQUE) and a bad page_size (22023).';
+
+create or replace function durable.list_schedule_runs(
+  queue text, schedule text, page_size integer default 100, before timestamptz default null
+) returns setof durable.schedule_run language plpgsql stable as $$
+declare
+  _queue text collate "C" := queue;
+  _prefix text collate "C" := durable._run_prefix(schedule);
+  _before text collate "C" := coalesce(durable._run_key(schedule, before), _prefix || ':');
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_page_size(page_size);
+  return query
+    select
+      durable._run_moment(run.suffix), run.suffix ~ '\.[0-9a-f-]{36}$', run.task_id,
+      task.state::text, task.attempt, task.started_at, task.finished_at
+    from (
+      select
+        idempotency_keys.key, idempotency_keys.task_id,
+        substr(idempotency_keys.key, length(_prefix) + 1) as suffix
+      from durable.idempotency_keys
+      where idempotency_keys.queue = _queue
+        and idempotency_keys.key > _prefix
+        and idempotency_keys.key < _before
+        and substr(idempotency_keys.key, length(_prefix) + 1)
+          ~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ(\.\d{6})?(\.[0-9a-f-]{36})?$' -- not of the schedule "name/2030"
+      order by idempotency_keys.key desc
+      limit page_size
+    ) as run
+    cross join lateral (
+      select tasks.state, tasks.attempt, tasks.started_at, tasks.finished_at
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = run.task_id
+      offset 0
+    ) as task
+    order by run.key desc;
+end;
+$$;
+
+comment on function durable.list_schedule_runs is
+'Returns the tasks that a schedule has spawned and that have not been deleted, the latest first,
+at most page_size; before: only those scheduled before this time, such as the last one of the
+previous page. The schedule may have been dropped. Refuses an unknown queue (WFQUE) and a bad
+page_size (22023).';
+
+-- Returns the time in a key of _run_key, of which suffix is what follows the prefix.
+create or replace function durable._run_moment(suffix text)
+returns timestamptz language sql stable as $$
+  select left(suffix, 20)::timestamptz
+    + make_interval(
+      secs => coalesce(('0' || substring(suffix from 'Z(\.\d{6})\.'))::double precision, 0));
+$$;
