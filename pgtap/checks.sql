@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(125);
+select plan(127);
 
 -- every argument that is a name, at its maximum length
 
@@ -150,6 +150,8 @@ from (values
   ('next_fires',      'select durable.next_fires(''0 0 * * '' || left(channel, 0) || ''*'', ''UTC'') from callers'),
   ('register_listener',       'select durable.register_listener(q, channel), durable.unregister_listener(q, channel) from callers'),
   ('await_event',     'select claimed(''t''); select durable.await_event(q, id(''t''), 3, d, e) from callers'),
+  ('set_partition_limit', 'select durable.create_queue(e || d, ''{"partition_concurrency": 1}''), durable.set_partition_limit(e || d, d, ''{}''), durable.spawn(e || d, d, ''{}'', ''{"partition_key": "a"}'') from callers'),
+  ('claim_tasks of lanes', 'select durable.claim_tasks(e || d, d, array[d]), durable.get_next_due(e || d, array[d]) from callers'),
   ('drop_queue',      'select durable.drop_queue(q || d) from callers')
 ) as calls (what, call);
 select is((durable.spawn(q, d, '{}', jsonb_build_object('idempotency_key', d))).created, true,

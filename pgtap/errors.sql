@@ -5,7 +5,7 @@ select plan(9);
 select results_eq(
   $$ select code, name from durable.errors() order by code $$,
   $$ values ('22023', 'invalid_argument'), ('42501', 'forbidden'), ('WFCAN', 'cancelled'), ('WFCON', 'conflict'),
-     ('WFFIN', 'already_finished'),
+     ('WFFIN', 'already_finished'), ('WFFUL', 'queue_full'),
        ('WFISO', 'wrong_isolation'), ('WFLST', 'lease_lost'), ('WFNFD', 'not_found'), ('WFQUE', 'unknown_queue'),
          ('WFVER', 'schema_version') $$,
   'errors() is a closed set');
@@ -41,7 +41,7 @@ from (values
   ('select durable.spawn(''q'', '''')',
    '22023 | task name is empty | Pass 1 to 100 bytes of text.'),
   ('select durable.spawn(''q'', ''job'', ''{}'', ''{"retries": 3}'')',
-   '22023 | unknown key "retries" in options | Known keys: max_attempts, retry, headers, idempotency_key, start_timeout, execution_timeout, parent_task_id, deadline, version, identity, fingerprint, delay, run_at.'),
+   '22023 | unknown key "retries" in options | Known keys: max_attempts, retry, headers, idempotency_key, start_timeout, execution_timeout, parent_task_id, deadline, version, identity, fingerprint, delay, run_at, partition_key, priority.'),
   ('select durable.spawn(''q'', ''other'', ''{}'', ''{"idempotency_key": "k"}'')',
    'WFCON | idempotency key "k" belongs to task A with the name "job" | Use one key for one name and params.'),
   ('select durable.retry_task(''q'', id(''a''))',

@@ -5,7 +5,8 @@ select plan(10);
 select results_eq(
   $$ select * from durable.queue_stats('q') $$,
   $$ values ('q', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint,
-       null::timestamptz, null::timestamptz, '{}'::jsonb) $$,
+       null::timestamptz, null::timestamptz, '{}'::jsonb, null::integer, false, null::timestamptz,
+       null::jsonb, '{}'::jsonb) $$,
   'queue_stats() of an empty queue is a row of zeros');
 
 select spawned('p1'), spawned('p2', '{}', 'mail'), started('r'), started('s'), started('w'),
@@ -21,7 +22,8 @@ update durable.tasks set available_at = at(90) where task_id = id('x');
 select results_eq(
   $$ select * from durable.queue_stats('q') $$,
   $$ values ('q', 3::bigint, 1::bigint, 3::bigint, 1::bigint, 1::bigint, 2::bigint, 3::bigint,
-       at(0), at(60), '{"job": 2, "mail": 1}'::jsonb) $$,
+       at(0), at(60), '{"job": 2, "mail": 1}'::jsonb, null::integer, false, null::timestamptz,
+       null::jsonb, '{}'::jsonb) $$,
   'queue_stats() counts tasks by state, and what is ready by name');
 select move_to(60) \g /dev/null
 select results_eq(

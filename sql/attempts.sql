@@ -153,6 +153,7 @@ declare
   _results jsonb[];
   _completed uuid[] := array[]::uuid[];
   _now_completed uuid[];
+  _keys text[];
 begin
   loop
     select array_agg(task.ctid), array_agg(done.task_id), array_agg(done.claim),
@@ -172,7 +173,11 @@ begin
       offset 0
     ) as task;
     exit when _places is null;
-    _now_completed := durable._complete_by_ctid(_queue, _places, _task_ids, _claims, _results, at);
+    select done.completed, done.partition_keys into _now_completed, _keys
+    from durable._complete_by_ctid(_queue, _places, _task_ids, _claims, _results, at) as done;
+    if _keys is not null then
+      perform durable._free(_queue, _keys);
+    end if;
     _completed := _completed || _now_completed;
     exit when cardinality(_now_completed) = cardinality(_places);
   end loop;
@@ -182,16 +187,17 @@ $$;
 
 -- Updates by ctid: with index scans off, a TID scan is the only plan, whatever the statistics
 -- say. Nobody has locked these rows, so the key and the fence are checked again.
+-- partition_keys: of those in lanes; null: none.
 create or replace function durable._complete_by_ctid(
-  queue text, places tid[], task_ids uuid[], claims integer[], results jsonb[], at timestamptz
-) returns uuid[] language plpgsql
+  queue text, places tid[], task_ids uuid[], claims integer[], results jsonb[], at timestamptz,
+  out completed uuid[], out partition_keys text[]
+) language plpgsql
 set enable_indexscan = off
 set enable_bitmapscan = off as $$
 declare
   _queue text collate "C" := queue;
-  _completed uuid[];
 begin
-  with completed as (
+  with ended as (
     update durable.tasks
     set
       claim = tasks.claim + 1,
@@ -203,11 +209,13 @@ begin
     from unnest(places, task_ids, claims, results) as place (ctid, task_id, claim, result)
     where tasks.queue = _queue and tasks.ctid = place.ctid
       and tasks.task_id = place.task_id and tasks.claim = place.claim
-    returning tasks.task_id
+    returning tasks.task_id, tasks.partition_key
   )
-  select coalesce(array_agg(completed.task_id), '{}') into _completed
-  from completed;
-  return _completed;
+  select
+    coalesce(array_agg(ended.task_id), '{}'),
+    array_agg(ended.partition_key) filter (where ended.partition_key is not null)
+  into completed, partition_keys
+  from ended;
 end;
 $$;
 
@@ -329,6 +337,10 @@ begin
     lease_expires_at = null,
     error = _fail_attempt.error
   where tasks.queue = _queue and tasks.task_id = _fail_attempt.task_id;
+  if _task.partition_key is not null then
+    perform durable._free(_queue, array[_task.partition_key]);
+    perform durable._enlist(_queue, array[_fail_attempt.task_id]);
+  end if;
   perform durable._notify_listeners(_queue, 'work');
   return false;
 end;
@@ -341,6 +353,7 @@ create or replace function durable._end_task(
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
+  _key text;
 begin
   update durable.tasks
   set
@@ -351,9 +364,12 @@ begin
     expires_at = null,
     finished_at = _now,
     error = _end_task.error
-  where tasks.queue = _queue and tasks.task_id = _end_task.task_id and tasks.finished_at is null;
+  where tasks.queue = _queue and tasks.task_id = _end_task.task_id and tasks.finished_at is null
+  returning tasks.partition_key into _key;
   if not found then
     return false;
+  elsif _key is not null then
+    perform durable._free(_queue, array[_key]);
   end if;
   delete from durable.waits where waits.queue = _queue and waits.task_id = _end_task.task_id;
   return true;

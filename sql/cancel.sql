@@ -145,11 +145,14 @@ declare
   _queue text collate "C" := queue;
   _places tid[];
   _held uuid[];
+  _keys text[];
 begin
-  select array_agg(task.ctid), array_agg(task.task_id) into _places, _held
+  select array_agg(task.ctid), array_agg(task.task_id),
+    array_agg(task.partition_key) filter (where task.partition_key is not null)
+  into _places, _held, _keys
   from unnest(task_ids) as own (task_id)
   cross join lateral (
-    select tasks.ctid, tasks.task_id
+    select tasks.ctid, tasks.task_id, tasks.partition_key
     from durable.tasks
     where tasks.queue = _queue and tasks.task_id = own.task_id and tasks.finished_at is null
     offset 0
@@ -159,6 +162,9 @@ begin
     return array[]::uuid[];
   end if;
   perform durable._cancel_by_ctid(_queue, _places, error);
+  if _keys is not null then
+    perform durable._free(_queue, _keys);
+  end if;
   perform durable._delete_waits(_queue, array(
     select wait.ctid
     from unnest(_held) as held (task_id)

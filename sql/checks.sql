@@ -182,7 +182,8 @@ declare
 begin
   options := durable._checked_keys('options', options, array[
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'start_timeout', 'execution_timeout',
-    'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint', 'delay', 'run_at'
+    'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint', 'delay', 'run_at',
+    'partition_key', 'priority'
   ]);
   _options.omitted := durable._omitted(options);
   _options.max_attempts := case when options ? 'max_attempts'
@@ -203,7 +204,7 @@ begin
     _options.idempotency_key := durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
   end if;
   if not options ?| array['retry', 'identity', 'fingerprint', 'start_timeout', 'execution_timeout',
-    'parent_task_id', 'deadline', 'version', 'delay', 'run_at']
+    'parent_task_id', 'deadline', 'version', 'delay', 'run_at', 'partition_key', 'priority']
   then
     return _options; -- the usual case
   end if;
@@ -241,6 +242,14 @@ begin
     end if;
     perform durable._check_run_at(_options.run_at, _options.deadline);
   end if;
+  if options ->> 'partition_key' is not null then
+    if jsonb_typeof(options -> 'partition_key') <> 'string' then
+      perform durable._refuse_argument('partition_key in options must be a string',
+        'Pass 1 to 255 bytes of text.');
+    end if;
+    _options.partition_key := durable._checked_name('partition_key', options ->> 'partition_key', 255);
+  end if;
+  _options.priority := durable._checked_priority(options);
   return _options;
 end;
 $$;

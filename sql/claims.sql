@@ -35,6 +35,8 @@ declare
   _left integer := durable._checked_batch(batch_size, lease);
   _policy text;
   _is_logged boolean;
+  _paused_names jsonb;
+  _has_lanes boolean;
   _names text[] := coalesce(names, durable._waiting_names(_queue));
   _versions text[] := array[''];
   _version text := '';
@@ -44,16 +46,27 @@ declare
   _start_id uuid;
   _due durable._due;
 begin
-  select queues.versions, queues.history = 'full' into _policy, _is_logged
+  select queues.versions, queues.history = 'full', queues.paused_names, durable._has_lanes(queues)
+  into _policy, _is_logged, _paused_names, _has_lanes
   from durable.queues
-  where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+  where queues.queue = _queue and queues.paused_at is null
+    and (queues.roles is null or durable._may_use(queues.roles));
   if not found then
     perform durable._require_queue(_queue);
-    return; -- it has just been created, or opened to the caller
+    return; -- it is paused, or has just been created, or opened to the caller
+  end if;
+  if _paused_names is not null then
+    _names := durable._without_paused(_names, _paused_names);
   end if;
   if _policy is not null then
     _version := coalesce(durable._checked_version(to_jsonb(version)), '');
     _versions := durable._claimable_versions(_queue, _policy, _version);
+  end if;
+  if _has_lanes then
+    return query
+      select * from durable._claim_lanes(
+        _queue, _names, _versions, _version, _worker, _left, _now, lease, _is_logged);
+    return;
   end if;
   for _name, _from, _start_at, _start_id in
     select head.name, head.version, head.start_at, head.start_id
@@ -87,8 +100,14 @@ within a name the oldest. Call it last in its transaction and commit at once. af
 after_ids, one pair per name: the available_at and task_id with which the worker''s last claim
 of that name ended, a hint that saves reading dead rows; pass null now and then, since tasks
 may appear before that point. version: of the application that the worker runs; it counts if
-the queue''s policy has versions. Refuses an unknown queue (WFQUE) and bad arguments (22023).
-Locks: the claimed tasks, tried with SKIP LOCKED; waits for none.';
+the queue''s policy has versions. Returns nothing from a paused queue, and no task of a paused
+name (pause_queue).
+
+Where the policy has limits or priorities, these decide which tasks come first and how many
+there are, and after_at and after_ids do not count. Refuses an unknown queue (WFQUE), bad
+arguments (22023) and, where there are limits or priorities, a transaction stricter than READ
+COMMITTED (WFISO). Locks: the claimed tasks, and what limits them, tried with SKIP LOCKED; waits
+for none, except for a claim that starts the first task of the same partition.';
 
 create or replace function durable._batch_or_refuse(batch_size integer, lease double precision)
 returns integer language plpgsql immutable as $$
@@ -136,6 +155,7 @@ create or replace function durable._heads(
       and tasks.name = range.name collate "C"
       and tasks.version = range.version collate "C"
       and tasks.available_at is not null
+      and tasks.partition_key is null
       and (tasks.available_at, tasks.task_id) > (range.start_at, range.start_id)
       and (tasks.expires_at > greatest(at, least(tasks.available_at, due_by))) is not false
     order by tasks.available_at, tasks.task_id
@@ -167,6 +187,7 @@ begin
       and tasks.name = _name
       and tasks.version = _version
       and tasks.available_at <= at
+      and tasks.partition_key is null
       and (tasks.available_at, tasks.task_id) > (start_at, start_id)
       and (tasks.expires_at > at) is not false -- expire_tasks cancels the others
     order by tasks.available_at, tasks.task_id
@@ -174,12 +195,22 @@ begin
     for no key update skip locked
   ) as due;
   if _incomplete then
-    _due.known := durable._definition(_queue, _name, claimer);
-    if num_nulls((_due.known).start_timeout, (_due.known).execution_timeout) < 2 then
-      _due := durable._pass_over_late(_queue, _due, at);
-    end if;
+    return durable._with_definition(_queue, _name, claimer, _due, at);
   end if;
   return _due;
+end;
+$$;
+
+-- Adds the definition of these tasks, and removes those that are past a limit of it.
+create or replace function durable._with_definition(
+  queue text, name text, claimer text, due durable._due, at timestamptz
+) returns durable._due language plpgsql as $$
+begin
+  due.known := durable._definition(queue, name, claimer);
+  if num_nulls((due.known).start_timeout, (due.known).execution_timeout) < 2 then
+    due := durable._pass_over_late(queue, due, at);
+  end if;
+  return due;
 end;
 $$;
 
@@ -222,27 +253,47 @@ begin
 end;
 $$;
 
--- Returns the names and versions of unclaimed tasks, due now or later. It reads one index
--- entry for each.
+-- Returns the names and versions of unclaimed tasks, due now or later, in lanes or not. It reads
+-- one index entry for each.
 create or replace function durable._waiting_versions(queue text)
-returns table (name text, version text) language plpgsql as $$
+returns table (name text, version text, in_lanes boolean) language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _name text collate "C" := '';
   _version text collate "C" := '';
 begin
+  in_lanes := false;
   loop
-    select tasks.name, tasks.version into _name, _version
-    from durable.tasks
-    where tasks.queue = _queue
-      and (tasks.name, tasks.version) > (_name, _version)
-      and tasks.available_at is not null
-    order by tasks.name, tasks.version
-    limit 1;
-    exit when not found;
-    name := _name;
-    version := _version;
-    return next;
+    if in_lanes then
+      select tasks.name, tasks.version into _name, _version
+      from durable.tasks
+      where tasks.queue = _queue
+        and (tasks.name, tasks.version) > (_name, _version)
+        and tasks.available_at is not null
+        and tasks.partition_key is not null
+      order by tasks.name, tasks.version
+      limit 1;
+    else
+      select tasks.name, tasks.version into _name, _version
+      from durable.tasks
+      where tasks.queue = _queue
+        and (tasks.name, tasks.version) > (_name, _version)
+        and tasks.available_at is not null
+        and tasks.partition_key is null
+      order by tasks.name, tasks.version
+      limit 1;
+    end if;
+    if found then
+      name := _name;
+      version := _version;
+      return next;
+    elsif in_lanes then
+      return;
+    else
+      in_lanes := true;
+      _name := '';
+      _version := '';
+    end if;
   end loop;
 end;
 $$;
@@ -261,34 +312,42 @@ declare
   _names text[] := coalesce(names, durable._waiting_names(_queue));
   _versions text[] := array[''];
   _policy text;
+  _paused_names jsonb;
+  _has_lanes boolean;
   _now timestamptz := durable._now();
+  _next_at timestamptz;
 begin
-  select queues.versions into _policy
+  select queues.versions, queues.paused_names, durable._has_lanes(queues)
+  into _policy, _paused_names, _has_lanes
   from durable.queues
-  where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+  where queues.queue = _queue and queues.paused_at is null
+    and (queues.roles is null or durable._may_use(queues.roles));
   if not found then
     perform durable._checked_queue(_queue); -- refuses a caller that may not use it
+    return null;
   elsif _policy is not null then
     _versions := durable._claimable_versions(_queue, _policy, coalesce(version, ''));
   end if;
-  return (
-    select greatest(extract(epoch from min(next.at) - _now), 0)
-    from (
-      select head.available_at as at
-      from durable._heads(_queue, _names, _versions, _now, 'infinity', null, null) as head
-      union all
-      select durable._next_tick_at(_queue, _now)
-    ) as next
-    having min(next.at) is not null
-  );
+  if _paused_names is not null then
+    _names := durable._without_paused(_names, _paused_names);
+  end if;
+  if _has_lanes then
+    _next_at := durable._next_turn(_queue, _names, _versions, _now);
+  else
+    select min(head.available_at) into _next_at
+    from durable._heads(_queue, _names, _versions, _now, 'infinity', null, null) as head;
+  end if;
+  _next_at := least(_next_at, durable._next_tick_at(_queue, _now));
+  return case when _next_at is not null then greatest(extract(epoch from _next_at - _now), 0) end;
 end;
 $$;
 
 comment on function durable.get_next_due is
 'Returns the seconds until the next task of these names (null: any) is due, 0 if one is, or
 until the next tick of a schedule; null if nothing will become due by the clock. Tasks whose
-deadline comes first do not count. version: as in claim_tasks. A worker calls it after a claim
-that returned nothing.';
+deadline comes first do not count, nor do those that are paused. Where the policy has limits, a
+task is due when they let it start; null if one has to end first. version: as in claim_tasks. A
+worker calls it after a claim that returned nothing.';
 
 create or replace function durable.list_waiting_names(queue text)
 returns setof text language plpgsql as $$
@@ -352,6 +411,8 @@ declare
   _queue text collate "C" := durable._checked_queue(queue);
   _now timestamptz := durable._now();
   _held record;
+  _key text;
+  _keys text[];
   _released uuid[];
 begin
   for _held in
@@ -366,11 +427,16 @@ begin
       available_at = _held.available_at,
       lease_expires_at = null
     where tasks.queue = _queue and tasks.task_id = _held.task_id and tasks.claim = _held.claim
-      and _held.claim % 2 = 1;
+      and _held.claim % 2 = 1
+    returning tasks.partition_key into _key;
+    _keys := _keys || case when _key is not null then array[_key] end;
     _released := _released || case when found then array[_held.task_id] end;
     return next (_held.task_id, case when found then 'ok'
       else durable._refusal(_queue, _held.task_id, _held.claim) end)::durable.write_outcome;
   end loop;
+  if _keys is not null then
+    perform durable._free(_queue, _keys), durable._enlist(_queue, _released);
+  end if;
   perform durable._log_released(_queue, _released, _now);
   perform durable._notify_listeners(_queue, 'work');
 end;
@@ -389,6 +455,8 @@ declare
   _worker text collate "C" := worker;
   _now timestamptz := durable._now();
   _unknown uuid;
+  _key text;
+  _keys text[];
   _released uuid[] := array[]::uuid[];
 begin
   for _unknown in
@@ -403,9 +471,14 @@ begin
   loop
     update durable.tasks
     set claim = tasks.claim + 1, state = 'pending', available_at = _now, lease_expires_at = null
-    where tasks.queue = _queue and tasks.task_id = _unknown;
+    where tasks.queue = _queue and tasks.task_id = _unknown
+    returning tasks.partition_key into _key;
+    _keys := _keys || case when _key is not null then array[_key] end;
     _released := _released || _unknown;
   end loop;
+  if _keys is not null then
+    perform durable._free(_queue, _keys), durable._enlist(_queue, _released);
+  end if;
   perform durable._log_released(_queue, _released, _now);
   perform durable._notify_listeners(_queue, 'work');
   return cardinality(_released);

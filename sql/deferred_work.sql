@@ -107,6 +107,7 @@ begin
     when 'finished' then perform durable._on_finished(work.queue, array[work.task_id]);
     when 'event' then
       perform durable._wake_waiters(work.queue, work.event_name, work.task_id, 1000);
+    when 'partition' then perform durable._free(work.queue, array[work.event_name]);
     when 'cascade', 'revive' then
       return durable._propagate_state(work.queue, work.kind, work.task_id,
         coalesce(work.root_queue, work.queue), coalesce(work.root_task_id, work.task_id),

@@ -10,6 +10,7 @@ returns table (code text, name text, meaning text) language sql immutable as $$
     ('WFCAN', 'cancelled',        'The task has been cancelled; stop working on it.'),
     ('WFCON', 'conflict',         'The idempotency key belongs to a task with another name or other params.'),
     ('WFFIN', 'already_finished', 'The task has reached its final state, which this call cannot change.'),
+    ('WFFUL', 'queue_full',       'As many tasks as the queue''s max_length are ready to be claimed; nothing was spawned. Try again later.'),
     ('WFISO', 'wrong_isolation',  'The transaction is stricter than READ COMMITTED: this function could not see there what was just committed.'),
     ('WFLST', 'lease_lost',       'The claim is over: the lease expired and somebody else may own the task; stop working on it.'),
     ('WFNFD', 'not_found',        'There is no such task, or schedule, in this queue.'),

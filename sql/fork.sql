@@ -31,6 +31,9 @@ begin
   perform durable._check_fork(options);
   _to := coalesce(options ->> 'queue', queue);
   perform durable._require_queue(_to);
+  if options ?| array['partition_key', 'priority'] then
+    perform durable._require_lanes(_to);
+  end if;
   _origin := durable._known_task(_queue, task_id);
   _new := (1, durable._uuid7(durable._id_microseconds(_now)), _origin.name,
     coalesce(options -> 'params', _origin.params), durable._fork_options(_origin, options), null);
@@ -114,6 +117,8 @@ begin
     || jsonb_build_object('durable:forked_from', jsonb_strip_nulls(jsonb_build_object(
       'queue', case when options ->> 'queue' <> origin.queue then origin.queue end, 'task_id', origin.task_id,
       'by', durable._caller()))));
+  _options.partition_key := coalesce(_options.partition_key, nullif(origin.partition_key, ''));
+  _options.priority := coalesce(_options.priority, origin.priority);
   _options.omitted := origin.omitted
     & durable._omitted('{"start_timeout": null}' || options); -- a fork has no start_timeout by default
   return _options;

@@ -40,6 +40,7 @@
 
 -- For everyone: queues, tasks, events, messages, results
 \ir queues.sql
+\ir queue_length.sql
 \ir spawn.sql
 \ir audit.sql
 \ir cancel.sql
@@ -55,6 +56,7 @@
 
 -- For workers: claim a task, save its checkpoints, suspend it, end it
 \ir claims.sql
+\ir lanes.sql
 \ir claim_log.sql
 \ir versions.sql
 \ir definitions.sql
@@ -77,9 +79,11 @@
 \ir maintenance.sql
 
 -- For operators
+\ir pause.sql
 \ir stats.sql
 \ir views.sql
 \ir history.sql
+\ir explain.sql
 
 -- Functions of an older version, the settings of functions, the public interface
 \ir obsolete_functions.sql

@@ -126,7 +126,8 @@ begin
     durable.delete_tasks, durable.task_history, durable.export_history, durable.list_children,
     durable.run_maintenance, durable.expire_leases, durable.expire_tasks,
     durable.apply_deferred_work, durable.cleanup, durable.prune_events, durable.fire_schedules,
-    durable.list_versions, durable.promote_version, durable.set_version
+    durable.list_versions, durable.promote_version, durable.set_version,
+    durable.pause_queue, durable.resume_queue, durable.explain_task, durable.set_partition_limit
   to durable_operator;
 
   grant select on durable.attempts, durable.waiting, durable.workers, durable.task_list, durable.history

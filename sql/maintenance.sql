@@ -10,14 +10,16 @@ declare
   _counts durable.maintenance_counts;
 begin
   perform durable._forget_versions(durable._checked_queue(queue), batch_size);
+  perform durable._update_is_full(queue);
   _counts := (
     durable.expire_leases(queue, batch_size),
     durable.expire_tasks(queue, batch_size * 10),
-    durable.apply_deferred_work(queue, batch_size),
+    durable.apply_deferred_work(queue, batch_size) + durable._leave_lanes(queue, batch_size * 10),
     durable.fire_schedules(queue, batch_size),
     durable.cleanup(queue, batch_size * 10),
     durable.prune_events(queue, batch_size * 10)
   );
+  perform durable._prune_lanes(queue, batch_size), durable._prune_partitions(queue, batch_size * 10);
   return _counts;
 end;
 $$;
@@ -25,7 +27,8 @@ $$;
 comment on function durable.run_maintenance is
 'Does the maintenance of a queue that is due: expires at most batch_size leases and ten times
 as many deadlines, does at most batch_size pieces of deferred work, handles at most batch_size
-ticks of schedules, and looks for finished tasks and old events to delete among ten times
-batch_size of each. Returns how many of each it handled.
+ticks of schedules, looks for finished tasks and old events to delete among ten times
+batch_size of each, and counts whether the queue is full (max_length). Returns how many of each
+it handled.
 Refuses a transaction stricter than READ COMMITTED (WFISO). Locks: tries all rows with SKIP
 LOCKED; waits for none.';

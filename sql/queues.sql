@@ -14,7 +14,8 @@ declare
 begin
   perform durable._checked_name('queue name', queue, 100);
   perform durable._checked_keys('policy', policy, array[
-    'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions', 'history'
+    'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions', 'history', 'max_length',
+    'concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities'
   ]);
   _new.keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _new.keep_events := durable._number('policy', policy, 'keep_events', 0);
@@ -22,6 +23,8 @@ begin
   _new.max_lost_leases := durable._checked_count('policy', policy, 'max_lost_leases');
   _new.versions := durable._checked_version_policy(policy -> 'versions');
   _new.history := durable._checked_history_policy(policy -> 'history');
+  _new.max_length := durable._checked_count('policy', policy, 'max_length');
+  _new := durable._checked_lane_policy(policy, _new);
 
   insert into durable.queues (queue, created_at, keep_tasks, keep_events)
   values (_queue, durable._now(), 2592000, 2592000)
@@ -38,9 +41,17 @@ begin
     roles = case when policy ? 'roles' then _new.roles else queues.roles end,
     max_lost_leases = case when policy ? 'max_lost_leases' then _new.max_lost_leases else queues.max_lost_leases end,
     versions = case when policy ? 'versions' then _new.versions else queues.versions end,
-    history = case when policy ? 'history' then _new.history else queues.history end
+    history = case when policy ? 'history' then _new.history else queues.history end,
+    max_length = case when policy ? 'max_length' then _new.max_length else queues.max_length end,
+    is_full = case when not policy ? 'max_length' then queues.is_full end
   where queues.queue = _queue
     and policy <> '{}';
+  if _new.max_length is not null then
+    perform durable._is_full(_queue, _new.max_length);
+  end if;
+  if policy ?| array['concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities'] then
+    perform durable._set_lane_policy(_queue, policy, _new);
+  end if;
   return _created;
 end;
 $$;
@@ -59,9 +70,24 @@ keep their values. policy:
   "gate", those of the version that spawned it; default null: any.
 - history: "full", task_history also shows how each claim began and ended from now on;
   default "brief".
+- max_length: while so many tasks are ready to be claimed, spawns are refused (WFFUL), except
+  those of children; default null: no limit. It is not exact: see spawn.
+- concurrency: how many of its tasks may run at once, on all workers; default null: no limit.
+- partition_concurrency: the same, of each partition_key; set_partition_limit overrides it.
+- rate: {"starts": n, "period": seconds}, how many attempts may begin in any period; default null:
+  no limit. Waits do not begin an attempt.
+- partition_rate: the same, of each partition_key; set_partition_limit overrides it.
+- priorities: true, tasks may have priorities and partition keys without any of these limits.
+
+A queue with one of the last five starts tasks of a higher priority first, and of one priority,
+those of the partition that has waited longest. New limits hold from the next claim on: what
+is running stays. If all five are taken away, waiting tasks lose their keys and priorities,
+1,000 in each maintenance.
 
 Returns whether it was created. Refuses an empty name or one longer than 100 bytes, unknown
-keys, unknown roles and bad values (22023).';
+keys, unknown roles and bad values (22023), and new limits in a transaction stricter than READ
+COMMITTED (WFISO). Locks: the queue''s row and, if limits change, what claims lock to count;
+claims then do not wait, but start nothing: commit at once.';
 
 -- Returns the names of the roles, as the table stores them.
 create or replace function durable._checked_roles(roles jsonb)
@@ -120,6 +146,8 @@ returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
+  perform from durable.lanes -- first: a spawn holds its lane while it waits for others
+  where lanes.queue = _queue order by lanes.lane_id for update;
   perform from durable.events
   where events.queue = _queue order by events.name for update;
   perform from durable.idempotency_keys
@@ -143,6 +171,9 @@ begin
   delete from durable.idempotency_keys where idempotency_keys.queue = _queue;
   delete from durable.tasks where tasks.queue = _queue;
   delete from durable.events where events.queue = _queue;
+  delete from durable.lanes where lanes.queue = _queue;
+  delete from durable.partitions where partitions.queue = _queue;
+  delete from durable.starts where starts.queue = _queue;
   delete from durable.versions where versions.queue = _queue;
   delete from durable.definitions where definitions.queue = _queue;
   delete from durable.schedules where schedules.queue = _queue;

@@ -28,6 +28,9 @@ begin
     expires_at = case when _task.expires_at = _task.deadline then _task.deadline
       else least(_task.expires_at + (_run_at - _task.available_at), _task.deadline) end
   where tasks.queue = _queue and tasks.task_id = reschedule_task.task_id;
+  if _task.partition_key is not null then
+    perform durable._enlist(_queue, array[reschedule_task.task_id]);
+  end if;
   if _run_at < _task.available_at then
     perform durable._notify_listeners(_queue, 'work');
   end if;

@@ -115,6 +115,9 @@ begin
   update durable.runs
   set retried_at = _now, retried_by = by
   where runs.queue = _queue and runs.task_id = task.task_id and runs.attempt = task.attempt - 1;
+  if task.partition_key is not null then
+    perform durable._enlist(_queue, array[task.task_id]);
+  end if;
   perform durable._notify_listeners(_queue, 'work');
   return (task.task_id, durable._run_id(task.task_id, task.attempt), task.attempt, false);
 end;
@@ -193,6 +196,9 @@ begin
     omitted = nullif(
       tasks.omitted & case when _revive_task.max_attempts is null then ~8 else ~9 end, 0)
   where tasks.queue = _queue and tasks.task_id = task.task_id;
+  if task.partition_key is not null then
+    perform durable._enlist(_queue, array[task.task_id]);
+  end if;
 end;
 $$;
 
@@ -208,6 +214,8 @@ begin
   _options.headers := nullif(task.headers - 'durable:forked_from', '{}');
   _options.execution_timeout := task.execution_timeout;
   _options.deadline := task.deadline;
+  _options.partition_key := nullif(task.partition_key, '');
+  _options.priority := task.priority;
   _options.omitted := nullif(task.omitted
     & case when max_attempts is distinct from task.max_attempts then ~9 else ~8 end, 0);
   _new := (

@@ -61,7 +61,7 @@ begin
     from durable.schedules
     where schedules.queue = _queue and schedules.schedule = _schedule
     for no key update;
-    _new := durable._with_definition(
+    _new := durable._schedule_with(
       case when source is null then _known end, definition, durable._now());
     _new.source := source;
     if _known.schedule is not null then
@@ -125,7 +125,7 @@ $$;
 
 -- Returns a schedule with the keys of a definition, checked, and its next tick. known: null for
 -- one with the defaults.
-create or replace function durable._with_definition(
+create or replace function durable._schedule_with(
   known durable.schedules, definition jsonb, at timestamptz
 ) returns durable.schedules language plpgsql as $$
 declare

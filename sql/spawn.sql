@@ -13,26 +13,35 @@ declare
   _params jsonb := coalesce(durable._checked_size('params', params), 'null');
   _now timestamptz := durable._now();
   _task_id uuid;
+  _has_room boolean := false;
+  _in_lane boolean;
 begin
   if options = '{}' then -- the usual case, without what only options need
     _task_id := durable._uuid7(durable._id_microseconds(_now));
     loop
       insert into durable.tasks (
         task_id, spawned_at, execution_timeout, max_attempts, queue, name, params, headers, retry,
-        available_at, expires_at, omitted
+        available_at, expires_at, omitted, partition_key, priority
       )
       select
         _task_id, _now, known.execution_timeout, case when known.name is null then 5 else known.max_attempts end,
         queues.queue, _name, _params, known.headers, known.retry, _now,
         _now + make_interval(secs => known.start_timeout),
-        case when known.name is null then 31 end
+        case when known.name is null then 31 end,
+        case when durable._has_lanes(queues) then '' end,
+        case when durable._has_lanes(queues) then 0 end
       from durable.queues
       left join durable.definitions as known
         on known.queue = _queue and known.name = _name and known.latest is not null
-      where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+      where queues.queue = _queue and (queues.max_length is null or _has_room)
+        and (queues.roles is null or durable._may_use(queues.roles))
+      returning tasks.partition_key is not null into _in_lane;
       exit when found;
-      perform durable._require_queue(_queue); -- may succeed: just created, or opened to the caller
+      _has_room := durable._require_room(_queue); -- may also be just created, or opened to the caller
     end loop;
+    if _in_lane then
+      perform durable._enlist(_queue, array[_task_id]);
+    end if;
     if durable._must_notify(_queue, 'work') then
       perform pg_notify('durable_work', _queue);
     end if;
@@ -58,6 +67,9 @@ comment on function durable.spawn is
 - deadline: the time by which it must finish, with a time zone; a child''s is never later
   than its parent''s.
 - version: of the application that spawns it; it counts if the queue''s policy is gate.
+- partition_key: what it belongs to for the queue''s limits, at most 255 bytes; default: nothing.
+- priority: from -32768 to 32767, default 0; higher ones start first. Both are for queues whose
+  policy has limits or priorities.
 
 An option that is given holds, also as null. If max_attempts, retry, start_timeout or execution_timeout
 is omitted, the definition that workers have announced for this name (announce_definitions)
@@ -66,9 +78,13 @@ means no headers at all. If no worker has announced the name yet, the first clai
 announcement fills in the omitted options.
 
 Returns the task; created is false if the key belongs to a task of the same name and params.
-Refuses bad arguments (22023), an unknown queue (WFQUE), a key that belongs to another task
-(WFCON), an unknown parent (WFNFD) and a finished one (WFFIN). Locks: waits for a transaction
-that is using the same idempotency key; locks the parent''s row FOR SHARE.';
+Refuses bad arguments, and a partition_key or priority where they do not count (22023), an
+unknown queue (WFQUE), a key that belongs to another task (WFCON), an unknown parent (WFNFD) and
+a finished one (WFFIN). Refuses a task without a parent
+while as many tasks as the queue''s max_length are ready to be claimed (WFFUL). Above a
+max_length of 100 it is not exact: one spawn in max_length / 100 counts them, and maintenance
+does, so some more tasks get in. Locks: waits for a transaction that is using the same
+idempotency key; locks the parent''s row FOR SHARE.';
 
 -- Spawns a task with options. The caller has checked its name and params.
 create or replace function durable._spawn_with_options(
@@ -81,7 +97,12 @@ declare
   _run_at timestamptz := durable._first_start(_options, at);
   _existing_id uuid;
   _defaults_of text collate "C" := task;
+  _has_room boolean := _options.parent_task_id is not null; -- children are exempt
+  _in_lane boolean;
 begin
+  if num_nonnulls(_options.partition_key, _options.priority) > 0 then
+    perform durable._require_lanes(_queue);
+  end if;
   if _options.idempotency_key is not null then
     _queue := durable._checked_queue(_queue); -- the insert below refuses an unknown queue
     _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
@@ -101,7 +122,8 @@ begin
   loop
     insert into durable.tasks (
       task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
-      idempotency_key, params, headers, retry, available_at, expires_at, deadline, version, omitted
+      idempotency_key, params, headers, retry, available_at, expires_at, deadline, version, omitted,
+      partition_key, priority
     )
     select
       _task_id, _options.parent_task_id, at, coalesce(_options.execution_timeout, known.execution_timeout),
@@ -112,14 +134,21 @@ begin
       coalesce(_options.retry, known.retry), _run_at,
       least(_run_at + make_interval(secs => coalesce(_options.start_timeout, known.start_timeout)), _options.deadline),
       _options.deadline, coalesce(case when queues.versions = 'gate' then _options.version end, ''),
-      case when known.name is null then _options.omitted end
+      case when known.name is null then _options.omitted end,
+      case when durable._has_lanes(queues) then coalesce(_options.partition_key, '') end,
+      case when durable._has_lanes(queues) then coalesce(_options.priority, 0) end
     from durable.queues
     left join durable.definitions as known
       on known.queue = _queue and known.name = _defaults_of and known.latest is not null
-    where queues.queue = _queue and (queues.roles is null or durable._may_use(queues.roles));
+    where queues.queue = _queue and (queues.max_length is null or _has_room)
+      and (queues.roles is null or durable._may_use(queues.roles))
+    returning tasks.partition_key is not null into _in_lane;
     exit when found;
-    perform durable._require_queue(_queue); -- may succeed: just created, or opened to the caller
+    _has_room := durable._require_room(_queue); -- may also be just created, or opened to the caller
   end loop;
+  if _in_lane then
+    perform durable._enlist(_queue, array[_task_id]);
+  end if;
   if durable._must_notify(_queue, 'work') then
     perform pg_notify('durable_work', _queue);
   end if;
@@ -137,6 +166,7 @@ begin
   perform durable._require_queue(_queue);
   perform durable._check_tasks(tasks, array['task', 'params', 'options']);
   _new := durable._reserve_keys(_queue, durable._new_tasks(_queue, tasks, _now, null, null));
+  perform durable._require_room_for(_queue, _new);
   perform durable._hold_parent(_queue, parent.task_id)
   from (
     select distinct (new.options).parent_task_id from unnest(_new) as new where new.existing_id is null order by 1
@@ -151,8 +181,8 @@ $$;
 comment on function durable.spawn_many is
 'Spawns tasks, all or none, in the caller''s transaction. tasks: an array of
 {"task": name, "params": ..., "options": {...}}, each as in spawn. Returns them in the order
-given. Refuses the same as spawn, for any of them. Locks: as spawn, keys before parents, each
-in ascending order.';
+given. Refuses the same as spawn, for any of them; a queue that is not full takes them all.
+Locks: as spawn, keys before parents, each in ascending order.';
 
 create or replace function durable._check_tasks(tasks jsonb, known text[])
 returns void language plpgsql immutable as $$
@@ -181,6 +211,9 @@ declare
   _usual durable._spawn_options := durable._spawn_options(durable._inherited('{}', headers));
   _name text := tasks -> 0 ->> 'task';
 begin
+  if tasks @? '$[*].options ? (@.partition_key != null || @.priority != null)' then
+    perform durable._require_lanes(queue);
+  end if;
   if tasks @> jsonb_build_array(jsonb_build_object('task', _name)) and not jsonb_path_exists(tasks,
     '$[*] ? (@.task != $name)', jsonb_build_object('name', _name))
   then -- one name, the usual case: its definition is looked up and merged once
@@ -362,11 +395,13 @@ create or replace function durable._insert_tasks(
 declare
   _queue text collate "C" := queue;
   _parent_queue text collate "C" := coalesce(parent_queue, queue);
+  _has_lanes boolean := exists (
+    select from durable.queues where queues.queue = _queue and durable._has_lanes(queues));
 begin
   insert into durable.tasks (
     task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
     idempotency_key, params, headers, retry, available_at, expires_at, parent_queue,
-    deadline, version, omitted
+    deadline, version, omitted, partition_key, priority
   )
   select
     task.task_id, (task.options).parent_task_id, at, (task.options).execution_timeout,
@@ -379,7 +414,9 @@ begin
     case when (task.options).version is not null and (
       select queues.versions = 'gate' from durable.queues where queues.queue = _queue
     ) then (task.options).version else '' end,
-    (task.options).omitted
+    (task.options).omitted,
+    case when _has_lanes then coalesce((task.options).partition_key, '') end,
+    case when _has_lanes then coalesce((task.options).priority, 0) end
   from unnest(durable._completed(_queue, new)) as task
   left join lateral (
     select tasks.deadline
@@ -391,6 +428,10 @@ begin
     select least((task.options).deadline, parent.deadline) as moment
   ) as latest
   where task.existing_id is null;
+  if _has_lanes then
+    perform durable._enlist(_queue, array(
+      select task.task_id from unnest(new) as task where task.existing_id is null));
+  end if;
   perform durable._notify_listeners(queue, 'work');
 end;
 $$;

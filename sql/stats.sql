@@ -6,7 +6,9 @@ returns setof durable.queue_statistics language sql stable as $$
     queues.queue::text,
     counted.pending, counted.running, counted.sleeping,
     counted.completed, counted.failed, counted.cancelled,
-    coalesce(ready.total, 0), ready.oldest_at, ready.next_at, coalesce(ready.by_name, '{}')
+    coalesce(ready.total, 0), ready.oldest_at, ready.next_at, coalesce(ready.by_name, '{}'),
+    queues.max_length, coalesce(queues.is_full, false), queues.paused_at, queues.paused_by,
+    coalesce(queues.paused_names, '{}')
   from durable.queues
   cross join lateral (
     select
@@ -45,5 +47,5 @@ $$;
 
 comment on function durable.queue_stats is
 'Returns the number of tasks of a queue (null: of every queue the caller may use) by state,
-and of those claimable now by name. Reads every task of the queue. Refuses a queue that the
+and of those claimable now by name; and whether it is paused or full. Reads every task of the queue. Refuses a queue that the
 caller may not use (42501).';

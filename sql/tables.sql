@@ -49,7 +49,8 @@ create type durable.deferred_kind as enum (
   'finished',  -- wake the tasks that wait for task_id
   'event',     -- wake the tasks that wait for event_name, from task_id on
   'cascade',   -- cancel task_id and its live descendants: root_task_id (null: task_id) has ended
-  'revive'     -- revive what the end of root_task_id cancelled: it was retried
+  'revive',    -- revive what the end of root_task_id cancelled: it was retried
+  'partition'  -- look again at the lanes of the partition event_name: a slot of it is free
 );
 
 create table durable.migrations (
@@ -74,14 +75,27 @@ create table durable.queues (
   versions        text collate "C",
   history         text collate "C",
   roles           text[] collate "C",
+  max_length      integer,
+  is_full         boolean,
+  paused_at       timestamptz,
+  paused_by       jsonb,
+  paused_names    jsonb,
+  concurrency           integer,
+  partition_concurrency integer,
+  rate_starts           integer,
+  rate_period           double precision,
+  partition_rate_starts integer,
+  partition_rate_period double precision,
+  priorities            boolean,
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
   constraint queues_keep_events_for_a_time check (keep_events >= 0),
   constraint queues_have_room_for_a_lost_lease check (max_lost_leases > 0),
   constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate')),
-  constraint queues_have_a_full_history_or_none check (history = 'full')
+  constraint queues_have_a_full_history_or_none check (history = 'full'),
+  constraint queues_have_room_for_a_task check (max_length > 0)
 );
 
-comment on table  durable.queues                 is 'The namespaces of tasks, with their retention, access and failure limits.';
+comment on table  durable.queues                 is 'The namespaces of tasks, with their retention, access, limits and pauses.';
 comment on column durable.queues.queue           is 'Its name, at most 100 bytes.';
 comment on column durable.queues.created_at      is 'When it was created.';
 comment on column durable.queues.keep_tasks      is 'Seconds a finished task is kept; null: for ever.';
@@ -90,6 +104,18 @@ comment on column durable.queues.max_lost_leases is 'How many leases in a row a 
 comment on column durable.queues.versions        is 'Which workers may claim a task: null, any; pin, those of the version that started it; gate, those of the version that spawned it.';
 comment on column durable.queues.history         is 'full: claim_log also keeps how each claim began and ended; null: only what is needed anyway.';
 comment on column durable.queues.roles           is 'Names of the roles whose members may use it; null: everybody that may call the functions.';
+comment on column durable.queues.max_length      is 'A spawn is refused while so many tasks are ready to be claimed; null: no limit.';
+comment on column durable.queues.is_full         is 'True: max_length was reached when the ready tasks were last counted; else null.';
+comment on column durable.queues.paused_at       is 'Since when no task is claimed; null: not paused.';
+comment on column durable.queues.paused_by       is 'The caller that paused it, as _caller returns it.';
+comment on column durable.queues.paused_names    is 'The paused task names: {name: {"at", "by"}}; null: none.';
+comment on column durable.queues.concurrency           is 'How many of its tasks may run at once; null: no limit.';
+comment on column durable.queues.partition_concurrency is 'How many tasks of one partition_key may run at once, unless the partition has a limit of its own; null: no limit.';
+comment on column durable.queues.rate_starts           is 'How many attempts may begin in any rate_period seconds; null: no limit.';
+comment on column durable.queues.rate_period           is 'See rate_starts.';
+comment on column durable.queues.partition_rate_starts is 'How many attempts of one partition_key may begin in any partition_rate_period seconds, unless the partition has a rate of its own; null: no limit.';
+comment on column durable.queues.partition_rate_period is 'See partition_rate_starts.';
+comment on column durable.queues.priorities            is 'True: its tasks may have priorities and partition keys without any of these limits; else null.';
 
 insert into durable.queues (queue, created_at, keep_tasks, keep_events)
 values ('default', clock_timestamp(), 2592000, 2592000);
@@ -97,13 +123,15 @@ values ('default', clock_timestamp(), 2592000, 2592000);
 create table durable.cleanup_cursors (
   queue            text collate "C" primary key,
   tasks_cleaned_to uuid,
-  events_pruned_to text collate "C"
+  events_pruned_to text collate "C",
+  partitions_pruned_to text collate "C"
 );
 
 comment on table  durable.cleanup_cursors                  is 'Where the cleanup of each queue continues. Not in queues: every call reads that row, and each change would leave a dead version of it.';
 comment on column durable.cleanup_cursors.queue            is 'The queue.';
 comment on column durable.cleanup_cursors.tasks_cleaned_to is 'Where the last cleanup ended; the next one continues from there and starts over at the end.';
 comment on column durable.cleanup_cursors.events_pruned_to is 'Where the last pruning of events ended.';
+comment on column durable.cleanup_cursors.partitions_pruned_to is 'Where the last pruning of partitions ended.';
 
 insert into durable.cleanup_cursors (queue) values ('default');
 
@@ -132,6 +160,8 @@ create table durable.tasks (
   headers          jsonb,
   retry            jsonb,
   child_queues     text[] collate "C",
+  partition_key    text collate "C",
+  priority         smallint,
   version          text collate "C"  not null default '',
   omitted          smallint,
   attempt          integer           not null default 1,
@@ -164,6 +194,8 @@ comment on column durable.tasks.params           is 'Its input.';
 comment on column durable.tasks.headers          is 'Data that travels with it, an object: trace context, identity, tags.';
 comment on column durable.tasks.retry            is 'The retry strategy; null: the default.';
 comment on column durable.tasks.child_queues     is 'Other queues in which it has children; null: none.';
+comment on column durable.tasks.partition_key    is 'What it belongs to for the limits of its queue, empty: nothing; null: its queue has no lanes.';
+comment on column durable.tasks.priority         is 'Higher ones start first; null: its queue has no lanes.';
 comment on column durable.tasks.version          is 'The version of the application whose workers alone may claim it; empty: any that the queue''s policy allows.';
 comment on column durable.tasks.omitted          is 'The options that its spawn omitted and that no definition has filled in yet; its next claim does. A sum: 1 max_attempts, 2 retry, 4 headers, 8 start_timeout, 16 execution_timeout; null: none.';
 comment on column durable.tasks.attempt          is 'The number of the current attempt, from 1. Sleeping and waiting do not start a new one.';
@@ -180,7 +212,13 @@ comment on column durable.tasks.result           is 'What it returned; null is J
 comment on column durable.tasks.error            is 'Why it failed or was cancelled, or, while it sleeps until the next attempt, why the last one failed: type, message, traceback.';
 
 create index tasks_claimable_idx on durable.tasks (queue, name, version, available_at, task_id)
-  where available_at is not null;
+  where available_at is not null and partition_key is null;
+create index tasks_laned_idx on durable.tasks (
+    queue, name, version, partition_key, priority, (started_at is not null and error is null),
+    available_at, task_id)
+  where available_at is not null and partition_key is not null;
+create index tasks_running_idx on durable.tasks (queue, partition_key)
+  where lease_expires_at is not null and partition_key is not null;
 create index tasks_version_idx on durable.tasks (queue, version, task_id)
   where version <> '' and finished_at is null;
 create index tasks_leased_idx on durable.tasks (queue, lease_expires_at)
@@ -191,6 +229,8 @@ create index tasks_children_idx on durable.tasks (queue, parent_task_id, task_id
   where parent_task_id is not null;
 
 comment on index durable.tasks_claimable_idx is 'Read by claim_tasks and get_next_due: by name and version, oldest first. Tasks bound to other versions are not in the range.';
+comment on index durable.tasks_laned_idx     is 'Read by claim_tasks: the tasks of each lane, oldest first. Its expression says whether a task continues its attempt, so that its next claim is no start.';
+comment on index durable.tasks_running_idx   is 'Read by claim_tasks: how many tasks of a partition, or of a queue with lanes, are running.';
 comment on index durable.tasks_version_idx   is 'Read by set_version and run_maintenance: the live tasks bound to a version.';
 comment on index durable.tasks_leased_idx    is 'Read by expire_leases and release_unknown.';
 comment on index durable.tasks_expiring_idx  is 'Read by expire_tasks.';
@@ -403,10 +443,72 @@ comment on column durable.deferred_work.after_id      is 'The last of its childr
 comment on column durable.deferred_work.root_deadline is 'The deadline of that task before it was retried.';
 comment on column durable.deferred_work.kind          is 'What has to be done.';
 comment on column durable.deferred_work.queue         is 'The queue in which it has to be done.';
-comment on column durable.deferred_work.event_name    is 'Or the event it concerns.';
+comment on column durable.deferred_work.event_name    is 'Or the event, or the partition, it concerns.';
 comment on column durable.deferred_work.root_queue    is 'The queue of root_task_id.';
 comment on index  durable.deferred_work_task_idx is 'Read by cleanup: whether work is deferred for a finished task.';
 comment on index  durable.deferred_work_root_idx is 'Read by cleanup: whether descendants of a finished task have still to be cancelled.';
+
+create table durable.partitions (
+  queue         text collate "C" not null,
+  partition_key text collate "C" not null,
+  concurrency   integer,
+  rate_starts   integer,
+  rate_period   double precision,
+  primary key (queue, partition_key)
+);
+
+comment on table  durable.partitions               is 'Rows that claims lock while they count what runs: one per partition_key, and one with an empty key for the queue itself. No count is stored. A partition without limits of its own is deleted when it has no tasks.';
+comment on column durable.partitions.queue         is 'The queue.';
+comment on column durable.partitions.partition_key is 'The key of its tasks, at most 255 bytes; empty: the row of the whole queue.';
+comment on column durable.partitions.concurrency   is 'How many of its tasks may run at once; null: as the queue says.';
+comment on column durable.partitions.rate_starts   is 'How many of its attempts may begin in any rate_period seconds; null: as the queue says.';
+comment on column durable.partitions.rate_period   is 'See rate_starts.';
+
+create table durable.lanes (
+  lane_id       uuid             not null,
+  turn_at       timestamptz,
+  priority      smallint         not null,
+  resumes       boolean          not null,
+  queue         text collate "C" not null,
+  name          text collate "C" not null,
+  version       text collate "C" not null,
+  partition_key text collate "C" not null,
+  primary key (queue, lane_id)
+) with (fillfactor = 50);
+
+create index lanes_turn_idx
+  on durable.lanes (queue, name, version, priority, resumes, turn_at, lane_id)
+  where turn_at is not null;
+create index lanes_partition_idx
+  on durable.lanes (queue, partition_key, name, version, priority, resumes);
+
+comment on table  durable.lanes               is 'Where claims look for tasks, in queues with lanes: at least one row for each name, version, partition, priority and resumes of waiting tasks. Several rows for one lane do no harm.';
+comment on column durable.lanes.lane_id       is 'A random uuid.';
+comment on column durable.lanes.turn_at       is 'From when a claim may look at it, those that have waited longest first; null: its partition runs as many tasks as it may, and the end of one sets the time.';
+comment on column durable.lanes.priority      is 'The priority of its tasks.';
+comment on column durable.lanes.resumes       is 'Whether its tasks continue an attempt, as after a wait: rates do not count these.';
+comment on column durable.lanes.queue         is 'The queue.';
+comment on column durable.lanes.name          is 'The name of its tasks.';
+comment on column durable.lanes.version       is 'The version that they are bound to.';
+comment on column durable.lanes.partition_key is 'Their partition_key.';
+comment on index  durable.lanes_turn_idx      is 'Read by claim_tasks and get_next_due.';
+comment on index  durable.lanes_partition_idx is 'Read when a task becomes claimable, and when a slot of its partition is free.';
+
+create table durable.starts (
+  start_id      uuid             not null,
+  started_at    timestamptz      not null,
+  tasks         integer          not null,
+  queue         text collate "C" not null,
+  partition_key text collate "C" not null,
+  primary key (queue, partition_key, started_at, start_id)
+);
+
+comment on table  durable.starts               is 'Attempts that have begun, where a rate counts them: one row for each claim and partition, and one for the queue. Deleted when no rate counts them any more.';
+comment on column durable.starts.start_id      is 'A random uuid.';
+comment on column durable.starts.started_at    is 'When they began.';
+comment on column durable.starts.tasks         is 'How many.';
+comment on column durable.starts.queue         is 'The queue.';
+comment on column durable.starts.partition_key is 'The partition; empty: all of the queue.';
 
 create table durable.versions (
   queue         text collate "C" not null,

@@ -54,11 +54,14 @@ comment on type durable.spawned_child is
 create type durable.queue_statistics as (
   queue text, pending bigint, running bigint, sleeping bigint, completed bigint, failed bigint,
   cancelled bigint, ready bigint, oldest_ready_at timestamptz, next_due_at timestamptz,
-  ready_by_name jsonb
+  ready_by_name jsonb, max_length integer, is_full boolean, paused_at timestamptz,
+  paused_by jsonb, paused_names jsonb
 );
 
 comment on type durable.queue_statistics is
-'Counts of the tasks of a queue. ready: claimable now, also by task name.';
+'Counts of the tasks of a queue. ready: claimable now, also by task name. is_full: whether
+spawns are refused because of max_length. paused_at, paused_by: since when the queue is paused,
+and who paused it; paused_names: the same of task names, {name: {"at", "by"}}.';
 
 create type durable.maintenance_counts as (
   leases integer, deadlines integer, deferred integer, ticks integer, tasks integer,
@@ -91,6 +94,12 @@ create type durable.history_entry as (
 
 comment on type durable.history_entry is
 'An entry of a task''s history; without a time (at) it has not ended.';
+
+create type durable.explanation as (kind text, message text, detail jsonb);
+
+comment on type durable.explanation is
+'A reason why a task is where it is: kind, of the closed set in explain_task; message, a
+sentence in English with times in UTC; detail, its facts, or null.';
 
 create type durable.version_statistics as (
   queue text, version text, latest boolean, alive boolean, first_seen_at timestamptz,
@@ -166,7 +175,7 @@ create type durable._spawn_options as (
   max_attempts integer, retry jsonb, headers jsonb, idempotency_key text,
   start_timeout double precision, execution_timeout double precision, parent_task_id uuid,
   deadline timestamptz, version text, fingerprint text[], omitted smallint, run_at timestamptz,
-  delay double precision
+  delay double precision, partition_key text, priority smallint
 );
 
 create type durable._new_task as (
@@ -175,6 +184,15 @@ create type durable._new_task as (
 );
 
 create type durable._due as (places tid[], waited_since timestamptz[], known durable.definitions);
+
+create type durable._lane as (
+  lane_id uuid, name text, version text, partition_key text, free integer, opens_at timestamptz
+);
+
+create type durable._lane_head as (
+  place tid, waited_since timestamptz, lane_id uuid, name text, partition_key text,
+  is_incomplete boolean
+);
 
 create type durable._task_filter as (
   name text, states text[], task_ids uuid[], parent_task_id uuid, worker text, error_type text,

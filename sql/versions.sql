@@ -139,6 +139,8 @@ declare
   _version text collate "C" := coalesce(durable._checked_version(to_jsonb(version)), '');
   _from text collate "C" := from_version;
   _task_id uuid;
+  _in_lane boolean;
+  _laned uuid[];
   _moved integer := 0;
 begin
   perform durable._require_queue(_queue);
@@ -161,18 +163,25 @@ begin
     for no key update skip locked
   loop
     update durable.tasks set version = _version
-    where tasks.queue = _queue and tasks.task_id = _task_id;
+    where tasks.queue = _queue and tasks.task_id = _task_id
+    returning tasks.partition_key is not null into _in_lane;
+    _laned := _laned || case when _in_lane then array[_task_id] end;
     _moved := _moved + 1;
   end loop;
   for _task_id in
     select distinct given.task_id from unnest(task_ids) as given (task_id) order by 1
   loop
     update durable.tasks set version = _version
-    where tasks.queue = _queue and tasks.task_id = _task_id;
+    where tasks.queue = _queue and tasks.task_id = _task_id
+    returning tasks.partition_key is not null into _in_lane;
     if found then
+      _laned := _laned || case when _in_lane then array[_task_id] end;
       _moved := _moved + 1;
     end if;
   end loop;
+  if _laned is not null then
+    perform durable._enlist(_queue, _laned);
+  end if;
   perform durable._notify_listeners(_queue, 'work');
   return _moved;
 end;
@@ -232,6 +241,7 @@ returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _task_id uuid;
+  _found boolean := false;
 begin
   perform
   from durable.tasks
@@ -255,17 +265,42 @@ begin
         and tasks.name = waiting.name collate "C"
         and tasks.version = waiting.version collate "C"
         and tasks.available_at is not null
+        and tasks.partition_key is null
       order by tasks.available_at, tasks.task_id
       limit batch_size
       for no key update skip locked
     ) as bound
-    where waiting.version <> ''
+    where waiting.version <> '' and not waiting.in_lanes
     limit batch_size
   loop
     update durable.tasks set version = ''
     where tasks.queue = _queue and tasks.task_id = _task_id;
+    _found := true;
   end loop;
-  if found then
+  for _task_id in
+    select bound.task_id
+    from durable._waiting_versions(_queue) as waiting
+    cross join lateral (
+      select tasks.task_id
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = waiting.name collate "C"
+        and tasks.version = waiting.version collate "C"
+        and tasks.available_at is not null
+        and tasks.partition_key is not null
+      order by tasks.partition_key -- an order of their own index only
+      limit batch_size
+      for no key update skip locked
+    ) as bound
+    where waiting.version <> '' and waiting.in_lanes
+    limit batch_size
+  loop
+    update durable.tasks set version = ''
+    where tasks.queue = _queue and tasks.task_id = _task_id;
+    perform durable._enlist(_queue, array[_task_id]);
+    _found := true;
+  end loop;
+  if _found then
     perform durable._notify_listeners(_queue, 'work');
   end if;
 end;

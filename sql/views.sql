@@ -52,7 +52,8 @@ select
   tasks.attempt, tasks.max_attempts, tasks.worker, tasks.params, tasks.headers, tasks.result,
   tasks.error, tasks.idempotency_key, tasks.spawned_at, tasks.available_at, tasks.started_at,
   tasks.lease_expires_at, tasks.expires_at, tasks.finished_at, tasks.parent_queue,
-  tasks.deadline, nullif(tasks.version, '') as version
+  tasks.deadline, nullif(tasks.version, '') as version,
+  nullif(tasks.partition_key, '') as partition_key, tasks.priority
 from durable.tasks;
 
 comment on view durable.task_list is

@@ -360,12 +360,15 @@ declare
   _task_ids uuid[];
   _places tid[];
   _until timestamptz[];
+  _keys text[];
+  _suspended integer;
 begin
-  select array_agg(own.task_id), array_agg(task.ctid), array_agg(waiting.until)
-  into _task_ids, _places, _until
+  select array_agg(own.task_id), array_agg(task.ctid), array_agg(waiting.until),
+    array_agg(task.partition_key) filter (where task.partition_key is not null)
+  into _task_ids, _places, _until, _keys
   from json_to_recordset(tasks) as own (task_id uuid)
   cross join lateral (
-    select tasks.ctid
+    select tasks.ctid, tasks.partition_key
     from durable.tasks
     where tasks.queue = _queue and tasks.task_id = own.task_id
     offset 0
@@ -389,7 +392,11 @@ begin
     offset 0
   ) as waiting
   where durable._watch(waiting.wait, true) <> 'watched';
-  return durable._suspend_by_ctid(_queue, _places, _until);
+  _suspended := durable._suspend_by_ctid(_queue, _places, _until);
+  if _keys is not null then
+    perform durable._free(_queue, _keys), durable._enlist(_queue, _task_ids);
+  end if;
+  return _suspended;
 end;
 $$;
 

@@ -74,7 +74,7 @@ begin
           and events.emitted_at is not null)
     end;
     if _outcome = 'over' then
-      perform durable._wake_by_ctid(_queue, _places);
+      perform durable._wake(_queue, _places);
       return;
     elsif _outcome = 'unsure' then
       perform durable._defer(_queue, 'waiter', waiter);
@@ -90,7 +90,7 @@ declare
   _places tid[] := durable._hold_sleepers(queue, task_ids);
 begin
   if _places is not null then
-    perform durable._wake_by_ctid(queue, _places);
+    perform durable._wake(queue, _places);
   end if;
 end;
 $$;
@@ -131,18 +131,39 @@ end;
 $$;
 
 -- Updates by ctid: see _lease_by_ctid.
+-- Returns the tasks that are in lanes; null: none.
 create or replace function durable._wake_by_ctid(queue text, places tid[])
-returns void language plpgsql
+returns uuid[] language plpgsql
 set enable_indexscan = off
 set enable_bitmapscan = off as $$
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
+  _in_lanes uuid[];
 begin
-  update durable.tasks
-  set state = 'pending', available_at = _now
-  where tasks.queue = _queue and tasks.ctid = any (places);
+  with woken as (
+    update durable.tasks
+    set state = 'pending', available_at = _now
+    where tasks.queue = _queue and tasks.ctid = any (places)
+    returning tasks.task_id, tasks.partition_key
+  )
+  select array_agg(woken.task_id) into _in_lanes
+  from woken
+  where woken.partition_key is not null;
   perform durable._notify_listeners(_queue, 'work');
+  return _in_lanes;
+end;
+$$;
+
+-- Wakes tasks that the caller has locked.
+create or replace function durable._wake(queue text, places tid[])
+returns void language plpgsql as $$
+declare
+  _in_lanes uuid[] := durable._wake_by_ctid(queue, places);
+begin
+  if _in_lanes is not null then
+    perform durable._enlist(queue, _in_lanes);
+  end if;
 end;
 $$;
 

@@ -23,6 +23,20 @@ def test_gives_two_claims_different_tasks_without_waiting(stage: Stage) -> None:
     assert not first & second
 
 
+def test_tells_an_idle_worker_of_a_resumed_queue(stage: Stage) -> None:
+    for name in (None, "work"):
+        stage.db.value("select durable.pause_queue(%s, %s)", QUEUE, name)
+        idle = stage.session()
+        idle.connection.autocommit = True
+        idle.connection.execute("listen durable_work")
+        assert idle.value("select durable.register_listener(%s)", QUEUE) is True
+        stage.db.spawn()
+        stage.db.value("select durable.resume_queue(%s, %s)", QUEUE, name)
+        told = list(idle.connection.notifies(timeout=10, stop_after=2))
+        assert [notice.payload for notice in told] == [QUEUE, QUEUE]
+        idle.rows("select durable.unregister_listener(%s)", QUEUE)
+
+
 def test_completes_before_a_cancel_that_comes_second(stage: Stage) -> None:
     held = stage.held()
     worker, client = stage.session(), stage.session()

@@ -265,6 +265,66 @@ def test_counts_the_tasks_of_queues(run: Run, db: psycopg.Connection) -> None:
     assert counted["ready_by_name"] == {"double": 1}
 
 
+def test_pauses_and_explains(run: Run, db: psycopg.Connection, dsn: str) -> None:
+    task_id = run("spawn", "default", "double")
+    assert run("pause", "default") == "paused"
+    assert run("pause", "default") == "already paused"
+    assert run("pause", "default", "--task", "double") == "paused"
+    kinds = ["queue_paused", "name_paused", "no_worker", "unknown_name", "queued"]
+    lines = run("explain", "default", task_id).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == kinds
+    assert lines[0].endswith(f"UTC by role {db.info.user}")
+    found = json.loads(run("explain", "default", task_id, "--json"))
+    assert [reason["kind"] for reason in found] == kinds
+    (counted,) = json.loads(run("stats", "default", "--json"))
+    assert counted["paused"]["by"]["user"] == db.info.user
+    stats = subprocess.run(
+        [sys.executable, "-c", COMMAND_LINE, "stats", "--dsn", dsn],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    warnings = [line.partition(" since ")[0] for line in stats.stderr.splitlines()]
+    assert warnings[:2] == [
+        'durable: queue "default" paused',
+        'durable: tasks "double" of queue "default" paused',
+    ]
+    assert run("resume", "default") == "resumed"
+    assert run("resume", "default") == "not paused"
+    assert run("resume", "default", "--task", "double") == "resumed"
+    assert "no queue" in run("pause", "nowhere", code=1)
+    assert "no task" in run("explain", "default", NOBODY, code=1)
+
+
+FAIL_ALL = """
+select durable.fail_tasks('default', json_agg(json_build_object(
+  'task_id', task_id, 'claim', claim, 'retryable', false,
+  'error', json_build_object('type', name, 'message', ''))))
+from durable.claim_tasks('default', 'w', null, 10)
+"""
+
+
+def test_retries_dead_letters_by_filter(run: Run, db: psycopg.Connection) -> None:
+    first, second = [run("spawn", "default", "double") for _ in range(2)]
+    other = run("spawn", "default", "other")
+    db.execute(FAIL_ALL)
+
+    def failed(*options: str) -> list[str]:
+        listed = run("tasks", "default", "--state", "failed", "--json", *options)
+        return [task["task_id"] for task in json.loads(listed)]
+
+    retry = ["retry-many", "default", "--state", "failed"]
+    assert failed() == [other, second, first]
+    assert failed("--error-type", "other") == [other]
+    assert run(*retry, "--error-type", "none") == "retried 0"
+    assert run(*retry, "--task-id", first) == "retried 1"
+    assert failed() == [other, second]
+    assert run(*retry, "--name", "double") == "retried 1"
+    assert run("retry-many", "default", "--all") == "retried 1"
+    assert failed() == []
+    assert "a filter is required" in run("retry-many", "default", code=1)
+
+
 def test_lists_the_errors(run: Run) -> None:
     codes = [line.split()[0] for line in run("errors").splitlines()]
     assert codes == sorted(DurableError.by_code)

@@ -95,7 +95,8 @@ def test_mentions_every_option() -> None:
 
 def test_mentions_every_command() -> None:
     functions = [command.callback for command in cli.app.registered_commands]
-    commands = [f"durable {one.__name__}" for one in functions if one is not None]
+    names = [one.__name__ for one in functions if one is not None]
+    commands = [f"durable {name.replace('_', '-')}" for name in names]
     said = "\n".join(page.read_text() for page in GUIDE)
     assert [command for command in commands if command not in said] == []
 

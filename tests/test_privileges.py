@@ -62,8 +62,8 @@ WORKER = (
 OPERATING = {
     *("queue_stats", "retry_task", "drop_queue", "fork_task", "task_history"),
     *("export_history", "list_tasks", "cancel_tasks", "retry_tasks", "delete_tasks"),
-    *("list_versions", "promote_version", "set_version"),
-    "list_children",
+    *("list_versions", "promote_version", "set_version", "set_partition_limit"),
+    *("list_children", "pause_queue", "resume_queue", "explain_task"),
 }
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}

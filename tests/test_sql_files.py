@@ -95,6 +95,15 @@ def is_upgraded(dsn: str, db: psycopg.Connection, before: object) -> bool:
 # -- psql ------------------------------------------------------------------------------
 
 
+def test_defines_every_function_once() -> None:
+    """Otherwise the later definition would replace one of the same name."""
+    defined = re.findall(
+        r"(?m)^create or replace function (durable\.\w+)", schema_sql()
+    )
+    assert len(defined) > 300
+    assert not {name for name in defined if defined.count(name) > 1}
+
+
 def test_migrate_continues_from_an_install_with_psql(
     dsn: str, db: psycopg.Connection, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ select tables_are('durable', array[
   'migrations', 'queues', 'tasks', 'runs', 'checkpoints', 'events', 'waits',
     'watches', 'idempotency_keys', 'deferred_work', 'mailboxes', 'messages', 'message_keys',
     'versions', 'task_values', 'stream_entries', 'log_lines', 'claim_log', 'definitions',
-    'cleanup_cursors', 'schedules'
+    'cleanup_cursors', 'lanes', 'partitions', 'starts', 'schedules'
 ], 'the tables are these');
 select views_are('durable', array['attempts', 'waiting', 'workers', 'task_list', 'history'],
   'the views are these');
@@ -73,8 +73,8 @@ select is_empty(
 select is_empty(
   $$ select indexrelid::regclass from pg_index join relations on relations.oid = indrelid
      where pg_get_expr(indpred, indrelid) ~ 'state' or pg_get_expr(indpred,
-     indrelid) !~ '^(\(\w+ IS NOT NULL\)|\(\(version <> ''''::text\) AND \(finished_at IS NULL\)\))$' $$,
-  'a partial index names nothing but its own nullable column, or live tasks bound to a version');
+     indrelid) !~ '^(\(\w+ IS NOT NULL\)|\(\(version <> ''''::text\) AND \(finished_at IS NULL\)\)|\(\(\w+ IS NOT NULL\) AND \(partition_key IS (NOT )?NULL\)\))$' $$,
+  'a partial index names nothing but its own nullable column, in lanes or not, or live tasks bound to a version');
 select ok(reloptions @> array['fillfactor=50'], 'a page of tasks has room for their later versions')
 from relations where name = 'tasks';
 select is_empty(

@@ -89,6 +89,12 @@ SQL: dict[str, Place] = {
         "select queue from durable.queues where queue in (%(text)s, 'new')",
         100,
     ),
+    "pause_queue: task": Place(
+        "durable.pause_queue('default', %(text)s)",
+        "select jsonb_object_keys(paused_names) from durable.queues"
+        " where paused_names is not null",
+        100,
+    ),
     "spawn: task": Place(
         "durable.spawn('default', %(text)s)", SPAWNED.format("name"), 100
     ),
@@ -106,6 +112,12 @@ SQL: dict[str, Place] = {
         "durable.spawn('default', 'x', '{}',"
         " jsonb_build_object('idempotency_key', %(text)s::text))",
         "select key from durable.idempotency_keys",
+        255,
+    ),
+    "spawn: partition_key": Place(
+        "durable.spawn('limited', 'x', '{}',"
+        " jsonb_build_object('partition_key', %(text)s::text))",
+        "select partition_key from durable.tasks where queue = 'limited'",
         255,
     ),
     "spawn: a header": Place(
@@ -201,6 +213,7 @@ def test_stores_or_refuses_any_text_in_sql(
     db: psycopg.Connection, share: Share, random: Random, survived: Survived
 ) -> None:
     task_id = held_task(db)
+    db.execute("select durable.create_queue('limited', '{\"concurrency\": 1}')")
     before = db.execute(EVERYTHING).fetchone()
     for where, place in SQL.items():
         for text in texts(share, random):

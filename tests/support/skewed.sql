@@ -6,11 +6,12 @@ create function pg_temp.id(n integer) returns uuid language sql immutable as $$
   select ('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid
 $$;
 
-select durable.create_queue('pinned', '{"versions": "pin"}'), durable.create_queue('other');
+select durable.create_queue('pinned', '{"versions": "pin"}'), durable.create_queue('other'),
+  durable.create_queue('laned', '{"partition_concurrency": 2, "partition_rate": {"starts": 5, "period": 60}}');
 
 insert into durable.tasks (
   queue, task_id, spawned_at, started_at, params, name, parent_task_id, state, attempt, claim, worker,
-  available_at, lease_expires_at, finished_at, error, version, idempotency_key)
+  available_at, lease_expires_at, finished_at, error, version, idempotency_key, partition_key, priority)
 select
   one.queue, pg_temp.id(n), '2024-06-01', '2024-06-01', '{}', 'one',
   case when n > 0 then pg_temp.id(0) end, its.state::durable.task_state, 2,
@@ -19,8 +20,10 @@ select
   case when its.state = 'running' then timestamptz '2024-06-02' end,
   case when its.state in ('completed', 'failed') then timestamptz '2024-06-02' end,
   case when its.state = 'failed' then '{"type": "One", "message": ""}'::jsonb end,
-  case when one.queue = 'pinned' then 'one' else '' end, case when n > 0 then 'key-' || n end
-from (values ('default'), ('pinned')) as one (queue)
+  case when one.queue = 'pinned' then 'one' else '' end, case when n > 0 then 'key-' || n end,
+  case when one.queue = 'laned' then case its.state when 'running' then 'key-' || n else 'one' end end,
+  case when one.queue = 'laned' then 0 end
+from (values ('default'), ('pinned'), ('laned')) as one (queue)
 cross join generate_series(0, 5000) as n
 cross join lateral (
   select (array['running', 'pending', 'sleeping', 'completed', 'failed'])[n % 5 + 1] as state
@@ -29,6 +32,15 @@ cross join lateral (
 insert into durable.idempotency_keys (queue, key, task_id)
 select tasks.queue, tasks.idempotency_key, tasks.task_id
 from durable.tasks where tasks.idempotency_key is not null;
+
+insert into durable.lanes (lane_id, turn_at, priority, resumes, queue, name, version, partition_key)
+select gen_random_uuid(), case when n = 0 then timestamptz '2024-06-02' end, 0, true, 'laned', 'one', '',
+  case when n = 0 then 'one' else 'key-' || n end
+from generate_series(0, 5000) as n;
+insert into durable.partitions (queue, partition_key)
+select 'laned', 'key-' || n from generate_series(1, 5000) as n;
+insert into durable.starts (start_id, started_at, tasks, queue, partition_key)
+select gen_random_uuid(), '2024-06-02', 1, 'laned', 'one' from generate_series(1, 5000);
 
 insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at)
 select 'default', pg_temp.id(n), 1, 'failed', 'one', '2024-06-02' from generate_series(1, 5000) as n;

@@ -25,6 +25,7 @@ from durable import (
     AsyncTaskHandle,
     AsyncTaskStream,
     Durable,
+    Explanation,
     HistoryEntry,
     LogLine,
     Middleware,
@@ -334,7 +335,11 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.trigger_schedule("nightly"), AsyncTaskHandle[Any])
     Schedule.every(60, overlap="queue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="pin", max_lost_leases=None)
-    await app.create_queue(history="full")
+    await app.create_queue(history="full", max_length=10_000)
+    assert_type(await app.pause_queue(task=ProcessOrder), bool)
+    assert_type(await app.resume_queue("mail", task="process-order"), bool)
+    assert_type(await handle.explain(), list[Explanation])
+    assert_type(await app.explain(handle), list[Explanation])
     await app.create_queue(history="long")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -22,8 +22,10 @@ from durable._client._sync.handle import TaskHandle, TaskStream
 from durable._core.reports import (
     Actor,
     AnnouncedTask,
+    Explanation,
     HistoryEntry,
     LogLine,
+    Pause,
     QueueStats,
     ScheduleInfo,
     ScheduleRun,
@@ -57,6 +59,7 @@ from durable.errors import (
     NonDeterminism,
     NonRetryable,
     NotFound,
+    QueueFull,
     ResponseTooLarge,
     SchemaVersion,
     StepFailed,
@@ -69,7 +72,7 @@ from durable.errors import (
 )
 from durable.http import RecordedResponse
 from durable.middleware import Middleware
-from durable.options import SpawnOptions
+from durable.options import Rate, SpawnOptions
 from durable.retry import Retry
 from durable.schedules import Schedule
 from durable.task import Task, task
@@ -89,6 +92,7 @@ __all__ = [
     "Durable",
     "DurableError",
     "ErrorDetails",
+    "Explanation",
     "Forbidden",
     "HistoryEntry",
     "InvalidArgument",
@@ -99,8 +103,11 @@ __all__ = [
     "NonRetryable",
     "NotFound",
     "OpenStep",
+    "Pause",
     "PayloadCodec",
+    "QueueFull",
     "QueueStats",
+    "Rate",
     "RecordedResponse",
     "ResponseTooLarge",
     "Retry",

@@ -29,6 +29,7 @@ from durable import (
     DurableError,
     HistoryEntry,
     NotFound,
+    QueueStats,
     ScheduleInfo,
     SpawnOptions,
     TaskHandle,
@@ -98,6 +99,14 @@ Moment = Annotated[
 TaskId = Annotated[UUID, Argument(help="The task's id, as spawn prints it.")]
 Json = Annotated[Any, Option(parser=_json, metavar="JSON")]
 MaxAttempts = Annotated[int | None, Option(min=1)]
+State = Annotated[list[str] | None, Option(help="Only this state; repeatable.")]
+Name = Annotated[str | None, Option(help="Only this task name.")]
+ErrorType = Annotated[
+    str | None, Option(help="Only with this type of error, such as ValueError.")
+]
+PausedTask = Annotated[
+    str | None, Option("--task", help="Only tasks of this name, not the queue.")
+]
 AsJson = Annotated[bool, Option("--json", help="As JSON.")]
 
 
@@ -206,9 +215,20 @@ def spawn(
     run_at: Annotated[
         datetime | None, Option(parser=_time, metavar="TIME", help="When it may.")
     ] = None,
+    partition_key: Annotated[
+        str | None, Option(help="What it belongs to for the queue's limits.")
+    ] = None,
+    priority: Annotated[
+        int | None, Option(help="Higher ones start first; by default 0.")
+    ] = None,
 ) -> None:
     """Spawn a task, and print its id."""
-    options: SpawnOptions = {"delay": delay, "run_at": run_at}
+    options: SpawnOptions = {
+        "delay": delay,
+        "run_at": run_at,
+        "partition_key": partition_key,
+        "priority": priority,
+    }
     if key is not None:
         options["idempotency_key"] = key
     if max_attempts is not None:
@@ -305,6 +325,35 @@ def retry(
 
 
 @app.command()
+def retry_many(
+    queue: Queue,
+    *,
+    dsn: Dsn,
+    state: State = None,
+    name: Name = None,
+    error_type: ErrorType = None,
+    task_id: Annotated[
+        list[UUID] | None, Option(help="Only this task; repeatable.")
+    ] = None,
+    every: Annotated[
+        bool, Option("--all", help="Every task of the queue; no other filter.")
+    ] = False,
+) -> None:
+    """Retry the failed and cancelled tasks that match, and print how many.
+
+    Tasks that sleep until their next attempt start it now. Pass at least one filter,
+    such as --state failed, or --all.
+    """
+    wanted = _filter(state, name, error_type)
+    if task_id:
+        wanted["task_ids"] = task_id
+    if every:
+        wanted["all"] = True
+    with _client(dsn, queue) as client:
+        typer.echo(f"retried {client.retry_many(**wanted)}")
+
+
+@app.command()
 def fork(
     queue: Queue,
     task_id: TaskId,
@@ -330,10 +379,9 @@ def tasks(
     queue: Queue,
     *,
     dsn: Dsn,
-    state: Annotated[
-        list[str] | None, Option(help="Only this state; repeatable.")
-    ] = None,
-    name: Annotated[str | None, Option(help="Only this task name.")] = None,
+    state: State = None,
+    name: Name = None,
+    error_type: ErrorType = None,
     limit: Annotated[int, Option(min=1, max=100_000, help="At most.")] = 20,
     after: Annotated[
         UUID | None, Option(help="The last task of the previous page.")
@@ -341,8 +389,7 @@ def tasks(
     as_json: AsJson = False,
 ) -> None:
     """List tasks, the newest first."""
-    wanted: Any = {"states": state, "name": name}
-    wanted = {key: value for key, value in wanted.items() if value}
+    wanted = _filter(state, name, error_type)
     with _client(dsn, queue) as client:
         found = client.list_tasks(limit=limit, after=after, **wanted)
     if as_json:
@@ -387,6 +434,23 @@ def history(
 
 
 @app.command()
+def explain(
+    queue: Queue, task_id: TaskId, *, dsn: Dsn, as_json: AsJson = False
+) -> None:
+    """Print why a task is pending or late: what it waits for, what holds it up.
+
+    The reasons come in the order in which they have to be removed.
+    """
+    with _client(dsn, queue) as client:
+        reasons = client.explain(task_id)
+    if as_json:
+        _print_json(reasons)
+        return
+    for reason in reasons:
+        typer.echo(f"{reason.kind}: {reason.message}")
+
+
+@app.command()
 def result(
     queue: Queue,
     task_id: TaskId,
@@ -427,14 +491,39 @@ def queues(*, dsn: Dsn) -> None:
 
 
 @app.command()
+def pause(queue: Queue, *, dsn: Dsn, task: PausedTask = None) -> None:
+    """Pause a queue, or one task name of it; running tasks go on.
+
+    Prints whether it was paused already.
+    """
+    with _client(dsn, queue) as client:
+        typer.echo("paused" if client.pause_queue(task=task) else "already paused")
+        if task is not None and (unknown := _unknown(client, queue, [task])):
+            typer.echo(f"durable: {unknown[0]}", err=True)
+
+
+@app.command()
+def resume(queue: Queue, *, dsn: Dsn, task: PausedTask = None) -> None:
+    """Resume a queue, or one task name of it; print whether it was paused."""
+    with _client(dsn, queue) as client:
+        typer.echo("resumed" if client.resume_queue(task=task) else "not paused")
+
+
+@app.command()
 def stats(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
-    """Count the tasks of every queue by state; `ready` are claimable now."""
+    """Count the tasks of every queue by state; `ready` are claimable now.
+
+    Says on stderr which queues are paused or full, and which names nobody knows.
+    """
     with _client(dsn) as client:
         found = [client.queue_stats(name) for name in _queues(client, queue)]
-        unknown = [
+        warnings = [
             line
             for stats in found
-            for line in _unknown(client, stats.queue, stats.ready_by_name)
+            for line in [
+                *_held_up(stats),
+                *_unknown(client, stats.queue, stats.ready_by_name),
+            ]
         ]
     if as_json:
         _print_json(found)
@@ -445,7 +534,7 @@ def stats(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
     first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     for name, *counts in lines:
         typer.echo("  ".join([name.ljust(first), *map(str.rjust, counts, rest)]))
-    for line in unknown:
+    for line in warnings:
         typer.echo(f"durable: {line}", err=True)
 
 
@@ -641,6 +730,23 @@ def _unknown(client: Durable, queue: str, names: Iterable[str]) -> list[str]:
         for name in names
         if name not in announced
     ]
+
+
+def _held_up(stats: QueueStats) -> list[str]:
+    """Return a line for each pause of a queue, and one if it is full."""
+    pauses = [("", stats.paused)] if stats.paused else []
+    pauses += [(f'tasks "{name}" of ', it) for name, it in stats.paused_names.items()]
+    lines = [f'{what}queue "{stats.queue}" paused {pause}' for what, pause in pauses]
+    if stats.is_full:
+        lines.append(f'queue "{stats.queue}" is full: max_length {stats.max_length}')
+    return lines
+
+
+def _filter(
+    states: list[str] | None, name: str | None, error_type: str | None
+) -> dict[str, Any]:
+    given = {"states": states, "name": name, "error_type": error_type}
+    return {key: value for key, value in given.items() if value}
 
 
 def _with_children(

@@ -2,7 +2,7 @@
 
     DurableError
       NotFound, AlreadyFinished, Conflict, UnknownQueue, LeaseLost, SchemaVersion,
-      Forbidden, WrongIsolation
+      Forbidden, WrongIsolation, QueueFull
       DatabaseUnavailable    also a psycopg_pool.PoolTimeout
       InvalidArgument        also a ValueError
       TaskFailed             from result() and join(): the task failed
@@ -40,6 +40,7 @@ __all__ = [
     "NonDeterminism",
     "NonRetryable",
     "NotFound",
+    "QueueFull",
     "ResponseTooLarge",
     "SchemaVersion",
     "StepFailed",
@@ -92,6 +93,10 @@ class Conflict(DurableError, code="WFCON"):
 
 class UnknownQueue(DurableError, code="WFQUE"):
     """There is no queue of this name. Create it first."""
+
+
+class QueueFull(DurableError, code="WFFUL"):
+    """The queue has reached its max_length. Nothing was spawned; try again later."""
 
 
 class WrongIsolation(DurableError, code="WFISO"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
@@ -11,9 +12,11 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 from durable._core.arguments import (
     LONG,
     check_key,
+    check_partition_key,
     check_queue_name,
     check_version,
     moment_text,
+    required_seconds,
     seconds,
 )
 from durable._core.values import JSON, PLAIN, Unsavable
@@ -23,7 +26,9 @@ from durable.retry import Retry
 __all__ = [
     "JSON",
     "Isolation",
+    "PartitionLimits",
     "QueuePolicy",
+    "Rate",
     "ReplayCheck",
     "SpawnOptions",
     "StepOptions",
@@ -33,6 +38,7 @@ __all__ = [
     "checked_max_attempts",
     "checked_non_retryable",
     "checked_replay_check",
+    "limits_json",
     "nearest",
     "policy_json",
     "spawn_options_json",
@@ -108,6 +114,11 @@ class SpawnOptions(TaskOptions, total=False):
         passed, the task may start at once.
     version: the application version whose workers run the task, if the queue's policy
         is "gate". By default the application's own; None: the latest.
+    partition_key: 1-255 bytes, what the task belongs to for the limits of its queue,
+        such as a tenant or an account. The partitions of a queue take turns. None: no
+        partition.
+    priority: from -32768 to 32767, higher ones start first. None: 0. Both are refused
+        in a queue whose policy has neither limits nor priorities.
     """
 
     idempotency_key: str | None
@@ -116,6 +127,47 @@ class SpawnOptions(TaskOptions, total=False):
     delay: timedelta | float | None
     run_at: datetime | None
     version: str | None
+    partition_key: str | None
+    priority: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many attempts may begin in any period of this length.
+
+        Rate(5, per=1)
+        Rate(1000, per=timedelta(hours=1))
+
+    starts: at least 1. per: a timedelta or seconds, greater than 0. All `starts` may
+    begin at once; the next one begins when the first of them is `per` ago. Raises
+    InvalidArgument for other values.
+    """
+
+    starts: int
+    per: timedelta | float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.starts, bool) or not isinstance(self.starts, int):
+            raise InvalidArgument(f"starts must be an int, not {self.starts!r}")
+        if not 1 <= self.starts <= _INT4_MAX:
+            raise InvalidArgument(f"starts must be from 1 to {_INT4_MAX}")
+        if required_seconds(self.per, "per") == 0:
+            raise InvalidArgument("per must be greater than 0")
+
+    def as_policy(self) -> dict[str, float]:
+        """Return it as `durable.create_queue` takes it."""
+        return {"starts": self.starts, "period": required_seconds(self.per, "per")}
+
+
+class PartitionLimits(TypedDict, total=False):
+    """The limits of one partition, in place of the queue's for each partition.
+
+    concurrency: how many of its tasks may run at once; None: as the queue says.
+    rate: how many of its attempts may begin in a period; None: as the queue says.
+    """
+
+    concurrency: int | None
+    rate: Rate | None
 
 
 class QueuePolicy(TypedDict, total=False):
@@ -134,6 +186,17 @@ class QueuePolicy(TypedDict, total=False):
     history: "full" records the start and end of each claim, so that a task's history
         shows every claim, suspension and wake-up, at the cost of a row for each claim
         and suspension; "brief", the default, records nothing extra.
+    max_length: while so many tasks are ready to be claimed, spawns raise QueueFull;
+        children, retries and forks are exempt. Exact up to 100; above, some more tasks
+        get in. None, the default: no limit.
+    concurrency: how many of its tasks may run at once, on all workers together; None,
+        the default: no limit.
+    partition_concurrency: the same, for the tasks of each `partition_key`.
+    rate: how many attempts may begin in a period; None, the default: no limit. A task
+        that continues after a wait does not begin an attempt.
+    partition_rate: the same, for each `partition_key`.
+    priorities: True lets tasks have a `priority` or a `partition_key` without any of
+        these limits.
     """
 
     keep_tasks: timedelta | float | None
@@ -142,11 +205,36 @@ class QueuePolicy(TypedDict, total=False):
     max_lost_leases: int | None
     versions: Literal["pin", "gate"] | None
     history: Literal["full", "brief"]
+    max_length: int | None
+    concurrency: int | None
+    partition_concurrency: int | None
+    rate: Rate | None
+    partition_rate: Rate | None
+    priorities: bool
+
+
+def limits_json(limits: Mapping[str, Any]) -> str:
+    """Return the limits of a partition as `durable.set_partition_limit` takes them."""
+    return PLAIN.dump(_with_rates(limits))
+
+
+def _with_rates(policy: Mapping[str, Any]) -> dict[str, Any]:
+    given = dict(policy)
+    for key in given.keys() & {"rate", "partition_rate"}:
+        rate = given[key]
+        if isinstance(rate, Rate):
+            given[key] = rate.as_policy()
+        elif rate is not None:
+            raise InvalidArgument(
+                f"{key} must be a Rate, not {type(rate).__name__}",
+                hint="For instance Rate(5, per=1): five starts in any second.",
+            )
+    return given
 
 
 def policy_json(policy: Mapping[str, Any]) -> str:
     """Return a policy as `durable.create_queue` takes and checks it."""
-    given = dict(policy)
+    given = _with_rates(policy)
     for period in given.keys() & {"keep_tasks", "keep_events"}:
         given[period] = seconds(given[period], period)
     if isinstance(given.get("roles"), tuple):
@@ -272,6 +360,19 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
+def _priority(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        kind = type(value).__name__
+        raise InvalidArgument(f"priority must be an int or None, not {kind}")
+    if not _INT2_MIN <= value <= _INT2_MAX:
+        raise InvalidArgument(f"priority must be from {_INT2_MIN} to {_INT2_MAX}")
+    return value
+
+
+_INT2_MIN: Final = -(2**15)
+_INT2_MAX: Final = 2**15 - 1
 _INT4_MAX: Final = 2**31 - 1
 # Options that a definition or the parent may provide: a None of the spawn overrides it.
 _NULLABLE: Final = (
@@ -295,4 +396,6 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "delay": lambda value: seconds(value, "delay"),
     "run_at": lambda value: moment_text(value, "run_at"),
     "version": _optional(check_version),
+    "partition_key": _optional(check_partition_key),
+    "priority": _priority,
 }

@@ -499,6 +499,16 @@ def promote(version: str) -> Call:
     )
 
 
+def pause(name: str | None = None) -> Call:
+    query = "select durable.pause_queue(%(queue)s, %(name)s)"
+    return Call(f"pause {name}", query, {"name": name})
+
+
+def resume(name: str | None = None) -> Call:
+    query = "select durable.resume_queue(%(queue)s, %(name)s)"
+    return Call(f"resume {name}", query, {"name": name})
+
+
 def set_version(version: str, *tasks: Held) -> Call:
     return Call(
         " ".join(["set_version", version, *(task.nick for task in tasks)]),

@@ -367,6 +367,31 @@ def many_at_once(stage: Stage) -> list[Call]:
     ]
 
 
+def a_queue_that_is_paused(stage: Stage) -> list[Call]:
+    held = stage.held("held")
+    sleeper = stage.held("sleeper")
+    stage.done(do.suspend(sleeper, waits=[do.event()]))
+    stage.spawn("ready")
+    stage.spawn("late", start_timeout=60)
+    stage.done(do.pause("ready"))
+    return [
+        do.pause(),
+        do.pause("held"),
+        do.resume(),
+        do.resume("ready"),
+        do.claim(),
+        do.release(held),
+        do.complete(held),
+        do.emit(),
+        do.spawn("new"),
+        do.expire_tasks,
+        do.run_maintenance,
+        do.announce_definitions("1"),
+        do.versions("pin"),
+        do.drop_queue,
+    ]
+
+
 SCENARIOS: Final[list[Scenario]] = [
     a_running_task_that_may_be_lost,
     a_lost_lease_without_attempts_left,
@@ -381,4 +406,5 @@ SCENARIOS: Final[list[Scenario]] = [
     schedules_that_are_due,
     a_queue_on_its_way_out,
     many_at_once,
+    a_queue_that_is_paused,
 ]

@@ -9,6 +9,7 @@ from tests.chaos.mutants.features import FEATURES
 from tests.chaos.mutants.histories import HISTORIES
 from tests.chaos.mutants.holding import HOLDING
 from tests.chaos.mutants.keeping import KEEPING
+from tests.chaos.mutants.limits import LIMITS
 from tests.chaos.mutants.mail import MAIL
 from tests.chaos.mutants.schedules import SCHEDULES
 from tests.chaos.mutants.waiting import WAITING
@@ -24,4 +25,5 @@ MUTANTS: Final = [
     *FEATURES,
     *HISTORIES,
     *SCHEDULES,
+    *LIMITS,
 ]

@@ -303,7 +303,72 @@ HISTORY: Final = [
     ),
 ]
 
+PAUSES: Final = [
+    Mutant(
+        "claims from a paused queue",
+        "claims.sql",
+        "  into _policy, _is_logged, _paused_names\n  from durable.queues\n"
+        "  where queues.queue = _queue and queues.paused_at is null\n",
+        "  into _policy, _is_logged, _paused_names\n  from durable.queues\n"
+        "  where queues.queue = _queue\n",
+        "pgtap/pause.sql",
+    ),
+    Mutant(
+        "lets workers wait for what is paused",
+        "claims.sql",
+        "  select queues.versions, queues.paused_names into _policy, _paused_names",
+        "  select queues.versions, null into _policy, _paused_names",
+        "pgtap/pause.sql",
+    ),
+    Mutant(
+        "moves the names of a claim beside their places",
+        "pause.sql",
+        "    select case when not paused ? known.name then known.name end\n"
+        "    from unnest(names) with ordinality as known (name, place)\n",
+        "    select known.name\n"
+        "    from unnest(names) with ordinality as known (name, place)\n"
+        "    where not paused ? known.name\n",
+        "pgtap/pause.sql",
+    ),
+    Mutant(
+        "resumes without waking workers",
+        "pause.sql",
+        "  perform durable._notify_listeners(_queue, 'work');\n",
+        "",
+        "test_tells_an_idle_worker_of_a_resumed_queue",
+    ),
+    Mutant(
+        "refuses children of a full queue",
+        "spawn.sql",
+        "_has_room boolean := _options.parent_task_id is not null; --",
+        "_has_room boolean := false; --",
+        "pgtap/queue_length.sql",
+    ),
+    Mutant(
+        "counts the children of spawn_many",
+        "queue_length.sql",
+        "  where task.existing_id is null and (task.options).parent_task_id is null;",
+        "  where task.existing_id is null;",
+        "pgtap/queue_length.sql",
+    ),
+    Mutant(
+        "keeps a queue full that was drained",
+        "maintenance.sql",
+        "  perform durable._update_is_full(queue);\n",
+        "",
+        "pgtap/queue_length.sql",
+    ),
+    Mutant(
+        "counts tasks that sleep",
+        "queue_length.sql",
+        "        and tasks.available_at <= _now\n",
+        "        and tasks.available_at is not null\n",
+        "pgtap/queue_length.sql",
+    ),
+]
+
 FEATURES: Final = [
+    *PAUSES,
     *PUBLISHING,
     *FOLLOWING,
     *FIRST,

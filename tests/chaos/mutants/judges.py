@@ -26,6 +26,7 @@ from tests import (
     test_event_races,
     test_join_races,
     test_key_races,
+    test_lane_races,
     test_message_races,
     test_retry_races,
 )
@@ -61,6 +62,7 @@ RACES: Final = (
     test_message_races,
     test_retry_races,
     test_cancelled_waits,
+    test_lane_races,
 )
 
 

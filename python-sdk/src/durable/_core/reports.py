@@ -342,6 +342,45 @@ def _detail_text(key: str, value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """A reason why a task has not finished, or not started.
+
+    `kind` is completed, failed, cancelled (it has finished); running, lease_expired;
+    event, message, tasks, sleep (one for each wait); retry, delayed, released (until a
+    time); expired, expires_first (a limit of its own); queue_paused, name_paused;
+    no_worker, unknown_name, no_version (nobody claims it); locked, deferred; or queued:
+    it can be claimed now. `message` is a sentence, with times in UTC; `detail` has its
+    facts, with times as ISO 8601. `by` is the Actor that paused or cancelled it.
+    """
+
+    kind: str
+    message: str
+    detail: dict[str, Any] = field(default_factory=dict)
+    by: Actor | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def explanation(
+    row: tuple[Any, ...], payloads: PayloadConverter, queue: str
+) -> Explanation:
+    """Return a row of `durable.explain_task` as a value.
+
+    SQL names the error's type only, since its message may be sealed.
+    """
+    kind, message, text = row
+    detail: dict[str, Any] = json.loads(text or "{}")
+    if "error" in detail:
+        error = payloads.decode_error(detail["error"])
+        detail["error"] = {k: v for k, v in error.items() if k not in _OMITTED}
+        line = " ".join(str(error.get("message") or "").split())
+        message = f"{message}: {line}" if line else message
+    by = _actor(detail.pop("by", None), queue)
+    return Explanation(kind, message, detail, by)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamEntry(Generic[T_co]):
     """One entry of a stream.
 
@@ -380,11 +419,25 @@ class LogLine:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueStats:
-    """The number of tasks of a queue in each state.
+class Pause:
+    """Since when a queue or a task name is paused, and the Actor that paused it."""
 
-    `ready` tasks are claimable now, counted by name in `ready_by_name`; the oldest has
-    been since `oldest_ready_at`. The next sleeping task is due at `next_due_at`.
+    at: datetime
+    by: Actor | None
+
+    def __str__(self) -> str:
+        return f"since {self.at:%Y-%m-%d %H:%M:%S} by {self.by}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """The number of tasks of a queue in each state, and its pauses.
+
+    `ready` tasks are claimable now, or will be when they are resumed, counted by name
+    in `ready_by_name`; the oldest has been since `oldest_ready_at`. The next sleeping
+    task is due at `next_due_at`. `is_full`: spawns are refused because of `max_length`;
+    counted by maintenance. `paused` is the pause of the queue, if it is paused, and
+    `paused_names` those of task names.
     """
 
     queue: str
@@ -398,6 +451,28 @@ class QueueStats:
     oldest_ready_at: datetime | None
     next_due_at: datetime | None
     ready_by_name: dict[str, int]
+    max_length: int | None
+    is_full: bool
+    paused: Pause | None
+    paused_names: dict[str, Pause]
+
+
+def queue_stats(row: tuple[Any, ...]) -> QueueStats:
+    """Return a row of `durable.queue_stats` as a value."""
+    *counts, by_name, max_length, is_full, paused_at, paused_by, names = row
+    queue = counts[0]
+
+    def pause(at: datetime, by: Mapping[str, Any]) -> Pause:
+        return Pause(at, _actor(by, queue))
+
+    paused = None if paused_at is None else pause(paused_at, json.loads(paused_by))
+    paused_names = {
+        name: pause(datetime.fromisoformat(known["at"]), known["by"])
+        for name, known in json.loads(names).items()
+    }
+    about: Any = (json.loads(by_name), max_length, is_full, paused, paused_names)
+    values: Any = (*counts, *about)
+    return QueueStats(*values)
 
 
 @dataclass(frozen=True, slots=True)

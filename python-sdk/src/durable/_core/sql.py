@@ -54,13 +54,23 @@ session = Statement(
     "select durable.version(), current_setting('transaction_isolation')"
 )
 create_queue = Statement("select durable.create_queue(%s, %s::text::jsonb)")
+set_partition_limit = Statement(
+    "select durable.set_partition_limit(%s, %s, %s::text::jsonb)"
+)
 drop_queue = Statement("select durable.drop_queue(%s)")
 list_queues = Statement("select * from durable.list_queues()")
 queue_stats = Statement(
     "select queue, pending, running, sleeping, completed, failed, cancelled, ready,"
-    f" oldest_ready_at, least(next_due_at, {_LAST_MOMENT}), ready_by_name::text"
+    f" oldest_ready_at, least(next_due_at, {_LAST_MOMENT}), ready_by_name::text,"
+    " max_length, is_full, paused_at, paused_by::text, paused_names::text"
     " from durable.queue_stats(%s)"
 )
+pause_queue = Statement(
+    "select done from"
+    f" (select %s::text as queue, %s::text as task,{_CALLER}"
+    " durable.pause_queue(queue, task) as done"
+)
+resume_queue = Statement("select durable.resume_queue(%s, %s)")
 list_definitions = Statement("select * from durable.list_definitions(%s)")
 announce_version = Statement("select * from durable.announce_version(%s, %s)")
 promote_version = Statement("select durable.promote_version(%s, %s)")
@@ -159,6 +169,9 @@ delete_tasks = Statement(
 task_history = Statement(
     "select at, kind, name, attempt, worker, duration_ms, detail::text"
     " from durable.task_history(%s, %s)"
+)
+explain_task = Statement(
+    "select kind, message, detail::text from durable.explain_task(%s, %s)"
 )
 export_history = Statement("select durable.export_history(%s, %s)::text")
 get_task_name = Statement("select name from durable.get_task_result(%s, %s)")

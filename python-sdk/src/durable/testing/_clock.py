@@ -61,6 +61,13 @@ from (
   from durable.tasks
   union all
   select next_at from durable.schedules where %(schedules)s
+  union all
+  select counted.started_at + make_interval(secs => coalesce(
+    case when counted.partition_key = '' then queues.rate_period
+      else coalesce(partitions.rate_period, queues.partition_rate_period) end, 0))
+  from durable.starts as counted
+  join durable.queues using (queue)
+  left join durable.partitions using (queue, partition_key)
 ) as times
 where due > coalesce(%(after)s, durable._now())
   and due <= coalesce(%(until)s, 'infinity'::timestamptz)
@@ -143,9 +150,9 @@ class EngineClock:
     ) -> datetime | None:
         """Return the next time at which something is due, if there is one.
 
-        That is the end of a sleep, a timeout, a retry, a deadline or a lease, or,
-        unless `schedules` is False, a tick of a schedule. Only times later than `after`
-        count (default: now).
+        That is the end of a sleep, a timeout, a retry, a deadline or a lease, the time
+        from which a rate lets another attempt begin, or, unless `schedules` is False, a
+        tick of a schedule. Only times later than `after` count (default: now).
         """
         times = {"after": after, "until": until, "schedules": schedules}
         row = self.session.execute(_NEXT_DUE, times).fetchone()

@@ -20,6 +20,7 @@ from durable._core import sql
 from durable._core.arguments import (
     as_uuid,
     check_event_name,
+    check_partition_key,
     check_queue_name,
     check_schedule_name,
     check_version,
@@ -28,6 +29,7 @@ from durable._core.arguments import (
 from durable._core.messages import Addressed, Recipient, message, queue_of, task_id_of
 from durable._core.reports import (
     AnnouncedTask,
+    Explanation,
     QueueStats,
     ScheduleInfo,
     ScheduleRun,
@@ -38,6 +40,7 @@ from durable._core.reports import (
     checked_filter,
     checked_limit,
     is_task,
+    queue_stats,
     schedule_info,
     task_info,
 )
@@ -65,7 +68,13 @@ from durable._worker.worker import Worker
 from durable.codecs import PayloadCodec
 from durable.errors import InvalidArgument, UnknownQueue
 from durable.middleware import Middleware
-from durable.options import QueuePolicy, SpawnOptions, policy_json
+from durable.options import (
+    PartitionLimits,
+    QueuePolicy,
+    SpawnOptions,
+    limits_json,
+    policy_json,
+)
 from durable.registry import AnyTask
 from durable.schedules import Schedule
 from durable.task import Task
@@ -293,6 +302,24 @@ class AsyncDurable:
         ((created,),) = await self._database.fetch(statement)
         return bool(created)
 
+    async def set_partition_limit(
+        self,
+        partition_key: str,
+        *,
+        queue: str | None = None,
+        **limits: Unpack[PartitionLimits],
+    ) -> None:
+        """Give the tasks with this partition_key limits of their own.
+
+        They replace the queue's `partition_concurrency` and `partition_rate`, from the
+        next claim on. Without any, the queue's apply again. Raises InvalidArgument for
+        invalid limits, and for a queue whose policy has neither limits nor priorities.
+        """
+        name = self._checked_queue(queue)
+        key = check_partition_key(partition_key)
+        statement = sql.set_partition_limit(name, key, limits_json(limits))
+        await self._database.fetch(statement)
+
     async def drop_queue(self, queue: str | None = None) -> bool:
         """Delete a queue and everything in it; return whether there was one."""
         statement = sql.drop_queue(self._checked_queue(queue))
@@ -312,8 +339,46 @@ class AsyncDurable:
         rows = await self._database.fetch(sql.queue_stats(name), slow=True)
         if not rows:
             raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
-        values: Any = (*rows[0][:-1], json.loads(rows[0][-1]))
-        return QueueStats(*values)
+        return queue_stats(rows[0])
+
+    async def pause_queue(
+        self,
+        queue: str | None = None,
+        *,
+        task: AnyTask | str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
+        """Pause a queue, or one task of it: none of its tasks is claimed any more.
+
+        Running tasks go on; deadlines still count, and spawns are accepted. Returns
+        False if it was paused already. `identity` is as in `cancel`; `queue_stats` and
+        `explain` show it. Raises UnknownQueue.
+        """
+        target = self._queue_and_name(queue, task)
+        statement = sql.pause_queue(*target, caller(identity))
+        ((paused,),) = await self._database.fetch(statement)
+        return bool(paused)
+
+    async def resume_queue(
+        self, queue: str | None = None, *, task: AnyTask | str | None = None
+    ) -> bool:
+        """Resume a paused queue, or one paused task of it; workers are notified.
+
+        Tasks that were paused by name stay paused when their queue is resumed. Returns
+        False if it was not paused. Raises UnknownQueue.
+        """
+        statement = sql.resume_queue(*self._queue_and_name(queue, task))
+        ((resumed,),) = await self._database.fetch(statement)
+        return bool(resumed)
+
+    def _queue_and_name(
+        self, queue: str | None, task: AnyTask | str | None
+    ) -> tuple[str, str | None]:
+        if task is None or isinstance(task, str):
+            return self._checked_queue(queue), task
+        definition = self._application.registry.definition_for(task)
+        home = definition.queue if queue is None else queue
+        return self._checked_queue(home), definition.name
 
     # -- spawning, and events ----------------------------------------------------
 
@@ -586,6 +651,15 @@ class AsyncDurable:
         return await self._handle_of(task, home).fork(
             before=before, after=after, position=position, params=params, **options
         )
+
+    async def explain(
+        self,
+        task: AsyncTaskHandle[Any] | TaskInfo | UUID | str,
+        *,
+        queue: str | None = None,
+    ) -> list[Explanation]:
+        """Return why a task has not finished, or not started; see the handle's."""
+        return await self._handle_of(task, queue).explain()
 
     async def export_history(
         self,

@@ -14,11 +14,13 @@ from durable._core.arguments import check_step_name, moment, moment_text, second
 from durable._core.messages import message
 from durable._core.payloads import PayloadConverter
 from durable._core.reports import (
+    Explanation,
     HistoryEntry,
     LogLine,
     StreamEntry,
     TaskInfo,
     TaskResult,
+    explanation,
     history_entry,
     not_found,
     output,
@@ -258,6 +260,16 @@ class AsyncTaskHandle(Joinable[R_co]):
         statement = sql.task_history(self.queue, self.task_id)
         rows = await self._fetch(statement)
         return [history_entry(row, self._payloads, self.queue) for row in rows]
+
+    async def explain(self) -> list[Explanation]:
+        """Return why the task has not finished, or not started.
+
+        The reasons come in the order in which they have to be removed; a task that can
+        be claimed has the reason `queued`, one that has finished its state. Raises
+        NotFound.
+        """
+        rows = await self._fetch(sql.explain_task(self.queue, self.task_id))
+        return [explanation(row, self._payloads, self.queue) for row in rows]
 
     async def export_history(self) -> dict[str, Any]:
         """Return the task and its checkpoints as plain JSON, for a replay test.

@@ -1,0 +1,1210 @@
+-- Lanes: the order and the limits of tasks, in queues whose policy has any: concurrency, rates,
+-- priorities, partition keys.
+--
+-- A lane is the waiting tasks of one name, version, partition key and priority. The tasks of a
+-- queue with lanes are in no other index than that of their lane, and the statements of a queue
+-- without lanes are what they would be if there were none. What keeps this correct:
+--
+-- 1. What runs is counted in the rows of `tasks`, and what has begun in `starts`, by the claim
+--    that wants to start more. No counter is stored, so none can be wrong after a crash.
+-- 2. A claim that starts a task of a partition holds the partition's row FOR NO KEY UPDATE from
+--    before it counts until it commits. So does one of a queue with a limit of its own, with the
+--    row of the empty key.
+-- 3. A lane with waiting tasks has a row in `lanes`. Whoever makes a task claimable holds a row
+--    of its lane FOR KEY SHARE or inserts one (_enlist). Whoever wants to delete a row, or let it
+--    wait for a later task, needs it FOR UPDATE and looks for tasks again in the next statement.
+--    So a spawn in a long transaction neither waits nor makes others wait.
+-- 4. A lane whose partition is full has no turn (turn_at is null). Whoever ends a task of that
+--    partition holds the partition's row FOR KEY SHARE and gives its lanes a turn (_free); whoever
+--    takes the turn needs that row FOR UPDATE and counts again. Where _free cannot have a row,
+--    maintenance does it again.
+-- 5. Lanes take turns: that which has been served is put at the end, unless all that wait were
+--    looked at. A partition with many tasks delays the others by one round.
+--
+-- The lock order: claims lock the row of the empty key, rows of lanes, rows of partitions, and
+-- tasks, all with SKIP LOCKED. They wait in one place only: for another claim that is inserting
+-- the same partition. What they wait for is in key order.
+
+create or replace function durable._has_lanes(policy durable.queues)
+returns boolean language sql immutable as $$
+  select num_nonnulls(policy.concurrency, policy.partition_concurrency, policy.rate_starts,
+    policy.partition_rate_starts, policy.priorities) > 0;
+$$;
+
+create or replace function durable._require_lanes(queue text)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform from durable.queues where queues.queue = _queue and durable._has_lanes(queues);
+  if not found then
+    perform durable._require_queue(_queue);
+    perform durable._refuse_argument(
+      format('the queue "%s" has neither limits nor priorities', queue),
+      'Give it a policy first, for instance {"priorities": true}; create_queue() lists them.');
+  end if;
+end;
+$$;
+
+-- Adds the limits and priorities of a policy to the row of a queue.
+create or replace function durable._checked_lane_policy(policy jsonb, new durable.queues)
+returns durable.queues language plpgsql immutable as $$
+begin
+  new.concurrency := durable._checked_count('policy', policy, 'concurrency');
+  new.partition_concurrency := durable._checked_count('policy', policy, 'partition_concurrency');
+  select rate.starts, rate.period into new.rate_starts, new.rate_period
+  from durable._checked_rate('policy', policy, 'rate') as rate;
+  select rate.starts, rate.period into new.partition_rate_starts, new.partition_rate_period
+  from durable._checked_rate('policy', policy, 'partition_rate') as rate;
+  if policy -> 'priorities' not in ('true', 'false', 'null') then
+    perform durable._refuse_argument(
+      'priorities in policy is ' || left((policy -> 'priorities')::text, 40),
+      'Pass true where tasks have priorities or partition keys.');
+  end if;
+  new.priorities := nullif(policy -> 'priorities' = 'true', false);
+  return new;
+end;
+$$;
+
+-- Changes the limits of a queue: those that the policy names. The row of the empty key is locked
+-- first, so that no lane loses its turn by the old limits after this has given all a turn.
+create or replace function durable._set_lane_policy(queue text, policy jsonb, new durable.queues)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  perform durable._require_read_committed('create_queue with limits');
+  perform durable._lock_partition(_queue, '');
+  update durable.queues
+  set
+    concurrency = case when policy ? 'concurrency' then new.concurrency else queues.concurrency end,
+    partition_concurrency = case when policy ? 'partition_concurrency'
+      then new.partition_concurrency else queues.partition_concurrency end,
+    rate_starts = case when policy ? 'rate' then new.rate_starts else queues.rate_starts end,
+    rate_period = case when policy ? 'rate' then new.rate_period else queues.rate_period end,
+    partition_rate_starts = case when policy ? 'partition_rate'
+      then new.partition_rate_starts else queues.partition_rate_starts end,
+    partition_rate_period = case when policy ? 'partition_rate'
+      then new.partition_rate_period else queues.partition_rate_period end,
+    priorities = case when policy ? 'priorities' then new.priorities else queues.priorities end
+  where queues.queue = _queue;
+  perform durable._reopen_lanes(_queue, null);
+end;
+$$;
+
+-- Returns a smallint of a JSON object; null if it is absent or JSON null.
+create or replace function durable._checked_priority(options jsonb)
+returns smallint language plpgsql immutable as $$
+declare
+  _priority double precision;
+begin
+  _priority := durable._number('options', options, 'priority', -32768);
+  if _priority <> floor(_priority) or _priority > 32767 then
+    perform durable._refuse_argument(format('priority in options is %s', _priority),
+      'Pass a whole number from -32768 to 32767; higher ones start first.');
+  end if;
+  return _priority;
+end;
+$$;
+
+-- Returns a rate of a JSON object, as it is stored; nulls if it is absent or JSON null.
+create or replace function durable._checked_rate(
+  what text, given jsonb, key text, out starts integer, out period double precision
+) language plpgsql immutable as $$
+declare
+  _rate jsonb := nullif(given -> key, 'null');
+begin
+  if _rate is null then
+    return;
+  end if;
+  perform durable._checked_keys(key || ' in ' || what, _rate, array['starts', 'period']);
+  starts := durable._checked_count(key, _rate, 'starts');
+  period := durable._number(key, _rate, 'period', 0);
+  if starts is null or coalesce(period, 0) = 0 then
+    perform durable._refuse_argument(format('%s in %s is %s', key, what, left(_rate::text, 40)),
+      'Pass {"starts": a whole number from 1, "period": a positive number of seconds}.');
+  end if;
+end;
+$$;
+
+-- Makes claims look for tasks that the caller has just made claimable, now or later. Does nothing
+-- for tasks without lanes. Outside READ COMMITTED a locked row may be out of date, which would
+-- be an error: there it always inserts.
+create or replace function durable._enlist(queue text, task_ids uuid[])
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _looks boolean := durable._is_read_committed();
+  _now timestamptz := durable._now();
+begin
+  insert into durable.lanes (
+    lane_id, turn_at, priority, resumes, queue, name, version, partition_key)
+  select
+    gen_random_uuid(), lane.due_at, lane.priority, lane.resumes, _queue, lane.name, lane.version,
+    lane.partition_key
+  from (
+    select
+      task.name, task.version, task.partition_key, task.priority, task.resumes,
+      min(task.available_at) as due_at
+    from unnest(task_ids) as own (task_id)
+    cross join lateral (
+      select
+        tasks.name, tasks.version, tasks.partition_key, tasks.priority, tasks.available_at,
+        tasks.started_at is not null and tasks.error is null as resumes
+      from durable.tasks
+      where tasks.queue = _queue and tasks.task_id = own.task_id
+        and tasks.partition_key is not null and tasks.available_at is not null
+      offset 0
+    ) as task
+    group by task.name, task.version, task.partition_key, task.priority, task.resumes
+  ) as lane
+  left join lateral (
+    select true as held
+    from durable.lanes
+    where _looks
+      and lanes.queue = _queue
+      and lanes.partition_key = lane.partition_key
+      and lanes.name = lane.name
+      and lanes.version = lane.version
+      and lanes.priority = lane.priority
+      and lanes.resumes = lane.resumes
+      and (lanes.turn_at is null or lanes.turn_at <= greatest(lane.due_at, _now))
+    limit 1
+    for key share skip locked
+  ) as known on true
+  where known.held is null;
+end;
+$$;
+
+-- Gives the lanes of partitions a turn again, since a task of them has just ended, or left its
+-- worker, in this transaction. Tasks without a key have no partition.
+create or replace function durable._free(queue text, partition_keys text[])
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _key text collate "C";
+  _sure boolean := durable._is_read_committed();
+  _wakes boolean;
+begin
+  perform from durable.queues where queues.queue = _queue and queues.concurrency is not null;
+  _wakes := found;
+  for _key in
+    select distinct freed.key collate "C"
+    from unnest(partition_keys) as freed (key)
+    where freed.key <> ''
+    order by 1
+  loop
+    if _sure then
+      perform from durable.partitions
+      where partitions.queue = _queue and partitions.partition_key = _key
+      for key share skip locked;
+    end if;
+    if not _sure then
+      perform durable._defer(_queue, 'partition', null, _key);
+      continue;
+    elsif found then
+      _wakes := true;
+      perform durable._give_turns(_queue, _key);
+      perform from durable.lanes
+      where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null
+      limit 1;
+    else
+      perform from durable.partitions
+      where partitions.queue = _queue and partitions.partition_key = _key;
+    end if;
+    if found then -- one of the lanes, or the partition, was locked
+      perform durable._defer(_queue, 'partition', null, _key);
+    end if;
+  end loop;
+  if _wakes then
+    perform durable._notify_listeners(_queue, 'work');
+  end if;
+end;
+$$;
+
+-- Gives those lanes of a partition a turn that have none and are not locked.
+create or replace function durable._give_turns(queue text, partition_key text)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _key text collate "C" := partition_key;
+  _lane_id uuid;
+begin
+  for _lane_id in
+    select lanes.lane_id
+    from durable.lanes
+    where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null
+    for no key update skip locked
+  loop
+    update durable.lanes
+    set turn_at = durable._now()
+    where lanes.queue = _queue and lanes.lane_id = _lane_id;
+  end loop;
+end;
+$$;
+
+-- Claims tasks of a queue with lanes, as claim_tasks does: of the highest priority first, those
+-- that continue an attempt before those that begin one, and then lane by lane. It looks at no
+-- more than 200 lanes, so that any number of full partitions costs a claim little.
+create or replace function durable._claim_lanes(
+  queue text, names text[], versions text[], claimer text, worker text, batch_size integer,
+  at timestamptz, lease double precision, is_logged boolean
+) returns setof durable.claimed_task language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _policy durable.queues;
+  _slots integer;
+  _starts integer;
+  _left integer := batch_size;
+  _room integer;
+  _most integer := 0;
+  _seen uuid[] := array[]::uuid[];
+  _priority smallint;
+  _resumes boolean;
+  _lanes durable._lane[];
+  _claimed integer;
+begin
+  perform durable._require_read_committed('claim_tasks');
+  perform durable._enter_lanes(_queue, names, versions, at, batch_size);
+  select * into _policy from durable.queues where queues.queue = _queue;
+  if num_nonnulls(_policy.concurrency, _policy.rate_starts) > 0 then
+    perform from durable.partitions
+    where partitions.queue = _queue and partitions.partition_key = ''
+    for no key update skip locked;
+    if not found then
+      return; -- another claim counts: try again soon
+    end if;
+    select * into _policy from durable.queues where queues.queue = _queue; -- as of the lock
+  end if;
+  select room.slots, room.starts into _slots, _starts from durable._queue_room(_policy, at) as room;
+  for _priority, _resumes in
+    select level.priority, level.resumes from durable._levels(_queue, names, versions) as level
+  loop
+    loop
+      _room := least(_left, _slots, case when not _resumes then _starts end);
+      _most := least(greatest(_room, 2 * _most), 200 - cardinality(_seen));
+      exit when _room <= 0 or _most <= 0;
+      _lanes := durable._pick_lanes(
+        _queue, names, versions, _priority, _resumes, at, _most, _seen);
+      exit when _lanes = '{}';
+      _seen := _seen || array(select lane.lane_id from unnest(_lanes) as lane);
+      return query
+        select * from durable._serve_lanes(_policy, _lanes, _priority, _resumes, _room,
+          cardinality(_lanes) >= _most, claimer, worker, at, lease, is_logged);
+      get diagnostics _claimed = row_count;
+      _left := _left - _claimed;
+      _slots := _slots - _claimed;
+      _starts := _starts - case when _resumes then 0 else _claimed end;
+      exit when cardinality(_lanes) < _most;
+    end loop;
+  end loop;
+end;
+$$;
+
+-- Claims at most `room` tasks from lanes of one priority, which the caller has locked, and decides
+-- when it is the turn of these again. others_wait: more lanes may wait than these.
+create or replace function durable._serve_lanes(
+  policy durable.queues, lanes durable._lane[], priority smallint, resumes boolean, room integer,
+  others_wait boolean, claimer text, worker text, at timestamptz, lease double precision,
+  is_logged boolean
+) returns setof durable.claimed_task language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+  _busy text[];
+  _made text[];
+  _open durable._lane[];
+  _full durable._lane[];
+  _heads durable._lane_head[];
+  _share integer;
+  _started_at timestamptz;
+  _served uuid[] := array[]::uuid[];
+begin
+  select held.busy, held.made into _busy, _made
+  from durable._hold_partitions(policy, lanes) as held;
+  lanes := array(select lane from unnest(lanes) as lane where lane.partition_key <> all (_busy));
+  _open := lanes;
+  loop
+    _open := durable._with_room(policy, _open, resumes, at);
+    _full := coalesce(_full, array(
+      select lane from unnest(_open) as lane where lane.free <= 0));
+    _open := array(select lane from unnest(_open) as lane where (lane.free <= 0) is not true);
+    exit when _open = '{}' or room <= 0;
+    _share := ceil(room::double precision / cardinality(_open));
+    _heads := durable._lock_heads(_queue, _open, priority, resumes, _share, room, at);
+    exit when _heads = '{}';
+    _started_at := greatest(at, durable._now()); -- later than all that was counted
+    return query
+      select * from durable._lease_heads(
+        _queue, _heads, claimer, worker, _started_at, lease, is_logged);
+    if not resumes then
+      perform durable._record_starts(policy, _heads, _started_at);
+    end if;
+    room := room - cardinality(_heads);
+    _served := _served || array(select head.lane_id from unnest(_heads) as head);
+    _open := array( -- those that may have more
+      select lane
+      from unnest(_open) as lane
+      where _share <= (
+        select count(*) from unnest(_heads) as head where head.lane_id = lane.lane_id));
+    exit when _open = '{}' or room <= 0;
+  end loop;
+  perform durable._wait_for_room(_queue, array(
+    select lane from unnest(_full) as lane where lane.partition_key <> all (_made)), resumes, at);
+  perform durable._put_back(_queue, array(
+      select lane from unnest(lanes) as lane
+      where lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without))),
+    priority, resumes, at, _served, others_wait);
+end;
+$$;
+
+-- Returns how many more tasks of the queue may run, and how many more attempts may begin, and from
+-- when another one may; null: no limit. The caller has locked the queue's own partition.
+create or replace function durable._queue_room(
+  policy durable.queues, at timestamptz,
+  out slots integer, out starts integer, out opens_at timestamptz
+) language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+  _period interval := make_interval(secs => policy.rate_period);
+begin
+  if policy.concurrency is not null then
+    select policy.concurrency - count(*) into slots
+    from durable.tasks
+    where tasks.queue = _queue
+      and tasks.lease_expires_at is not null
+      and tasks.partition_key is not null;
+  end if;
+  if policy.rate_starts is not null then
+    select policy.rate_starts - coalesce(sum(counted.tasks), 0), min(counted.started_at) + _period
+    into starts, opens_at
+    from durable.starts as counted
+    where counted.queue = _queue
+      and counted.partition_key = ''
+      and counted.started_at > at - _period;
+  end if;
+end;
+$$;
+
+-- Returns the priorities of lanes, from the highest: one index entry each. Of each priority,
+-- lanes whose tasks continue come first.
+create or replace function durable._levels(queue text, names text[], versions text[])
+returns table (priority smallint, resumes boolean) language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _priority integer := 32768;
+  _resumes boolean := true;
+begin
+  loop
+    select next.priority, next.resumes into _priority, _resumes
+    from unnest(names) as known (name)
+    cross join unnest(versions) as bound (version)
+    cross join lateral (
+      select lanes.priority, lanes.resumes
+      from durable.lanes
+      where lanes.queue = _queue
+        and lanes.name = known.name collate "C"
+        and lanes.version = bound.version collate "C"
+        and lanes.turn_at is not null
+        and (lanes.priority, lanes.resumes) < (_priority, _resumes)
+      order by lanes.priority desc, lanes.resumes desc
+      limit 1
+    ) as next
+    order by next.priority desc, next.resumes desc
+    limit 1;
+    exit when not found;
+    priority := _priority;
+    resumes := _resumes;
+    return next;
+  end loop;
+end;
+$$;
+
+-- Locks the lanes of a priority whose turn it is, for each name at most `most`, except those that
+-- were `seen`, and returns them. If several rows are for one lane, all but one are deleted, if
+-- nobody holds them.
+create or replace function durable._pick_lanes(
+  queue text, names text[], versions text[], priority smallint, resumes boolean,
+  at timestamptz, most integer, seen uuid[]
+) returns durable._lane[] language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _lanes durable._lane[];
+  _repeated uuid[];
+begin
+  select
+    array_agg(
+      row(picked.lane_id, picked.name, picked.version, picked.partition_key, null, null)
+        ::durable._lane
+      order by picked.turn_at, picked.lane_id) filter (where picked.number = 1),
+    array_agg(picked.lane_id) filter (where picked.number > 1)
+  into _lanes, _repeated
+  from (
+    select
+      turn.*,
+      row_number() over (partition by turn.name, turn.version, turn.partition_key
+        order by turn.turn_at, turn.lane_id) as number
+    from unnest(names) as known (name)
+    cross join unnest(versions) as bound (version)
+    cross join lateral (
+      select
+        lanes.lane_id, lanes.name, lanes.version, lanes.partition_key, lanes.turn_at
+      from durable.lanes
+      where lanes.queue = _queue
+        and lanes.name = known.name collate "C"
+        and lanes.version = bound.version collate "C"
+        and lanes.priority = _pick_lanes.priority
+        and lanes.resumes = _pick_lanes.resumes
+        and lanes.turn_at <= at
+        and lanes.lane_id <> all (seen)
+      order by lanes.turn_at, lanes.lane_id
+      limit most
+      for no key update skip locked
+    ) as turn
+  ) as picked;
+  if _repeated is not null then
+    perform durable._delete_lanes(_queue, durable._hold_lanes(_queue, _repeated));
+  end if;
+  return coalesce(_lanes, '{}');
+end;
+$$;
+
+-- Returns those of these lanes that could be locked FOR UPDATE: no task is being added to them.
+create or replace function durable._hold_lanes(queue text, lane_ids uuid[])
+returns uuid[] language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return array(
+    select held.lane_id
+    from unnest(lane_ids) as own (lane_id)
+    cross join lateral (
+      select lanes.lane_id
+      from durable.lanes
+      where lanes.queue = _queue and lanes.lane_id = own.lane_id
+      offset 0
+      for update skip locked
+    ) as held
+  );
+end;
+$$;
+
+create or replace function durable._delete_lanes(queue text, lane_ids uuid[])
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  delete from durable.lanes where lanes.queue = _queue and lanes.lane_id = any (lane_ids);
+end;
+$$;
+
+-- Locks the partitions of these lanes, in key order, and makes those that are missing where the
+-- queue limits each. busy: those that other sessions have locked. made: those it made; who ends
+-- a task of these does not see the row yet.
+create or replace function durable._hold_partitions(
+  policy durable.queues, lanes durable._lane[], out busy text[], out made text[]
+) language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+  _limited boolean
+    := num_nonnulls(policy.partition_concurrency, policy.partition_rate_starts) > 0;
+  _keys text[] := array(
+    select distinct lane.partition_key collate "C"
+    from unnest(lanes) as lane
+    where lane.partition_key <> ''
+    order by 1);
+  _held text[];
+  _missing text[];
+begin
+  busy := '{}';
+  made := '{}';
+  _held := array(
+    select held.partition_key
+    from unnest(_keys) as own (key)
+    cross join lateral (
+      select partitions.partition_key
+      from durable.partitions
+      where partitions.queue = _queue and partitions.partition_key = own.key collate "C"
+      offset 0
+      for no key update skip locked
+    ) as held
+  );
+  if cardinality(_held) = cardinality(_keys) then
+    return;
+  end if;
+  select
+    coalesce(array_agg(own.key) filter (where known.held), '{}'),
+    coalesce(array_agg(own.key order by own.number) filter (where known.held is null), '{}')
+  into busy, _missing
+  from unnest(_keys) with ordinality as own (key, number)
+  left join lateral (
+    select true as held
+    from durable.partitions
+    where partitions.queue = _queue and partitions.partition_key = own.key collate "C"
+    offset 0
+  ) as known on true
+  where own.key <> all (_held);
+  if _limited and _missing <> '{}' then
+    with inserted as (
+      insert into durable.partitions (queue, partition_key)
+      select _queue, own.key
+      from unnest(_missing) with ordinality as own (key, number)
+      order by own.number
+      on conflict do nothing
+      returning partitions.partition_key
+    )
+    select coalesce(array_agg(inserted.partition_key), '{}') into made from inserted;
+    busy := busy || array(select own.key from unnest(_missing) as own (key) where own.key <> all (made));
+  end if;
+end;
+$$;
+
+-- Returns lanes with how many more of their tasks may start (free, null: no limit). opens_at: from
+-- when, if only a rate keeps them; null, if the end of a task does. Lanes of one partition share
+-- what it has free. The caller has locked the partitions in an earlier statement.
+create or replace function durable._with_room(
+  policy durable.queues, lanes durable._lane[], resumes boolean, at timestamptz
+) returns durable._lane[] language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+begin
+  return array(
+    select
+      row(lane.lane_id, lane.name, lane.version, lane.partition_key,
+        least(slots.free, begun.free),
+        case when (slots.free <= 0) is not true then begun.opens_at end)::durable._lane
+    from unnest(lanes) with ordinality
+      as lane (lane_id, name, version, partition_key, free, opens_at, number)
+    left join lateral (
+      select partitions.concurrency, partitions.rate_starts, partitions.rate_period
+      from durable.partitions
+      where partitions.queue = _queue
+        and partitions.partition_key = lane.partition_key collate "C"
+        and lane.partition_key <> ''
+      offset 0
+    ) as own on true
+    cross join lateral (
+      select
+        case when lane.partition_key <> ''
+          then coalesce(own.concurrency, policy.partition_concurrency) end as concurrency,
+        case when lane.partition_key <> '' and not resumes
+          then coalesce(own.rate_starts, policy.partition_rate_starts) end as starts,
+        make_interval(secs => case when own.rate_starts is null
+          then policy.partition_rate_period else own.rate_period end) as period
+    ) as most
+    cross join lateral (
+      select case when most.concurrency is not null then most.concurrency - (
+        select count(*)
+        from durable.tasks
+        where tasks.queue = _queue
+          and tasks.partition_key = lane.partition_key collate "C"
+          and tasks.lease_expires_at is not null
+          and tasks.partition_key is not null
+      ) end as free
+    ) as slots
+    left join lateral (
+      select
+        most.starts - coalesce(sum(counted.tasks), 0) as free,
+        min(counted.started_at) + most.period as opens_at
+      from durable.starts as counted
+      where counted.queue = _queue
+        and counted.partition_key = lane.partition_key collate "C"
+        and counted.started_at > at - case when most.starts is not null then most.period end
+      having most.starts is not null
+    ) as begun on true
+    order by lane.number
+  );
+end;
+$$;
+
+-- Locks the oldest due tasks of lanes, in turn: the first of each, then the second, and so on, at
+-- most `share` of each, `free` of each partition and batch_size together. It chooses before it
+-- locks, so that a limit counts exactly these.
+create or replace function durable._lock_heads(
+  queue text, lanes durable._lane[], priority smallint, resumes boolean, share integer,
+  batch_size integer, at timestamptz
+) returns durable._lane_head[] language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return array(
+    select
+      row(held.ctid, held.available_at, chosen.lane_id, chosen.name, chosen.partition_key,
+        held.omitted is not null)::durable._lane_head
+    from (
+      select ranked.*
+      from (
+        select
+          lane.*, head.task_id, head.place,
+          row_number() over (partition by lane.partition_key order by head.place, lane.number)
+            as place_in_partition
+        from unnest(lanes) with ordinality
+          as lane (lane_id, name, version, partition_key, free, opens_at, number)
+        cross join lateral (
+          select
+            tasks.task_id,
+            row_number() over (order by tasks.available_at, tasks.task_id) as place
+          from durable.tasks
+          where tasks.queue = _queue
+            and tasks.name = lane.name collate "C"
+            and tasks.version = lane.version collate "C"
+            and tasks.partition_key = lane.partition_key collate "C"
+            and tasks.priority = _lock_heads.priority
+            and (tasks.started_at is not null and tasks.error is null) = _lock_heads.resumes
+            and tasks.available_at <= at
+            and tasks.partition_key is not null
+            and (tasks.expires_at > at) is not false -- expire_tasks cancels the others
+          order by tasks.available_at, tasks.task_id
+          limit least(lane.free, share)
+        ) as head
+      ) as ranked
+      where (ranked.place_in_partition <= ranked.free) is not false
+      order by ranked.place, ranked.number
+      limit batch_size
+    ) as chosen
+    cross join lateral (
+      select tasks.ctid, tasks.available_at, tasks.omitted
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.task_id = chosen.task_id
+        and tasks.available_at <= at
+        and tasks.partition_key = chosen.partition_key collate "C"
+      offset 0
+      for no key update skip locked
+    ) as held
+  );
+end;
+$$;
+
+-- Leases tasks that the caller has locked, name by name: only their definition differs.
+create or replace function durable._lease_heads(
+  queue text, heads durable._lane_head[], claimer text, worker text, at timestamptz,
+  lease double precision, is_logged boolean
+) returns setof durable.claimed_task language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _name text;
+  _incomplete boolean;
+  _due durable._due;
+begin
+  for _name, _incomplete, _due.places, _due.waited_since in
+    select
+      head.name, bool_or(head.is_incomplete), array_agg(head.place),
+      array_agg(head.waited_since)
+    from unnest(heads) as head
+    group by head.name
+  loop
+    if _incomplete then
+      _due := durable._with_definition(_queue, _name, claimer, _due, at);
+    else
+      _due.known := null;
+    end if;
+    continue when _due.places is null;
+    if is_logged then
+      perform durable._log_claimed(_queue, _due.places, worker, at);
+    end if;
+    if _due.known is null then
+      return query
+        select * from durable._lease_by_ctid(
+          _queue, _due.places, _due.waited_since, worker, at, lease, claimer);
+    else
+      return query
+        select * from durable._lease_incomplete(
+          _queue, _due.places, _due.waited_since, worker, at, lease, claimer, _due.known);
+    end if;
+  end loop;
+end;
+$$;
+
+create or replace function durable._record_starts(
+  policy durable.queues, heads durable._lane_head[], at timestamptz
+) returns void language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+begin
+  if policy.rate_starts is not null then
+    insert into durable.starts (queue, partition_key, started_at, start_id, tasks)
+    values (_queue, '', at, gen_random_uuid(), cardinality(heads));
+  end if;
+  insert into durable.starts (queue, partition_key, started_at, start_id, tasks)
+  select _queue, begun.partition_key, at, gen_random_uuid(), begun.tasks
+  from (
+    select head.partition_key, count(*) as tasks
+    from unnest(heads) as head
+    where head.partition_key <> ''
+    group by head.partition_key
+  ) as begun
+  left join lateral (
+    select partitions.rate_starts
+    from durable.partitions
+    where partitions.queue = _queue and partitions.partition_key = begun.partition_key collate "C"
+    offset 0
+  ) as own on true
+  where coalesce(own.rate_starts, policy.partition_rate_starts) is not null;
+end;
+$$;
+
+-- Takes the turn of lanes that were found without room, until they have some. It first takes the
+-- locks that a free slot, or a change of the limits, would need, and then counts again.
+create or replace function durable._wait_for_room(
+  queue text, lanes durable._lane[], resumes boolean, at timestamptz
+) returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _policy durable.queues;
+  _held text[];
+  _lane durable._lane;
+begin
+  if coalesce(lanes, '{}') = '{}' then
+    return;
+  end if;
+  perform from durable.partitions
+  where partitions.queue = _queue and partitions.partition_key = ''
+  for key share skip locked;
+  if not found then
+    return; -- create_queue changes the limits
+  end if;
+  _held := array(
+    select held.partition_key
+    from (
+      select distinct lane.partition_key collate "C" as key from unnest(lanes) as lane order by 1
+    ) as own
+    cross join lateral (
+      select partitions.partition_key
+      from durable.partitions
+      where partitions.queue = _queue and partitions.partition_key = own.key
+      offset 0
+      for update skip locked
+    ) as held
+  );
+  select * into _policy from durable.queues where queues.queue = _queue;
+  foreach _lane in array durable._with_room(_policy, array(
+    select lane from unnest(lanes) as lane where lane.partition_key = any (_held)), resumes, at)
+  loop
+    update durable.lanes
+    set turn_at = _lane.opens_at
+    where lanes.queue = _queue and lanes.lane_id = _lane.lane_id and _lane.free <= 0;
+  end loop;
+end;
+$$;
+
+-- Decides about lanes that were looked at and have room. One without due tasks is deleted, or
+-- waits for its first one. Those that were served take their turn after the others, if there may
+-- be others.
+create or replace function durable._put_back(
+  queue text, lanes durable._lane[], priority smallint, resumes boolean, at timestamptz,
+  served uuid[], others_wait boolean
+) returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _drained durable._lane[];
+  _held uuid[];
+  _back uuid[];
+begin
+  _drained := array(
+    select lane
+    from unnest(lanes) as lane
+    where (durable._first_in_lane(_queue, lane, priority, resumes) <= at) is not true
+  );
+  if _drained <> '{}' then
+    _held := durable._hold_lanes(_queue,
+      array(select lane.lane_id from unnest(_drained) as lane));
+    perform durable._close_lanes(_queue, _drained, priority, resumes, at, _held);
+  end if;
+  if others_wait then
+    _back := array(
+      select lane.lane_id
+      from unnest(lanes) as lane
+      where lane.lane_id <> all (coalesce(_held, '{}'))
+        and (lane.lane_id = any (served)
+          or lane.lane_id = any (array(select empty.lane_id from unnest(_drained) as empty))));
+    update durable.lanes
+    set turn_at = at
+    where lanes.queue = _queue and lanes.lane_id = any (_back);
+  end if;
+end;
+$$;
+
+-- Deletes those of these lanes that the caller has locked FOR UPDATE in an earlier statement and
+-- that are empty. A lane whose first task is due later gets its turn then.
+create or replace function durable._close_lanes(
+  queue text, lanes durable._lane[], priority smallint, resumes boolean, at timestamptz,
+  held uuid[]
+) returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _lane_id uuid;
+  _next_at timestamptz;
+  _empty uuid[] := array[]::uuid[];
+begin
+  for _lane_id, _next_at in
+    select lane.lane_id, durable._first_in_lane(_queue, lane, priority, resumes)
+    from unnest(lanes) as lane
+    where lane.lane_id = any (held)
+  loop
+    if _next_at is null then
+      _empty := _empty || _lane_id;
+    elsif _next_at > at then
+      update durable.lanes
+      set turn_at = _next_at
+      where lanes.queue = _queue and lanes.lane_id = _lane_id;
+    end if;
+  end loop;
+  perform durable._delete_lanes(_queue, _empty);
+end;
+$$;
+
+-- Returns when the first task of a lane is, or was, due; null if it has none. Tasks past their
+-- deadline count: they may be retried under the row that is there.
+create or replace function durable._first_in_lane(
+  queue text, lane durable._lane, priority smallint, resumes boolean
+) returns timestamptz language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _name text collate "C" := lane.name;
+  _version text collate "C" := lane.version;
+  _key text collate "C" := lane.partition_key;
+begin
+  return (
+    select tasks.available_at
+    from durable.tasks
+    where tasks.queue = _queue
+      and tasks.name = _name
+      and tasks.version = _version
+      and tasks.partition_key = _key
+      and tasks.priority = _first_in_lane.priority
+      and (tasks.started_at is not null and tasks.error is null) = _first_in_lane.resumes
+      and tasks.available_at is not null
+      and tasks.partition_key is not null
+    order by tasks.available_at, tasks.task_id
+    limit 1
+  );
+end;
+$$;
+
+-- Returns the time from which a claim may find something in the lanes; null: not before a task
+-- ends or becomes claimable.
+create or replace function durable._next_turn(
+  queue text, names text[], versions text[], at timestamptz
+) returns timestamptz language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _policy durable.queues;
+  _room record;
+begin
+  select * into _policy from durable.queues where queues.queue = _queue;
+  select * into _room from durable._queue_room(_policy, at);
+  if _room.slots <= 0 then
+    return null;
+  end if;
+  return least(
+    (
+      select min(case when not level.resumes and _room.starts <= 0
+        then greatest(first.turn_at, _room.opens_at) else first.turn_at end)
+      from durable._levels(_queue, names, versions) as level
+      cross join unnest(names) as known (name)
+      cross join unnest(versions) as bound (version)
+      cross join lateral (
+        select lanes.turn_at
+        from durable.lanes
+        where lanes.queue = _queue
+          and lanes.name = known.name collate "C"
+          and lanes.version = bound.version collate "C"
+          and lanes.priority = level.priority
+          and lanes.resumes = level.resumes
+          and lanes.turn_at is not null
+        order by lanes.turn_at, lanes.lane_id
+        limit 1
+      ) as first
+    ),
+    ( -- what became claimable before the queue had lanes
+      select min(head.available_at)
+      from durable._heads(_queue, names, versions, at, 'infinity', null, null) as head
+    )
+  );
+end;
+$$;
+
+-- Puts due tasks into the lane without a key that became claimable before their queue had lanes, at
+-- least 100 of each name.
+create or replace function durable._enter_lanes(
+  queue text, names text[], versions text[], at timestamptz, batch_size integer
+) returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _name text;
+  _version text;
+  _due durable._due;
+begin
+  for _name, _version in
+    select head.name, head.version
+    from durable._heads(_queue, names, versions, at, at, null, null) as head
+  loop
+    _due := durable._lock_due(_queue, _name, _version, '', greatest(batch_size, 100), at,
+      '-infinity', '00000000-0000-0000-0000-000000000000');
+    if _due.places is not null then
+      perform durable._enlist(_queue, durable._set_partition(_queue, _due.places, '', 0::smallint));
+    end if;
+  end loop;
+end;
+$$;
+
+-- Takes tasks out of the lanes of a queue that has none any more. Returns how many.
+create or replace function durable._leave_lanes(queue text, batch_size integer)
+returns integer language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _places tid[];
+begin
+  perform from durable.queues where queues.queue = _queue and durable._has_lanes(queues);
+  if found then
+    return 0;
+  end if;
+  _places := array(
+    select tasks.ctid
+    from durable.tasks
+    where tasks.queue = _queue and tasks.available_at is not null and tasks.partition_key is not null
+    order by tasks.name, tasks.version, tasks.partition_key -- an order of their own index only
+    limit batch_size
+    for no key update skip locked
+  );
+  if _places <> '{}' then
+    perform durable._set_partition(_queue, _places, null, null);
+    perform durable._notify_listeners(_queue, 'work');
+  end if;
+  return cardinality(_places);
+end;
+$$;
+
+-- Deletes lanes without tasks, which no claim looks at if no worker knows their name or version
+-- any more. Looks at some from a random one on, and from the first on at the end.
+create or replace function durable._prune_lanes(queue text, batch_size integer)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _start uuid := gen_random_uuid();
+  _lane record;
+begin
+  for _lane in
+    select
+      row(found.lane_id, found.name, found.version, found.partition_key, null, null)::durable._lane as lane,
+      found.priority, found.resumes
+    from (
+      (select * from durable.lanes
+       where lanes.queue = _queue and lanes.lane_id >= _start
+       order by lanes.lane_id limit batch_size)
+      union all
+      (select * from durable.lanes
+       where lanes.queue = _queue and lanes.lane_id < _start
+       order by lanes.lane_id limit batch_size)
+      limit batch_size
+    ) as found
+  loop
+    continue when
+      durable._first_in_lane(_queue, _lane.lane, _lane.priority, _lane.resumes) is not null;
+    perform durable._close_lanes(_queue, array[_lane.lane], _lane.priority, _lane.resumes,
+      durable._now(), durable._hold_lanes(_queue, array[(_lane.lane).lane_id]));
+  end loop;
+end;
+$$;
+
+-- Updates by ctid: see _lease_by_ctid. The caller has locked the tasks. Returns their ids.
+create or replace function durable._set_partition(
+  queue text, places tid[], partition_key text, priority smallint
+) returns uuid[] language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _task_ids uuid[];
+begin
+  with moved as (
+    update durable.tasks
+    set partition_key = _set_partition.partition_key, priority = _set_partition.priority
+    where (tasks.queue = _queue) is true and tasks.ctid = any (places)
+    returning tasks.task_id
+  )
+  select array_agg(moved.task_id) into _task_ids from moved;
+  return _task_ids;
+end;
+$$;
+
+-- Deletes the starts that no rate counts any more, and the partitions that have neither tasks
+-- nor limits of their own. Looks at no more than batch_size partitions.
+create or replace function durable._prune_partitions(queue text, batch_size integer)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _policy durable.queues;
+  _pruned_to text collate "C";
+  _key text collate "C";
+  _next text collate "C";
+  _walked integer := 0;
+begin
+  perform from durable.partitions where partitions.queue = _queue limit 1;
+  if not found then
+    return; -- the usual case
+  end if;
+  select cleanup_cursors.partitions_pruned_to into _pruned_to
+  from durable.cleanup_cursors
+  where cleanup_cursors.queue = _queue
+  for no key update skip locked;
+  if not found then
+    return;
+  end if;
+  select * into _policy from durable.queues where queues.queue = _queue;
+  perform durable._prune_partition(_policy, '');
+  for _key in
+    select partitions.partition_key
+    from durable.partitions
+    where partitions.queue = _queue and partitions.partition_key > coalesce(_pruned_to, '')
+    order by partitions.partition_key
+    limit batch_size
+  loop
+    _walked := _walked + 1;
+    perform durable._prune_partition(_policy, _key);
+  end loop;
+  if _walked = batch_size then
+    _next := _key;
+  end if;
+  update durable.cleanup_cursors
+  set partitions_pruned_to = _next
+  where cleanup_cursors.queue = _queue
+    and cleanup_cursors.partitions_pruned_to is distinct from _next;
+end;
+$$;
+
+create or replace function durable._prune_partition(policy durable.queues, partition_key text)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+  _key text collate "C" := partition_key;
+begin
+  delete from durable.starts
+  where starts.queue = _queue
+    and starts.partition_key = _key
+    and starts.started_at <= durable._now() - make_interval(secs => greatest(
+      (
+        select partitions.rate_period
+        from durable.partitions
+        where partitions.queue = _queue and partitions.partition_key = _key
+      ),
+      case when _key = '' then policy.rate_period else policy.partition_rate_period end,
+      0));
+  if not durable._is_idle_partition(policy, _key) then
+    return;
+  end if;
+  perform from durable.partitions
+  where partitions.queue = _queue and partitions.partition_key = _key
+  for update skip locked;
+  if found and durable._is_idle_partition(policy, _key) then
+    delete from durable.partitions
+    where partitions.queue = _queue and partitions.partition_key = _key;
+  end if;
+end;
+$$;
+
+create or replace function durable._is_idle_partition(
+  policy durable.queues, partition_key text
+) returns boolean language plpgsql as $$
+declare
+  _queue text collate "C" := policy.queue;
+  _key text collate "C" := partition_key;
+begin
+  return (_key <> '' or not durable._has_lanes(policy))
+    and exists (
+      select from durable.partitions
+      where partitions.queue = _queue and partitions.partition_key = _key
+        and num_nonnulls(partitions.concurrency, partitions.rate_starts) = 0)
+    and not exists (
+      select from durable.lanes where lanes.queue = _queue and lanes.partition_key = _key)
+    and not exists (
+      select from durable.starts where starts.queue = _queue and starts.partition_key = _key)
+    and not exists (
+      select from durable.tasks
+      where tasks.queue = _queue
+        and tasks.partition_key = _key
+        and tasks.lease_expires_at is not null
+        and tasks.partition_key is not null);
+end;
+$$;
+
+-- Gives lanes a turn now, since limits have changed: those of one partition or, if it is null, all.
+-- The caller has locked the partition's row, or that of the empty key, FOR UPDATE, so no claim can
+-- take a lane's turn: a lane that is locked has one.
+create or replace function durable._reopen_lanes(queue text, partition_key text)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _key text collate "C" := partition_key;
+  _now timestamptz := durable._now();
+  _lane_ids uuid[];
+begin
+  if _key is null then
+    _lane_ids := array(
+      select lanes.lane_id
+      from durable.lanes
+      where lanes.queue = _queue and (lanes.turn_at > _now) is not false
+      for no key update skip locked);
+  else
+    _lane_ids := array(
+      select lanes.lane_id
+      from durable.lanes
+      where lanes.queue = _queue and lanes.partition_key = _key
+        and (lanes.turn_at > _now) is not false
+      for no key update skip locked);
+  end if;
+  update durable.lanes
+  set turn_at = _now
+  where lanes.queue = _queue and lanes.lane_id = any (_lane_ids);
+  perform durable._notify_listeners(_queue, 'work');
+end;
+$$;
+
+-- Locks the row of a partition, which it makes if there is none.
+create or replace function durable._lock_partition(queue text, partition_key text)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _key text collate "C" := partition_key;
+begin
+  loop
+    insert into durable.partitions (queue, partition_key) values (_queue, _key)
+    on conflict do nothing;
+    perform from durable.partitions
+    where partitions.queue = _queue and partitions.partition_key = _key
+    for update;
+    exit when found;
+  end loop;
+end;
+$$;
+
+create or replace function durable.set_partition_limit(
+  queue text, partition_key text, limits jsonb
+) returns void language plpgsql as $$
+declare
+  _queue text collate "C" := durable._checked_queue(queue);
+  _key text collate "C" := durable._checked_name('partition_key', partition_key, 255);
+  _limits jsonb := durable._checked_keys('limits', limits, array['concurrency', 'rate']);
+  _concurrency integer := durable._checked_count('limits', _limits, 'concurrency');
+  _rate record;
+begin
+  select * into _rate from durable._checked_rate('limits', _limits, 'rate');
+  perform durable._require_read_committed('set_partition_limit');
+  perform durable._require_lanes(_queue);
+  perform durable._lock_partition(_queue, _key);
+  update durable.partitions
+  set concurrency = _concurrency, rate_starts = _rate.starts, rate_period = _rate.period
+  where partitions.queue = _queue and partitions.partition_key = _key;
+  perform durable._reopen_lanes(_queue, _key);
+end;
+$$;
+
+comment on function durable.set_partition_limit is
+'Gives the tasks of a queue with this partition_key limits of their own, in place of the
+queue''s partition_concurrency and partition_rate. limits:
+
+- concurrency: how many of them may run at once.
+- rate: {"starts": n, "period": seconds}, how many of their attempts may begin in any period.
+
+What is left out, or null, is as the queue says; {} removes the limits. They hold from the next
+claim on: running tasks stay. Refuses an unknown queue (WFQUE), a queue without limits and
+priorities, bad arguments (22023), and a transaction stricter than READ COMMITTED (WFISO).
+Locks: the partition, for which claims then do not wait but pass over it: commit at once.';

@@ -1,0 +1,126 @@
+# ruff: noqa: E501 - the text of the sources as it stands there
+"""The mutants of limits, partitions and priorities."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.chaos.mutants import Mutant
+
+__all__ = ["LIMITS", "STRESSED"]
+
+# These are also found by the recorded starts of tests/chaos/test_limits.py.
+STRESSED: Final = [
+    Mutant(
+        "claims count in a partition without its lock",
+        "lanes.sql",
+        '      where partitions.queue = _queue and partitions.partition_key = own.key collate "C"\n'
+        "      offset 0\n      for no key update skip locked\n    ) as held\n  );\n"
+        "  if cardinality(_held) = cardinality(_keys)",
+        '      where partitions.queue = _queue and partitions.partition_key = own.key collate "C"\n'
+        "      offset 0\n    ) as held\n  );\n"
+        "  if cardinality(_held) = cardinality(_keys)",
+        "test_counts_what_another_claim_is_starting_in_a_partition",
+    ),
+    Mutant(
+        "claims count in a queue without its lock",
+        "lanes.sql",
+        "    where partitions.queue = _queue and partitions.partition_key = ''\n"
+        "    for no key update skip locked;",
+        "    where partitions.queue = _queue and partitions.partition_key = '';",
+        "test_counts_what_another_claim_is_starting_in_the_queue",
+    ),
+    Mutant(
+        "a spawn does not hold its lane",
+        "lanes.sql",
+        "    limit 1\n    for key share skip locked\n  ) as known",
+        "    limit 1\n  ) as known",
+        "test_keeps_a_lane_to_which_a_transaction_is_adding",
+    ),
+    Mutant(
+        "an end that cannot lock its partition defers nothing",
+        "lanes.sql",
+        "    if found then -- one of the lanes, or the partition, was locked",
+        "    if false then",
+        "test_wakes_a_partition_whose_task_ends_while_a_claim_finds_it_full",
+    ),
+]
+
+LIMITS: Final = [
+    *STRESSED,
+    Mutant(
+        "a claim takes the turn of a partition whose task is just ending",
+        "lanes.sql",
+        "      where partitions.queue = _queue and partitions.partition_key = own.key\n"
+        "      offset 0\n      for update skip locked",
+        "      where partitions.queue = _queue and partitions.partition_key = own.key\n"
+        "      offset 0\n      for no key update skip locked",
+        "test_a_partition_whose_task_is_just_ending_keeps_its_turn",
+    ),
+    Mutant(
+        "a claim takes a turn by limits that are just changing",
+        "lanes.sql",
+        "  where partitions.queue = _queue and partitions.partition_key = ''\n"
+        "  for key share skip locked;",
+        "  where partitions.queue = _queue and partitions.partition_key = '';",
+        "test_gives_partitions_that_a_claim_finds_full_a_turn_under_a_new_limit",
+    ),
+    Mutant(
+        "an end does not notice that another one may roll back",
+        "lanes.sql",
+        "      where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null\n"
+        "      limit 1;",
+        "      where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null\n"
+        "        and false\n      limit 1;",
+        "test_wakes_a_partition_if_the_first_of_two_ends_rolls_back",
+    ),
+    Mutant(
+        "deletes a lane without looking again",
+        "lanes.sql",
+        "      offset 0\n      for update skip locked\n    ) as held\n  );\nend;",
+        "      offset 0\n    ) as held\n  );\nend;",
+        "test_keeps_a_lane_to_which_a_transaction_is_adding",
+    ),
+    Mutant(
+        "ends under an old snapshot look at what they cannot see",
+        "lanes.sql",
+        "  _sure boolean := durable._is_read_committed();",
+        "  _sure boolean := true;",
+        "test_ends_and_spawns_under_old_snapshots",
+    ),
+    Mutant(
+        "counts resumed attempts as starts",
+        "lanes.sql",
+        "    if not resumes then\n      perform durable._record_starts",
+        "    if true then\n      perform durable._record_starts",
+        "pgtap/lanes.sql",
+    ),
+    Mutant(
+        "serves one partition until it is empty",
+        "lanes.sql",
+        "      order by ranked.place, ranked.number\n",
+        "      order by ranked.number, ranked.place\n",
+        "pgtap/lanes.sql",
+    ),
+    Mutant(
+        "does not put a partition behind the others",
+        "lanes.sql",
+        "        and (lane.lane_id = any (served)\n",
+        "        and (false\n",
+        "pgtap/lanes.sql",
+    ),
+    Mutant(
+        "a completion frees no slot",
+        "attempts.sql",
+        "    if _keys is not null then\n      perform durable._free(_queue, _keys);",
+        "    if false then\n      perform durable._free(_queue, _keys);",
+        "pgtap/lanes.sql",
+    ),
+    Mutant(
+        "a task that is woken is in no lane",
+        "waking.sql",
+        "  if _in_lanes is not null then",
+        "  if false then",
+        "pgtap/lanes.sql",
+    ),
+]
