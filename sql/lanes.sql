@@ -321,8 +321,7 @@ declare
 begin
   select held.busy, held.made into _busy, _made
   from durable._hold_partitions(policy, lanes) as held;
-  lanes := array(select lane from unnest(lanes) as lane where lane.partition_key <> all (_busy));
-  _open := lanes;
+  _open := array(select lane from unnest(lanes) as lane where lane.partition_key <> all (_busy));
   loop
     _open := durable._with_room(policy, _open, resumes, at);
     _full := coalesce(_full, array(
@@ -350,10 +349,15 @@ begin
   end loop;
   perform durable._wait_for_room(_queue, array(
     select lane from unnest(_full) as lane where lane.partition_key <> all (_made)), resumes, at);
-  perform durable._put_back(_queue, array(
+  perform durable._close_drained(_queue, array(
       select lane from unnest(lanes) as lane
-      where lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without))),
-    priority, resumes, at, _served, others_wait);
+      where lane.partition_key <> all (_busy)
+        and lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without))),
+    priority, resumes, at);
+  if others_wait then
+    perform durable._put_behind(_queue, case when room > 0
+      then array(select lane.lane_id from unnest(lanes) as lane) else _served end, at);
+  end if;
 end;
 $$;
 
@@ -787,18 +791,14 @@ begin
 end;
 $$;
 
--- Decides about lanes that were looked at and have room. One without due tasks is deleted, or
--- waits for its first one. Those that were served take their turn after the others, if there may
--- be others.
-create or replace function durable._put_back(
-  queue text, lanes durable._lane[], priority smallint, resumes boolean, at timestamptz,
-  served uuid[], others_wait boolean
+-- Deletes those of these lanes that have no tasks, or lets them wait for the first one, unless a
+-- task is being added to them.
+create or replace function durable._close_drained(
+  queue text, lanes durable._lane[], priority smallint, resumes boolean, at timestamptz
 ) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _drained durable._lane[];
-  _held uuid[];
-  _back uuid[];
 begin
   _drained := array(
     select lane
@@ -806,21 +806,21 @@ begin
     where (durable._first_in_lane(_queue, lane, priority, resumes) <= at) is not true
   );
   if _drained <> '{}' then
-    _held := durable._hold_lanes(_queue,
-      array(select lane.lane_id from unnest(_drained) as lane));
-    perform durable._close_lanes(_queue, _drained, priority, resumes, at, _held);
+    perform durable._close_lanes(_queue, _drained, priority, resumes, at, durable._hold_lanes(
+      _queue, array(select lane.lane_id from unnest(_drained) as lane)));
   end if;
-  if others_wait then
-    _back := array(
-      select lane.lane_id
-      from unnest(lanes) as lane
-      where lane.lane_id <> all (coalesce(_held, '{}'))
-        and (lane.lane_id = any (served)
-          or lane.lane_id = any (array(select empty.lane_id from unnest(_drained) as empty))));
-    update durable.lanes
-    set turn_at = at
-    where lanes.queue = _queue and lanes.lane_id = any (_back);
-  end if;
+end;
+$$;
+
+-- Puts those of these lanes that are due behind the others.
+create or replace function durable._put_behind(queue text, lane_ids uuid[], at timestamptz)
+returns void language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  update durable.lanes
+  set turn_at = at
+  where lanes.queue = _queue and lanes.lane_id = any (lane_ids) and lanes.turn_at <= at;
 end;
 $$;
 

@@ -176,7 +176,7 @@ def test_serves_a_role_that_has_only_the_client_functions(
     assert sql.one("emit_event", "default", "packed", "7") == {"emit_event": True}
     assert sql.state(task_id) == "pending"
     assert sql.one("cancel_task", "default", task_id) == {"cancel_task": True}
-    assert len(sql.call("errors")) == 10
+    assert len(sql.call("errors")) == 11
     for refused in (
         "select * from durable.tasks",
         "select * from durable.task_list",

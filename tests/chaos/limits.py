@@ -29,19 +29,25 @@ LEASE: Final = 0.7
 # Every claim, from when it began to when it ended. One that is woken while it suspends
 # has no entry of its end: it had ended when the next one could be claimed.
 SPANS: Final = """
-with ended as (
-  select task_id, at from durable.claim_log where claim %% 2 = 0
-  union all select task_id, due_at from durable.claim_log where claim %% 2 = 1
-  union all select task_id, ended_at from durable.runs
-  union all select task_id, finished_at from durable.tasks where finished_at is not null
+with changes_of_tasks as (
+  select task_id, at, attempt, true as begins
+  from durable.claim_log where claim %% 2 = 1
+  union all select task_id, at, null, false
+  from durable.claim_log where claim %% 2 = 0
+  union all select task_id, due_at, null, false
+  from durable.claim_log where claim %% 2 = 1
+  union all select task_id, ended_at, null, false from durable.runs
+  union all select task_id, finished_at, null, false
+  from durable.tasks where finished_at is not null
 ),
 spans as (
-  select tasks.partition_key, began.task_id, began.attempt, began.at,
-    (select min(ended.at) from ended
-     where ended.task_id = began.task_id and ended.at >= began.at) as until
-  from durable.claim_log as began
-  join durable.tasks using (queue, task_id)
-  where began.claim %% 2 = 1
+  select tasks.partition_key, task_id, began.attempt, began.at, began.until
+  from (
+    select *, lead(at) over (partition by task_id order by at, begins) as until
+    from changes_of_tasks
+  ) as began
+  join durable.tasks using (task_id)
+  where began.begins
 )
 """
 MOST_AT_ONCE: Final = f"""{SPANS},

@@ -607,6 +607,22 @@ def backfill_schedule(schedule: str) -> Call:
     )
 
 
+def limits(**policy: Any) -> Call:
+    return Call(
+        f"limits {policy}",
+        "select durable.create_queue(%(queue)s, %(policy)s)",
+        {"policy": json.dumps(policy)},
+    )
+
+
+def limit_partition(key: str, **limits: Any) -> Call:
+    return Call(
+        f"limit {key} {limits}",
+        "select durable.set_partition_limit(%(queue)s, %(key)s, %(limits)s)",
+        {"key": key, "limits": json.dumps(limits)},
+    )
+
+
 def versions(policy: str | None) -> Call:
     return Call(
         f"versions {policy}",

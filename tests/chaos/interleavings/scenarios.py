@@ -392,6 +392,55 @@ def a_queue_that_is_paused(stage: Stage) -> list[Call]:
     ]
 
 
+def a_partition_that_is_full(stage: Stage) -> list[Call]:
+    # a task that is released competes with the next one: either may be claimed
+    stage.done(do.limits(partition_concurrency=1, priorities=True))
+    held = stage.held("held", lease=10, partition_key="k")
+    next_one = stage.spawn("next", partition_key="k")
+    asleep = stage.held("asleep", partition_key="a")
+    stage.done(do.suspend(asleep, waits=[do.event()]))
+    busy = stage.held("busy", partition_key="a")
+    stage.done(do.claim())
+    return [
+        do.complete(held),
+        do.fail(held),
+        do.fail(held, retryable=True),
+        do.suspend(held, waits=[do.sleep(5)]),
+        do.suspend(held, waits=[do.event()]),
+        do.complete(busy),
+        do.cancel(held),
+        do.cancel(next_one),
+        do.expire_leases,
+        do.run_maintenance,
+        do.claim(),
+        do.emit(),
+        do.spawn("more", partition_key="k", priority=-1),
+        do.spawn("below", parent=held, partition_key="new"),
+        do.reschedule(next_one, 60),
+        do.limit_partition("k", concurrency=2),
+        do.limit_partition("new", concurrency=1),
+        do.limits(partition_concurrency=None),
+    ]
+
+
+def a_queue_that_is_full(stage: Stage) -> list[Call]:
+    stage.done(do.limits(concurrency=1))
+    held = stage.held("held", lease=10)
+    next_one = stage.spawn("next")
+    return [
+        do.complete(held),
+        do.fail(held),
+        do.suspend(held, waits=[do.sleep(5)]),
+        do.cancel(held),
+        do.cancel(next_one),
+        do.expire_leases,
+        do.claim(),
+        do.spawn("more", priority=-1),
+        do.limits(concurrency=2),
+        do.limits(rate={"starts": 1, "period": 7200}),
+    ]
+
+
 SCENARIOS: Final[list[Scenario]] = [
     a_running_task_that_may_be_lost,
     a_lost_lease_without_attempts_left,
@@ -407,4 +456,6 @@ SCENARIOS: Final[list[Scenario]] = [
     a_queue_on_its_way_out,
     many_at_once,
     a_queue_that_is_paused,
+    a_partition_that_is_full,
+    a_queue_that_is_full,
 ]
