@@ -73,7 +73,8 @@ select started('a', '{"idempotency_key": "k", "retry": {"kind": "fixed", "base_s
   failed('a'), claimed('a'),
   saved('a', 'step'),
   awaiting('a', 'never'), durable._defer('q', 'event', null, 'never'),
-  durable.spawn('other', 'job'), durable.send_message('q', id('a'), 'topic', '1', 'key')
+  durable.spawn('other', 'job'), durable.send_message('q', id('a'), 'topic', '1', 'key'),
+  spawned('b', '{"unique": {"key": "k"}}')
 \g /dev/null
 select is(durable.drop_queue('q'), true, 'drop_queue() drops a queue that has a sleeping task');
 select is_empty(
@@ -83,6 +84,7 @@ select is_empty(
      union all select queue from durable.waits where queue = 'q'
      union all select queue from durable.events where queue = 'q'
      union all select queue from durable.idempotency_keys where queue = 'q'
+     union all select queue from durable.unique_keys where queue = 'q'
      union all select queue from durable.deferred_work where queue = 'q'
      union all select queue from durable.mailboxes where queue = 'q'
      union all select queue from durable.messages where queue = 'q'

@@ -63,6 +63,7 @@ declare
   _last uuid;
   _id uuid;
   _task durable.tasks;
+  _key text;
 begin
   perform durable._require_queue(_queue);
   perform durable._check_page_size(page_size);
@@ -72,7 +73,11 @@ begin
     select * into _task from durable.tasks
     where tasks.queue = _queue and tasks.task_id = _id and durable._may_retry_now(tasks, _now);
     continue when not found;
-    if durable._try_share(coalesce(_task.parent_queue, _queue), _task.parent_task_id) = 'busy' then
+    _key := durable._try_unique_key(_queue, _task);
+    continue when _key = 'lost';
+    if _key = 'busy'
+      or durable._try_share(coalesce(_task.parent_queue, _queue), _task.parent_task_id) = 'busy'
+    then
       _busy := _busy || _id; -- see _hold_parent_of
       continue;
     end if;
@@ -101,11 +106,11 @@ $$;
 comment on function durable.retry_tasks is
 'Retries the tasks that match a filter, as retry_task does: failed and cancelled tasks get one
 more attempt, tasks that sleep until their next attempt start it now; tasks whose deadline
-has passed are left as they are. filter: as in list_tasks; {"all": true} for every task. It
+has passed, or whose unique key a later task got, are left as they are. filter: as in list_tasks; {"all": true} for every task. It
 looks at no more than page_size tasks, from after on. Returns how many it retried; busy, the
 ids of locked tasks, to pass as task_ids once more; and next, where to continue, null at the
 end. Refuses an unknown queue (WFQUE) and an empty or bad filter (22023). Locks: tries each
-task row, and its parent''s, with SKIP LOCKED; waits for none.';
+task row, its unique key and its parent''s row with SKIP LOCKED; waits for none.';
 
 create or replace function durable._may_retry_now(task durable.tasks, at timestamptz)
 returns boolean language sql immutable as $$
@@ -133,7 +138,7 @@ $$;
 
 comment on function durable.delete_tasks is
 'Deletes the finished tasks that match a filter, with everything that belongs to them, their
-idempotency keys too. filter: as in list_tasks; {"all": true} for every finished task. It
+keys too. filter: as in list_tasks; {"all": true} for every finished task. It
 looks at no more than page_size tasks, from after on. A child stays while its parent exists,
 as in cleanup, and so do tasks that are locked. Returns how many it deleted, and next, where
 to continue, null at the end. Refuses an unknown queue (WFQUE) and an empty or bad filter

@@ -183,7 +183,7 @@ begin
   options := durable._checked_keys('options', options, array[
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'start_timeout', 'execution_timeout',
     'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint', 'delay', 'run_at',
-    'partition_key', 'priority'
+    'partition_key', 'priority', 'unique', 'throttle', 'debounce'
   ]);
   _options.omitted := durable._omitted(options);
   _options.max_attempts := case when options ? 'max_attempts'
@@ -204,7 +204,8 @@ begin
     _options.idempotency_key := durable._checked_name('idempotency_key', options ->> 'idempotency_key', 255);
   end if;
   if not options ?| array['retry', 'identity', 'fingerprint', 'start_timeout', 'execution_timeout',
-    'parent_task_id', 'deadline', 'version', 'delay', 'run_at', 'partition_key', 'priority']
+    'parent_task_id', 'deadline', 'version', 'delay', 'run_at', 'partition_key', 'priority',
+    'unique', 'throttle', 'debounce']
   then
     return _options; -- the usual case
   end if;
@@ -250,6 +251,9 @@ begin
     _options.partition_key := durable._checked_name('partition_key', options ->> 'partition_key', 255);
   end if;
   _options.priority := durable._checked_priority(options);
+  if options ?| array['unique', 'throttle', 'debounce'] then
+    _options := durable._with_unique_key(_options, options);
+  end if;
   return _options;
 end;
 $$;

@@ -53,7 +53,7 @@ begin
   from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _spawn_children.task_id;
   _new := durable._new_tasks(_there, children, _now, task_id, _headers);
-  _new := durable._reserve_keys(_there, durable._unrecorded(_queue, task_id, children, _new));
+  _new := durable._reserve_keys(_there, durable._unrecorded(_queue, task_id, children, _new), _now);
   perform durable._hold_or_refuse(_queue, task_id, claim);
   _new := durable._unrecorded(_queue, task_id, children, _new);
   perform durable._insert_tasks(_there, _new, _now, nullif(_queue, _there));

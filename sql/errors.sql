@@ -8,7 +8,7 @@ returns table (code text, name text, meaning text) language sql immutable as $$
     ('22023', 'invalid_argument', 'An argument was refused, before anything was written; the hint says what to pass.'),
     ('42501', 'forbidden',        'The function, or this queue, is not granted to the caller.'),
     ('WFCAN', 'cancelled',        'The task has been cancelled; stop working on it.'),
-    ('WFCON', 'conflict',         'The idempotency key belongs to a task with another name or other params.'),
+    ('WFCON', 'conflict',         'The key belongs to another task: an idempotency key, to one with another name or other params; a unique key, to one that is unfinished.'),
     ('WFFIN', 'already_finished', 'The task has reached its final state, which this call cannot change.'),
     ('WFFUL', 'queue_full',       'As many tasks as the queue''s max_length are ready to be claimed; nothing was spawned. Try again later.'),
     ('WFISO', 'wrong_isolation',  'The transaction is stricter than READ COMMITTED: this function could not see there what was just committed.'),

@@ -67,7 +67,7 @@ options, of which only one of before, after and position may be given:
 - after: the name of a checkpoint; copies it and those saved before it.
 - position: as before, for the call at that position.
 - params, queue: instead of the original''s.
-- those of spawn except parent_task_id; headers are added to the original''s.
+- those of spawn except parent_task_id, unique, throttle and debounce; headers are added to the original''s.
 
 Without a point all checkpoints are copied. If a name occurs several times, charge#1 is the
 first. Children recorded in copied checkpoints remain children of the original. The fork has
@@ -87,7 +87,12 @@ begin
   if options ? 'parent_task_id' then
     perform durable._refuse_argument('parent_task_id in options of a fork', 'A fork has no parent: leave it out.');
   end if;
-  perform durable._spawn_options(options - array['before', 'after', 'position', 'params', 'queue']);
+  if (durable._spawn_options(
+    options - array['before', 'after', 'position', 'params', 'queue'])).unique_key is not null
+  then
+    perform durable._refuse_argument('unique, throttle or debounce in options of a fork',
+      'A fork has none of these keys: leave them out.');
+  end if;
   perform durable._refuse_argument(key || ' in options must be a string', 'Pass text, or leave it out.')
   from unnest(array['before', 'after', 'queue']) as known (key)
   where jsonb_typeof(options -> key) <> 'string';

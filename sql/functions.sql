@@ -20,6 +20,10 @@
 -- Watches. A task that waits for another one sets a watch under a share lock on that row, so
 -- that the transaction that ends it waits for this commit and then finds the watch.
 --
+-- Lanes. In a queue whose policy has limits or priorities, waiting tasks have a partition_key,
+-- though it may be empty. They are in an index of their own, and claims find them by the rows of
+-- `lanes`. Whoever makes such a task claimable calls _enlist, and whoever ends its claim _free.
+--
 -- Volatility. A function that reads rows after locking them is never STABLE: a STABLE body
 -- reads with its caller's snapshot, from before the lock.
 --
@@ -42,6 +46,7 @@
 \ir queues.sql
 \ir queue_length.sql
 \ir spawn.sql
+\ir dedup.sql
 \ir audit.sql
 \ir cancel.sql
 \ir retry_task.sql

@@ -84,7 +84,8 @@ create or replace function durable._history_task(task durable.tasks)
 returns setof durable._history_row language sql stable as $$
   select task.spawned_at, 'spawned', task.name::text, null::integer, null::text, null::integer,
     jsonb_build_object('parent_task_id', task.parent_task_id, 'parent_queue', task.parent_queue,
-      'idempotency_key', task.idempotency_key, 'forked_from', fork.origin - 'by',
+      'idempotency_key', task.idempotency_key,
+      coalesce(task.unique_kind::text, 'unique'), task.unique_key, 'forked_from', fork.origin - 'by',
       'deadline', task.deadline, 'by', fork.origin -> 'by'), 0, -2, 0
   from (select task.headers -> 'durable:forked_from') as fork (origin)
   union all

@@ -206,7 +206,9 @@ begin
       _wakes := true;
       perform durable._give_turns(_queue, _key);
       perform from durable.lanes
-      where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null
+      where lanes.queue = _queue
+        and (lanes.partition_key, lanes.name) >= (_key, '') and lanes.partition_key <= _key
+        and lanes.turn_at is null
       limit 1;
     else
       perform from durable.partitions
@@ -222,7 +224,8 @@ begin
 end;
 $$;
 
--- Gives those lanes of a partition a turn that have none and are not locked.
+-- Gives those lanes of a partition a turn that have none and are not locked. A range, as in
+-- _children, here and where else all lanes of a partition are read: only one index can serve it.
 create or replace function durable._give_turns(queue text, partition_key text)
 returns void language plpgsql as $$
 declare
@@ -233,7 +236,9 @@ begin
   for _lane_id in
     select lanes.lane_id
     from durable.lanes
-    where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null
+    where lanes.queue = _queue
+      and (lanes.partition_key, lanes.name) >= (_key, '') and lanes.partition_key <= _key
+      and lanes.turn_at is null
     for no key update skip locked
   loop
     update durable.lanes
@@ -492,12 +497,33 @@ begin
 end;
 $$;
 
+-- Returns where these lanes are. The caller has locked them.
+create or replace function durable._places_of_lanes(queue text, lane_ids uuid[])
+returns tid[] language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+begin
+  return array(
+    select place.ctid
+    from unnest(lane_ids) as own (lane_id)
+    cross join lateral (
+      select lanes.ctid
+      from durable.lanes
+      where lanes.queue = _queue and lanes.lane_id = own.lane_id
+      offset 0
+    ) as place
+  );
+end;
+$$;
+
+-- Deletes by ctid: see _lease_by_ctid.
 create or replace function durable._delete_lanes(queue text, lane_ids uuid[])
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
+  _places tid[] := durable._places_of_lanes(queue, lane_ids);
 begin
-  delete from durable.lanes where lanes.queue = _queue and lanes.lane_id = any (lane_ids);
+  delete from durable.lanes where (lanes.queue = _queue) is true and lanes.ctid = any (_places);
 end;
 $$;
 
@@ -812,15 +838,16 @@ begin
 end;
 $$;
 
--- Puts those of these lanes that are due behind the others.
+-- Puts those of these lanes that are due behind the others. Updates by ctid: see _lease_by_ctid.
 create or replace function durable._put_behind(queue text, lane_ids uuid[], at timestamptz)
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
+  _places tid[] := durable._places_of_lanes(queue, lane_ids);
 begin
   update durable.lanes
   set turn_at = at
-  where lanes.queue = _queue and lanes.lane_id = any (lane_ids) and lanes.turn_at <= at;
+  where (lanes.queue = _queue) is true and lanes.ctid = any (_places) and lanes.turn_at <= at;
 end;
 $$;
 
@@ -1114,7 +1141,9 @@ begin
       where partitions.queue = _queue and partitions.partition_key = _key
         and num_nonnulls(partitions.concurrency, partitions.rate_starts) = 0)
     and not exists (
-      select from durable.lanes where lanes.queue = _queue and lanes.partition_key = _key)
+      select from durable.lanes
+      where lanes.queue = _queue
+        and (lanes.partition_key, lanes.name) >= (_key, '') and lanes.partition_key <= _key)
     and not exists (
       select from durable.starts where starts.queue = _queue and starts.partition_key = _key)
     and not exists (
@@ -1135,25 +1164,26 @@ declare
   _queue text collate "C" := queue;
   _key text collate "C" := partition_key;
   _now timestamptz := durable._now();
-  _lane_ids uuid[];
+  _places tid[];
 begin
   if _key is null then
-    _lane_ids := array(
-      select lanes.lane_id
+    _places := array(
+      select lanes.ctid
       from durable.lanes
       where lanes.queue = _queue and (lanes.turn_at > _now) is not false
       for no key update skip locked);
   else
-    _lane_ids := array(
-      select lanes.lane_id
+    _places := array(
+      select lanes.ctid
       from durable.lanes
-      where lanes.queue = _queue and lanes.partition_key = _key
+      where lanes.queue = _queue
+        and (lanes.partition_key, lanes.name) >= (_key, '') and lanes.partition_key <= _key
         and (lanes.turn_at > _now) is not false
       for no key update skip locked);
   end if;
   update durable.lanes
   set turn_at = _now
-  where lanes.queue = _queue and lanes.lane_id = any (_lane_ids);
+  where (lanes.queue = _queue) is true and lanes.ctid = any (_places);
   perform durable._notify_listeners(_queue, 'work');
 end;
 $$;
@@ -1187,8 +1217,8 @@ declare
   _rate record;
 begin
   select * into _rate from durable._checked_rate('limits', _limits, 'rate');
-  perform durable._require_read_committed('set_partition_limit');
   perform durable._require_lanes(_queue);
+  perform durable._require_read_committed('set_partition_limit');
   perform durable._lock_partition(_queue, _key);
   update durable.partitions
   set concurrency = _concurrency, rate_starts = _rate.starts, rate_period = _rate.period

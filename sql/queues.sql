@@ -136,7 +136,8 @@ comment on function durable.drop_queue is
 are refused, and their live descendants in other queues are cancelled. Returns false if
 there is no such queue. Refuses a transaction stricter than READ COMMITTED, which could not
 see a task of another queue that has just begun to wait for one of this queue (WFISO).
-Locks: all events, idempotency keys and tasks of the queue, in this order; waits for each.';
+Locks: all events, idempotency keys, unique keys and tasks of the queue, in this order; waits
+for each.';
 
 -- Also runs when a queue is created, because a spawn that ran while a queue of this name was
 -- dropped may have left a task. Everything is locked first, in the lock order, since workers
@@ -152,6 +153,10 @@ begin
   where events.queue = _queue order by events.name for update;
   perform from durable.idempotency_keys
   where idempotency_keys.queue = _queue order by idempotency_keys.key for update;
+  perform from durable.unique_keys
+  where unique_keys.queue = _queue
+  order by unique_keys.kind, unique_keys.name, unique_keys.key
+  for update;
   perform from durable.tasks
   where tasks.queue = _queue order by tasks.task_id for update;
   perform durable._release_watchers(_queue);
@@ -169,6 +174,7 @@ begin
   delete from durable.claim_log where claim_log.queue = _queue;
   delete from durable.runs where runs.queue = _queue;
   delete from durable.idempotency_keys where idempotency_keys.queue = _queue;
+  delete from durable.unique_keys where unique_keys.queue = _queue;
   delete from durable.tasks where tasks.queue = _queue;
   delete from durable.events where events.queue = _queue;
   delete from durable.lanes where lanes.queue = _queue;

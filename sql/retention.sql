@@ -46,8 +46,8 @@ $$;
 comment on function durable.cleanup is
 'Deletes finished tasks that are older than the queue''s keep_tasks, with everything that
 belongs to them. It looks at no more than batch_size tasks. A finished child stays while its
-parent exists. Returns how many it deleted. Locks: tries each task row, and its idempotency
-key, with SKIP LOCKED; waits for none.';
+parent exists. Returns how many it deleted. Locks: tries each task row, and its key, with SKIP
+LOCKED; waits for none.';
 
 -- Checks under the lock that the tasks are still finished (retry_task), that no work is deferred
 -- for them, that no spawn is reading their keys, and that no parent exists that may join or
@@ -81,7 +81,7 @@ begin
       from unnest(_held) as held (task_id)
       cross join lateral (
         select tasks.task_id, tasks.parent_task_id, coalesce(tasks.parent_queue, _queue) as parent_queue,
-          tasks.idempotency_key
+          tasks.idempotency_key, tasks.name, tasks.unique_kind, tasks.unique_key
         from durable.tasks
         where tasks.queue = _queue and tasks.task_id = held.task_id
         offset 0
@@ -94,8 +94,10 @@ begin
       ) as parent
       where case -- in this order: a key is deleted only with its task
         when parent.times > 0 then false
-        when task.idempotency_key is null then true
-        else durable._free_key(_queue, task.idempotency_key)
+        when task.idempotency_key is not null then durable._free_key(_queue, task.idempotency_key)
+        when task.unique_key is not null then durable._free_unique_key(
+          _queue, task.unique_kind, task.name, task.unique_key, task.task_id)
+        else true
       end
     );
     exit when _orphans = '{}';

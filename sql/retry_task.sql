@@ -24,6 +24,9 @@ begin
   if options ? 'params' and not _spawns_new then
     perform durable._change_fingerprint(_queue, task_id, options);
   end if;
+  if not _spawns_new then
+    perform durable._retake_unique_key(_queue, task_id);
+  end if;
   perform durable._hold_parent_of(_queue, task_id);
   select * into _task from durable.tasks
   where tasks.queue = _queue and tasks.task_id = retry_task.task_id
@@ -82,9 +85,12 @@ until its next attempt starts it now, with the deadline it has. options:
 - spawn_new: true spawns a new task with the same name, params and options instead, without
   checkpoints, key and parent.
 
+A task that was spawned with unique gets its key back if a later task that has it is finished.
+
 Returns the task, with the number of the new attempt. Refuses an unknown queue (WFQUE), an
-unknown task (WFNFD), a task in any other state (WFFIN), bad options and a deadline that has
-passed (22023). Locks: with params the idempotency key, then the parent''s row FOR SHARE, then
+unknown task (WFNFD), a task in any other state (WFFIN), one whose unique key a later,
+unfinished task has (WFCON), bad options and a deadline that has passed (22023). Locks: with
+params the idempotency key, or its unique key, then the parent''s row FOR SHARE, then
 the task''s row, and waits for each; descendants are tried with SKIP LOCKED, and maintenance
 revives those that are locked, or all of them outside READ COMMITTED.';
 

@@ -28,7 +28,8 @@ comment on function durable.create_schedule is
 values. definition:
 
 - task, params, options: the task to spawn at each tick, as in spawn; without the options
-  idempotency_key, fingerprint, parent_task_id, deadline, delay and run_at.
+  idempotency_key, fingerprint, unique, throttle, debounce, parent_task_id, deadline, delay and
+  run_at.
 - cron: an expression as in next_fires; or every: whole seconds between ticks, which are
   multiples of it since 1970 in UTC.
 - time_zone: of the cron expression; default UTC.
@@ -230,7 +231,8 @@ create or replace function durable._checked_schedule_options(options jsonb)
 returns jsonb language plpgsql immutable as $$
 declare
   _own text[] := array[
-    'idempotency_key', 'fingerprint', 'parent_task_id', 'deadline', 'delay', 'run_at'];
+    'idempotency_key', 'fingerprint', 'unique', 'throttle', 'debounce', 'parent_task_id',
+    'deadline', 'delay', 'run_at'];
 begin
   perform durable._spawn_options(options);
   if options ?| _own then

@@ -60,6 +60,13 @@ comment on function durable.spawn is
 - headers, identity: objects; the identity, who asks for the task, is kept in the headers.
 - idempotency_key: at most one task of the queue has it. With fingerprint, a text or an array
   of texts any of which may match, the fingerprint is compared instead of the params.
+- unique: {"key", "on_conflict"}: one task of this name has the key while it is unfinished.
+  on_conflict: "return" (the default) returns that task; "reject" refuses the spawn; "replace"
+  returns it, too, with the new params, options and time if no worker has ever claimed it.
+- throttle: {"key", "period"}: returns the last task of this name with the key, in any state,
+  if it was spawned less than period seconds ago.
+- debounce: {"key", "delay", "max_wait"}: as unique with replace, until the task is first
+  claimed. It may start delay seconds after the last spawn, at most max_wait after the first.
 - delay, run_at: seconds until it may start, or the moment, with a time zone; default: now.
 - start_timeout, execution_timeout: seconds until its first start, counted from when it may
   start, and from its first start.
@@ -71,20 +78,25 @@ comment on function durable.spawn is
 - priority: from -32768 to 32767, default 0; higher ones start first. Both are for queues whose
   policy has limits or priorities.
 
+Only one of idempotency_key, unique, throttle and debounce may be given, and the last three not
+with parent_task_id. Each has keys of its own, at most 255 bytes, which stay as long as their
+tasks.
+
 An option that is given holds, also as null. If max_attempts, retry, start_timeout or execution_timeout
 is omitted, the definition that workers have announced for this name (announce_definitions)
 provides it, else 5 attempts and no limits. Headers are added to the announced ones; null
 means no headers at all. If no worker has announced the name yet, the first claim after an
 announcement fills in the omitted options.
 
-Returns the task; created is false if the key belongs to a task of the same name and params.
-Refuses bad arguments, and a partition_key or priority where they do not count (22023), an
-unknown queue (WFQUE), a key that belongs to another task (WFCON), an unknown parent (WFNFD) and
-a finished one (WFFIN). Refuses a task without a parent
+Returns the task; created is false if the key belongs to a task of the same name and params,
+or to one that counts for the unique key. Refuses bad arguments, and a partition_key or priority
+where they do not count (22023), an unknown queue (WFQUE), a key that belongs to another task
+(WFCON), an unknown parent (WFNFD) and a finished one (WFFIN). Refuses a task without a parent
 while as many tasks as the queue''s max_length are ready to be claimed (WFFUL). Above a
 max_length of 100 it is not exact: one spawn in max_length / 100 counts them, and maintenance
-does, so some more tasks get in. Locks: waits for a transaction that is using the same
-idempotency key; locks the parent''s row FOR SHARE.';
+does, so some more tasks get in. Locks: waits for a transaction that is taking the same key; with
+replace or debounce, locks a task that has not started, and waits for it; locks the parent''s row
+FOR SHARE.';
 
 -- Spawns a task with options. The caller has checked its name and params.
 create or replace function durable._spawn_with_options(
@@ -103,7 +115,9 @@ begin
   if num_nonnulls(_options.partition_key, _options.priority) > 0 then
     perform durable._require_lanes(_queue);
   end if;
-  if _options.idempotency_key is not null then
+  if _options.unique_key is not null then
+    return durable._spawn_unique(_queue, (1, _task_id, task, params, _options, null), at);
+  elsif _options.idempotency_key is not null then
     _queue := durable._checked_queue(_queue); -- the insert below refuses an unknown queue
     _existing_id := durable._take_key(_queue, _options.idempotency_key, _task_id, _options.fingerprint[1]);
     if _existing_id is not null then
@@ -165,7 +179,7 @@ declare
 begin
   perform durable._require_queue(_queue);
   perform durable._check_tasks(tasks, array['task', 'params', 'options']);
-  _new := durable._reserve_keys(_queue, durable._new_tasks(_queue, tasks, _now, null, null));
+  _new := durable._reserve_keys(_queue, durable._new_tasks(_queue, tasks, _now, null, null), _now);
   perform durable._require_room_for(_queue, _new);
   perform durable._hold_parent(_queue, parent.task_id)
   from (
@@ -181,8 +195,9 @@ $$;
 comment on function durable.spawn_many is
 'Spawns tasks, all or none, in the caller''s transaction. tasks: an array of
 {"task": name, "params": ..., "options": {...}}, each as in spawn. Returns them in the order
-given. Refuses the same as spawn, for any of them; a queue that is not full takes them all.
-Locks: as spawn, keys before parents, each in ascending order.';
+given. Of two with one key the second finds the first, as if it were spawned after it. Refuses
+the same as spawn, for any of them; a queue that is not full takes them all. Locks: as spawn, keys
+before parents, each in ascending order.';
 
 create or replace function durable._check_tasks(tasks jsonb, known text[])
 returns void language plpgsql immutable as $$
@@ -258,24 +273,27 @@ returns jsonb language sql immutable as $$
   end;
 $$;
 
--- Takes the keys of new tasks, in key order; sets existing_id where a key is taken.
-create or replace function durable._reserve_keys(queue text, new durable._new_task[])
-returns durable._new_task[] language plpgsql as $$
+-- Takes the keys of new tasks, idempotency keys first, each kind in order; sets existing_id where
+-- a key is taken.
+create or replace function durable._reserve_keys(
+  queue text, new durable._new_task[], at timestamptz
+) returns durable._new_task[] language plpgsql as $$
 declare
   _new durable._new_task[] := new;
   _keyed record;
 begin
   for _keyed in
-    select
-      task.place, task.task_id, (task.options).idempotency_key as key,
-      (task.options).fingerprint[1] as fingerprint
+    select task.place, task.task_id, task.name, task.options
     from unnest(new) with ordinality
       as task (ordinal, task_id, name, params, options, existing_id, place)
-    where (task.options).idempotency_key is not null
-    order by (task.options).idempotency_key collate "C", task.ordinal
+    where (task.options).idempotency_key is not null or (task.options).unique_key is not null
+    order by (task.options).idempotency_key collate "C", (task.options).unique_kind,
+      task.name collate "C", (task.options).unique_key collate "C", task.ordinal
   loop
-    _new[_keyed.place].existing_id
-      := durable._take_key(queue, _keyed.key, _keyed.task_id, _keyed.fingerprint);
+    _new[_keyed.place].existing_id := case when (_keyed.options).unique_key is null
+      then durable._take_key(queue, (_keyed.options).idempotency_key, _keyed.task_id,
+        (_keyed.options).fingerprint[1])
+      else durable._reserve_unique_key(queue, _keyed.name, _keyed.options, _keyed.task_id, at) end;
   end loop;
   return _new;
 end;
@@ -401,7 +419,7 @@ begin
   insert into durable.tasks (
     task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
     idempotency_key, params, headers, retry, available_at, expires_at, parent_queue,
-    deadline, version, omitted, partition_key, priority
+    deadline, version, omitted, unique_kind, unique_key, partition_key, priority
   )
   select
     task.task_id, (task.options).parent_task_id, at, (task.options).execution_timeout,
@@ -414,7 +432,7 @@ begin
     case when (task.options).version is not null and (
       select queues.versions = 'gate' from durable.queues where queues.queue = _queue
     ) then (task.options).version else '' end,
-    (task.options).omitted,
+    (task.options).omitted, (task.options).unique_kind, (task.options).unique_key,
     case when _has_lanes then coalesce((task.options).partition_key, '') end,
     case when _has_lanes then coalesce((task.options).priority, 0) end
   from unnest(durable._completed(_queue, new)) as task
@@ -449,9 +467,20 @@ begin
     union all
     select task.ordinal, existing.*
     from unnest(new) as task
-    cross join lateral durable._same_task(queue, task) as existing
+    cross join lateral durable._existing_task(queue, task) as existing
     where task.existing_id is not null
     order by 1;
+end;
+$$;
+
+-- Returns the task that has the key of a new one.
+create or replace function durable._existing_task(queue text, new durable._new_task)
+returns durable.spawned_task language plpgsql as $$
+begin
+  if (new.options).unique_key is null then
+    return durable._same_task(queue, new);
+  end if;
+  return durable._found_task(queue, new);
 end;
 $$;
 

@@ -9,12 +9,14 @@
 --
 -- THE LOCK ORDER. A call waits only for rows that it was given:
 --   1. the row of a queue, then schedules, in name order;
---   2. event rows and idempotency keys, in name order, then mailboxes, by task and topic;
---      meanwhile it locks no task row except FOR KEY SHARE, which conflicts only with a
---      deletion;
+--   2. event rows and idempotency keys, in name order, then unique keys, by kind, task name and
+--      key, each followed by its task if that is to be replaced, which has not started then and
+--      has no parent; then mailboxes, by task and topic. Meanwhile it locks no other task row
+--      except FOR KEY SHARE, which conflicts only with a deletion;
 --   3. the task rows it was given, in one pass, ascending by task_id.
--- All other rows (tasks that a finished one wakes, descendants of a failed one) are tried
--- with SKIP LOCKED, and work on a row that is locked is left as a row in `deferred_work`.
+-- All other rows (tasks that a finished one wakes, descendants of a failed one, lanes and
+-- partitions: see lanes.sql) are tried with SKIP LOCKED, and work on a row that is locked is
+-- left as a row in `deferred_work`.
 -- A claim comes last in its transaction.
 --
 -- THE FENCE. `claim` is odd while a worker holds the task: a claim draws a random odd number,
@@ -51,6 +53,12 @@ create type durable.deferred_kind as enum (
   'cascade',   -- cancel task_id and its live descendants: root_task_id (null: task_id) has ended
   'revive',    -- revive what the end of root_task_id cancelled: it was retried
   'partition'  -- look again at the lanes of the partition event_name: a slot of it is free
+);
+
+create type durable.key_kind as enum (
+  'unique',    -- the key of a task that is unfinished
+  'throttle',  -- the key of a task that was spawned within a period
+  'debounce'   -- the key of a task that has not started
 );
 
 create table durable.migrations (
@@ -152,9 +160,11 @@ create table durable.tasks (
   execution_timeout double precision,
   deadline         timestamptz,
   max_attempts     integer,
+  unique_kind      durable.key_kind,
   queue            text collate "C"  not null,
   name             text collate "C"  not null,
   idempotency_key  text collate "C",
+  unique_key       text collate "C",
   parent_queue     text collate "C",
   params           jsonb             not null,
   headers          jsonb,
@@ -186,9 +196,11 @@ comment on column durable.tasks.spawned_at       is 'When it was spawned.';
 comment on column durable.tasks.execution_timeout is 'Seconds it may take from its first start, all attempts and waits included; null: no limit.';
 comment on column durable.tasks.deadline         is 'The deadline by which it must finish, its own or an ancestor''s; null: none. expires_at is never later.';
 comment on column durable.tasks.max_attempts     is 'How many attempts it may have; null: no limit.';
+comment on column durable.tasks.unique_kind      is 'What its unique_key is for; null: it has none.';
 comment on column durable.tasks.queue            is 'The queue it belongs to.';
 comment on column durable.tasks.name             is 'The name of the function that runs it.';
 comment on column durable.tasks.idempotency_key  is 'The key it was spawned with; see idempotency_keys.';
+comment on column durable.tasks.unique_key       is 'The key it was spawned with, by unique, throttle or debounce; see unique_keys.';
 comment on column durable.tasks.parent_queue     is 'Its parent''s queue, if that is another one; null: the same.';
 comment on column durable.tasks.params           is 'Its input.';
 comment on column durable.tasks.headers          is 'Data that travels with it, an object: trace context, identity, tags.';
@@ -418,6 +430,22 @@ comment on column durable.idempotency_keys.queue       is 'The task''s queue.';
 comment on column durable.idempotency_keys.key         is 'The key, at most 255 bytes; it stays as long as its task.';
 comment on column durable.idempotency_keys.task_id     is 'The task that has the key.';
 comment on column durable.idempotency_keys.fingerprint is 'Compared instead of the params, if equal params are stored as other bytes each time; null: the params are compared.';
+
+create table durable.unique_keys (
+  queue   text collate "C" not null,
+  kind    durable.key_kind not null,
+  name    text collate "C" not null,
+  key     text collate "C" not null,
+  task_id uuid             not null,
+  primary key (queue, kind, name, key)
+);
+
+comment on table  durable.unique_keys         is 'The last task that was spawned with a key, by unique, throttle or debounce. Whether it still counts is read from the task.';
+comment on column durable.unique_keys.queue   is 'The task''s queue.';
+comment on column durable.unique_keys.kind    is 'How long a task with the key counts.';
+comment on column durable.unique_keys.name    is 'The task''s name.';
+comment on column durable.unique_keys.key     is 'The key, at most 255 bytes; it stays as long as its task.';
+comment on column durable.unique_keys.task_id is 'The task.';
 
 create table durable.deferred_work (
   work_id       uuid              not null,

@@ -4,7 +4,7 @@
 create type durable.spawned_task as (task_id uuid, run_id uuid, attempt integer, created boolean);
 
 comment on type durable.spawned_task is
-'A task that was spawned, or that has the idempotency key already (created is false).';
+'A task that was spawned, or that has the key of the spawn already (created is false).';
 
 create type durable.task_result as (
   task_id uuid, name text, state text, attempt integer, result jsonb, error jsonb,
@@ -175,7 +175,8 @@ create type durable._spawn_options as (
   max_attempts integer, retry jsonb, headers jsonb, idempotency_key text,
   start_timeout double precision, execution_timeout double precision, parent_task_id uuid,
   deadline timestamptz, version text, fingerprint text[], omitted smallint, run_at timestamptz,
-  delay double precision, partition_key text, priority smallint
+  delay double precision, partition_key text, priority smallint, unique_kind durable.key_kind,
+  unique_key text, on_conflict text, period double precision, max_wait double precision
 );
 
 create type durable._new_task as (

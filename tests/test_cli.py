@@ -124,6 +124,26 @@ def test_delays_and_reschedules_a_task(run: Run, db: psycopg.Connection) -> None
     assert (first.days > 300_000, second) == (True, timedelta(minutes=1))
 
 
+def test_spawns_with_a_unique_key(run: Run, db: psycopg.Connection) -> None:
+    spawn = ["spawn", "default", "double", "--params"]
+    for keyed in (
+        ["--unique", "k", "--on-conflict", "replace"],
+        ["--throttle", "k", "--period", "60"],
+        ["--debounce", "k", "--delay", "60", "--max-wait", "300"],
+    ):
+        assert run(*spawn, "1", *keyed) == run(*spawn, "2", *keyed)
+    stored = "select unique_kind::text, params from durable.tasks order by 1"
+    assert db.execute(stored).fetchall() == [
+        ("debounce", 2),
+        ("throttle", 1),
+        ("unique", 2),
+    ]
+    assert "unfinished" in run(
+        *spawn, "3", "--unique", "k", "--on-conflict", "reject", code=1
+    )
+    assert "unique key" in run(*spawn, "3", "--on-conflict", "reject", code=1)
+
+
 @pytest.mark.parametrize("many", ["1", "2"])
 def test_works_until_it_is_told_to_stop(run: Run, work: Work, many: str) -> None:
     worker = work("--processes", many, "--concurrency", "2", "--lease", "9.5")

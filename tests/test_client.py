@@ -452,6 +452,37 @@ async def test_spawns_many_of_several_tasks_in_one_call(
     assert handles[2] == handles[3]
 
 
+async def test_spawns_any_number_in_batches(
+    app: AsyncDurable, db: psycopg.Connection
+) -> None:
+    """The iterable is read as batches are spawned, each in its transaction."""
+    seen = []
+
+    def orders(end: int) -> Iterator[Order]:
+        for number in range(end):
+            seen.append(counted(db))
+            yield Order(id=number)
+
+    assert await app.spawn_in_batches(Charge, orders(7), batch_size=3) == 7
+    assert seen == [0, 0, 0, 3, 3, 3, 6]
+    keyed = [(tick, None, {"idempotency_key": f"{n}"}) for n in range(5)]
+    assert await app.spawn_in_batches(keyed[:2]) == 2
+    assert await app.spawn_in_batches(iter(keyed), batch_size=2) == 3
+    assert await app.spawn_in_batches([]) == 0
+    assert counted(db) == 12
+    mixed: list[Any] = [*orders(2), {"id": "x"}]
+    with pytest.raises(ValidationError):
+        await app.spawn_in_batches(Charge, mixed, batch_size=2)
+    assert counted(db) == 14
+    for wrong in (0, True, 10**6):
+        with pytest.raises(InvalidArgument, match="batch_size"):
+            await app.spawn_in_batches(Charge, [], batch_size=wrong)
+    wrong_tasks: Any
+    for wrong_tasks in ("tick", {"a": 1}):
+        with pytest.raises(InvalidArgument):
+            await app.spawn_in_batches(wrong_tasks)
+
+
 @pytest.mark.parametrize(
     "tasks",
     [

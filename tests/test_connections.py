@@ -45,6 +45,7 @@ async def test_claims_nothing_before_it_has_all_its_connections(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(reconnecting, "_REPORT_AFTER", 0.1)
+    monkeypatch.setattr(reconnecting, "_REPORT_AGAIN", 0.1)
     missing = f"needs {NEEDED} connections to the database and has {NEEDED - 1}"
     async with AsyncDurable(dsn, tasks=[work]) as client:
         handle = await client.spawn(work)

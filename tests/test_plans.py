@@ -50,6 +50,7 @@ TABLES = (
     "events",
     "waits",
     "idempotency_keys",
+    "unique_keys",
     "deferred_work",
     "queues",
     "mailboxes",
@@ -610,6 +611,9 @@ CALLS: dict[str, list[str]] = {
     "spawn": [
         "'default', 'one'",
         """'default', 'one', '{}', '{"idempotency_key": "key-7"}'""",
+        """'default', 'one', '{}', '{"unique": {"key": "key-7"}}'""",
+        """'default', 'one', '{}', '{"debounce": {"key": "key-6", "delay": 60}}'""",
+        """'default', 'one', '{}', '{"throttle": {"key": "key-7", "period": 60}}'""",
         f"""'default', 'one', '{{}}', '{{"parent_task_id": "{PENDING[1:-1]}"}}'""",
     ],
     "spawn_children": [f"{ONE_HELD}, {CHILD}"],

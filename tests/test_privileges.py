@@ -93,6 +93,7 @@ select md5(string_agg(line, '' order by line)) from (
   union all select events::text from durable.events
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
+  union all select unique_keys::text from durable.unique_keys
   union all select deferred_work::text from durable.deferred_work
   union all select mailboxes::text from durable.mailboxes
   union all select messages::text from durable.messages

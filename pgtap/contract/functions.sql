@@ -53,7 +53,7 @@ select is_empty(
   'no body is longer than 80 lines');
 select is_empty(
   $$ select name from functions
-     where prosrc ~* '\m(from|join|into|update|delete from)\s+(tasks|runs|checkpoints|events|waits|queues|deferred_work|idempotency_keys|mailboxes|messages|message_keys|task_values|stream_entries|log_lines|schedules)\M' $$,
+     where prosrc ~* '\m(from|join|into|update|delete from)\s+(tasks|runs|checkpoints|events|waits|queues|deferred_work|idempotency_keys|unique_keys|mailboxes|messages|message_keys|task_values|stream_entries|log_lines|schedules|lanes|partitions)\M' $$,
   'tables are named with their schema');
 
 select * from finish();

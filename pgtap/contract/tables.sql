@@ -4,13 +4,13 @@ select plan(20);
 
 select tables_are('durable', array[
   'migrations', 'queues', 'tasks', 'runs', 'checkpoints', 'events', 'waits',
-    'watches', 'idempotency_keys', 'deferred_work', 'mailboxes', 'messages', 'message_keys',
+    'watches', 'idempotency_keys', 'unique_keys', 'deferred_work', 'mailboxes', 'messages', 'message_keys',
     'versions', 'task_values', 'stream_entries', 'log_lines', 'claim_log', 'definitions',
     'cleanup_cursors', 'lanes', 'partitions', 'starts', 'schedules'
 ], 'the tables are these');
 select views_are('durable', array['attempts', 'waiting', 'workers', 'task_list', 'history'],
   'the views are these');
-select enums_are('durable', array['task_state', 'run_outcome', 'checkpoint_state', 'deferred_kind'],
+select enums_are('durable', array['task_state', 'run_outcome', 'checkpoint_state', 'deferred_kind', 'key_kind'],
   'the enums are these');
 select enum_has_labels('durable', 'task_state',
   array['pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled'],

@@ -33,6 +33,12 @@ left join durable.tasks using (queue, task_id)
 where queue = %(queue)s
 
 union all
+select 'unique key', key, params::text, kind::text, null, unique_keys.name
+from durable.unique_keys
+left join durable.tasks using (queue, task_id)
+where queue = %(queue)s
+
+union all
 select 'wait', name, event_name, null, null, null
 from durable.waits
 where queue = %(queue)s

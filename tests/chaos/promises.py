@@ -141,6 +141,7 @@ PROMISES: Final = {
           union all select task_id from durable.message_keys where queue = %(queue)s
           union all
           select task_id from durable.idempotency_keys where queue = %(queue)s
+          union all select task_id from durable.unique_keys where queue = %(queue)s
           union all select task_id from durable.task_values where queue = %(queue)s
           union all select task_id from durable.stream_entries where queue = %(queue)s
           union all select task_id from durable.log_lines where queue = %(queue)s
@@ -156,6 +157,15 @@ PROMISES: Final = {
           where idempotency_keys.queue = tasks.queue
             and idempotency_keys.key = tasks.idempotency_key
             and idempotency_keys.task_id = tasks.task_id)""",
+    "two unfinished tasks with one unique key, or one without it": """
+        from durable.tasks
+        where queue = %(queue)s and unique_kind = 'unique' and finished_at is null
+          and not exists (
+            select from durable.unique_keys
+            where unique_keys.queue = tasks.queue and unique_keys.kind = 'unique'
+              and unique_keys.name = tasks.name
+              and unique_keys.key = tasks.unique_key
+              and unique_keys.task_id = tasks.task_id)""",
     UNSEEN_WAIT: """
         from durable.waits join durable.tasks using (queue, task_id)
         where waits.queue = %(queue)s and tasks.state in ('failed', 'cancelled')""",

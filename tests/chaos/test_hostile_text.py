@@ -43,6 +43,7 @@ select md5(string_agg(line, '' order by line)) from (
   union all select events::text from durable.events
   union all select waits::text from durable.waits
   union all select idempotency_keys::text from durable.idempotency_keys
+  union all select unique_keys::text from durable.unique_keys
   union all select mailboxes::text from durable.mailboxes
   union all select messages::text from durable.messages
   union all select message_keys::text from durable.message_keys
@@ -118,6 +119,12 @@ SQL: dict[str, Place] = {
         "durable.spawn('limited', 'x', '{}',"
         " jsonb_build_object('partition_key', %(text)s::text))",
         "select partition_key from durable.tasks where queue = 'limited'",
+        255,
+    ),
+    "spawn: unique key": Place(
+        "durable.spawn('default', 'x', '{}', jsonb_build_object('unique',"
+        " jsonb_build_object('key', %(text)s::text)))",
+        "select key from durable.unique_keys",
         255,
     ),
     "spawn: a header": Place(

@@ -17,6 +17,7 @@ import pytest
 
 from tests.chaos.interleavings import Conductor, find_problem
 from tests.chaos.interleavings.points import FUNCTIONS, without_points
+from tests.chaos.interleavings.scenarios import unique_keys_and_their_tasks
 from tests.chaos.interleavings.stage import Scenario
 from tests.chaos.interleavings.trees import (
     a_parent_asleep_until_its_children_end,
@@ -129,8 +130,18 @@ NO_NOTE_FOR_A_WAITER = (
 )
 
 
+KEY_OF_A_RETRIED_TASK_TAKEN = (
+    "_take_unique_key",
+    "if durable._counts(_queue, _last, options, at) then -- also",
+    "if options.on_conflict = 'replace' then -- also",
+    unique_keys_and_their_tasks,
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", [PARENT_NOT_HELD, NO_NOTE_FOR_A_WAITER])
+@pytest.mark.parametrize(
+    "mutation", [PARENT_NOT_HELD, NO_NOTE_FOR_A_WAITER, KEY_OF_A_RETRIED_TASK_TAKEN]
+)
 def test_finds_the_race_that_a_lock_or_a_deferred_call_prevents(
     dsn: str,
     db: psycopg.Connection,

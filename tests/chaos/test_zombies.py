@@ -38,6 +38,7 @@ LEASE: Final = 2.0
 HOUR: Final = 3600.0
 TABLES: Final = [
     *["tasks", "runs", "checkpoints", "waits", "idempotency_keys", "deferred_work"],
+    "unique_keys",
     *["messages", "message_keys"],
     *["task_values", "stream_entries", "log_lines", "claim_log"],
 ]

@@ -41,6 +41,11 @@ insert into durable.partitions (queue, partition_key)
 select 'laned', 'key-' || n from generate_series(1, 5000) as n;
 insert into durable.starts (start_id, started_at, tasks, queue, partition_key)
 select gen_random_uuid(), '2024-06-02', 1, 'laned', 'one' from generate_series(1, 5000);
+insert into durable.unique_keys (queue, kind, name, key, task_id)
+select tasks.queue, kinds.kind, tasks.name, tasks.idempotency_key, tasks.task_id
+from durable.tasks
+cross join unnest(enum_range(null::durable.key_kind)) as kinds (kind)
+where tasks.idempotency_key is not null;
 
 insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at)
 select 'default', pg_temp.id(n), 1, 'failed', 'one', '2024-06-02' from generate_series(1, 5000) as n;

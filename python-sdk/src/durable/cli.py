@@ -80,6 +80,11 @@ def _time(text: str) -> datetime:
         raise typer.BadParameter(f"{text!r} is not a time in ISO 8601") from None
 
 
+def _given(**options: Any) -> Any:
+    """Return the options that are not None; None without any."""
+    return {name: one for name, one in options.items() if one is not None} or None
+
+
 def _log_level(text: str) -> int:
     level = logging.getLevelNamesMapping().get(text.upper())
     if level is None:
@@ -221,14 +226,39 @@ def spawn(
     priority: Annotated[
         int | None, Option(help="Higher ones start first; by default 0.")
     ] = None,
+    unique: Annotated[
+        str | None, Option(metavar="KEY", help="One unfinished task per key.")
+    ] = None,
+    on_conflict: Annotated[
+        str | None,
+        Option(metavar="return|reject|replace", help="If --unique finds a task."),
+    ] = None,
+    throttle: Annotated[
+        str | None, Option(metavar="KEY", help="One task per key in a --period.")
+    ] = None,
+    period: Annotated[
+        float | None, Option(help="Seconds, of --throttle.", min=0)
+    ] = None,
+    debounce: Annotated[
+        str | None,
+        Option(metavar="KEY", help="Only the last of a burst, --delay after it."),
+    ] = None,
+    max_wait: Annotated[
+        float | None, Option(help="Seconds that --debounce may postpone it.", min=0)
+    ] = None,
 ) -> None:
-    """Spawn a task, and print its id."""
+    """Spawn a task, and print its id; with a key, that of the task that has it."""
+    is_debounced = debounce is not None or max_wait is not None
     options: SpawnOptions = {
-        "delay": delay,
+        "delay": None if is_debounced else delay,
         "run_at": run_at,
+        "unique": _given(key=unique, on_conflict=on_conflict),
+        "throttle": _given(key=throttle, period=period),
         "partition_key": partition_key,
         "priority": priority,
     }
+    if is_debounced:
+        options["debounce"] = _given(key=debounce, delay=delay, max_wait=max_wait)
     if key is not None:
         options["idempotency_key"] = key
     if max_attempts is not None:

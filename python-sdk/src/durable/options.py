@@ -7,13 +7,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
+from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict, get_args
 
 from durable._core.arguments import (
     LONG,
     check_key,
     check_partition_key,
     check_queue_name,
+    check_unique_key,
     check_version,
     moment_text,
     required_seconds,
@@ -25,7 +26,9 @@ from durable.retry import Retry
 
 __all__ = [
     "JSON",
+    "Debounce",
     "Isolation",
+    "OnConflict",
     "PartitionLimits",
     "QueuePolicy",
     "Rate",
@@ -33,6 +36,9 @@ __all__ = [
     "SpawnOptions",
     "StepOptions",
     "TaskOptions",
+    "Throttle",
+    "Unique",
+    "check_no_unique_key",
     "checked_headers",
     "checked_identity",
     "checked_max_attempts",
@@ -99,11 +105,57 @@ class TaskOptions(TypedDict, total=False):
     queue: str | None
 
 
+OnConflict: TypeAlias = Literal["return", "reject", "replace"]
+"""The reaction to an unfinished task that has the unique key of a spawn.
+
+return: return that task. reject: raise Conflict. replace: return it, too, and give it
+the new params, options and time if no worker has ever started it.
+"""
+
+
+class Unique(TypedDict):
+    """At most one unfinished task of a name has the key.
+
+    key: 1-255 bytes. on_conflict: "return" by default.
+    """
+
+    key: str
+    on_conflict: NotRequired[OnConflict]
+
+
+class Throttle(TypedDict):
+    """At most one task of a name is spawned with the key in a period.
+
+    key: 1-255 bytes. period: seconds or timedelta; within it, a spawn returns the last
+    task, finished or not, as long as the queue keeps that.
+    """
+
+    key: str
+    period: timedelta | float
+
+
+class Debounce(TypedDict):
+    """Until it starts, a task of a name takes the params of later spawns with the key.
+
+    key: 1-255 bytes. delay: seconds or timedelta from the last spawn until it may
+    start. max_wait: the same from the first spawn, which it is never later than; None
+    or left out: no limit.
+    """
+
+    key: str
+    delay: timedelta | float
+    max_wait: NotRequired[timedelta | float | None]
+
+
 class SpawnOptions(TaskOptions, total=False):
     """The options of one spawn.
 
     idempotency_key: 1-255 bytes, unique in the queue: another spawn with the same key
         returns the same task. None: no key.
+    unique, throttle, debounce: a `Unique`, `Throttle` or `Debounce`, under whose
+        condition the spawn returns a task that exists. Only one of these three and of
+        idempotency_key may be given, and none of the three for a child or a fork.
+        None: not given.
     identity: the identity of the requester as JSON, such as
         {"user": "ada", "roles": ["ops"]}; read it as `ctx.identity`. By default, a
         child inherits its parent's. None: no identity.
@@ -122,6 +174,9 @@ class SpawnOptions(TaskOptions, total=False):
     """
 
     idempotency_key: str | None
+    unique: Unique | None
+    throttle: Throttle | None
+    debounce: Debounce | None
     identity: Mapping[str, JSON] | None
     deadline: datetime | None
     delay: timedelta | float | None
@@ -265,7 +320,21 @@ def spawn_options_json(
             merged.pop(option, None)
         else:
             merged[option] = checked
+    _check_one_key(merged)
     return merged
+
+
+def check_no_unique_key(given: Mapping[str, Any], what: str) -> None:
+    """Raise InvalidArgument if unique, throttle or debounce is given for a task.
+
+    `what` says why not: "a child", "a fork".
+    """
+    for option in _UNIQUE_KEYS:
+        if given.get(option) is not None:
+            raise InvalidArgument(
+                f"{option} is no option of {what}",
+                hint=f"Leave it out, or spawn the task on its own with {option}.",
+            )
 
 
 def nearest(word: str, words: Collection[str]) -> str | None:
@@ -356,6 +425,49 @@ def checked_headers(value: object) -> dict[str, JSON] | None:
     return headers
 
 
+def _check_one_key(options: Mapping[str, Any]) -> None:
+    keys = [key for key in ("idempotency_key", *_UNIQUE_KEYS) if key in options]
+    if len(keys) > 1:
+        raise InvalidArgument(f"{keys[0]} and {keys[1]} exclude each other")
+    if "debounce" in options and not options.keys().isdisjoint(("delay", "run_at")):
+        raise InvalidArgument("debounce has a delay of its own: pass no other")
+
+
+def _unique_key(
+    option: str, **checks: Callable[[Any, str], Any]
+) -> Callable[[Any], dict[str, Any]]:
+    """Return a check of a mapping of a key and of what `checks` names.
+
+    A check takes the value, None if it was left out, and its name in errors.
+    """
+
+    def check(value: object) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            kind = type(value).__name__
+            raise InvalidArgument(
+                f"{option} must be a mapping with a key, not {kind}",
+                hint=f'For instance {option}={{"key": "customer 7", …}}.',
+            )
+        known = ["key", *checks]
+        for name in value:
+            if name not in known:
+                raise InvalidArgument(f"in {option}, {unknown_option(name, known)}")
+        found = {"key": check_unique_key(value.get("key"))}
+        for name, checked in checks.items():
+            found[name] = checked(value.get(name), f"{name} in {option}")
+        return found
+
+    return check
+
+
+def _checked_on_conflict(value: object, what: str) -> OnConflict:
+    policies: tuple[OnConflict, ...] = get_args(OnConflict)
+    for policy in policies:
+        if value in (policy, None):
+            return policy
+    raise InvalidArgument(f"{what} is {value!r}", hint=f"Choose one of {policies}.")
+
+
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
@@ -383,11 +495,18 @@ _NULLABLE: Final = (
     "identity",
 )
 
+_UNIQUE_KEYS: Final = ("unique", "throttle", "debounce")
+
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_attempts": checked_max_attempts,
     "retry": _retry,
     "headers": checked_headers,
     "idempotency_key": _optional(check_key),
+    "unique": _optional(_unique_key("unique", on_conflict=_checked_on_conflict)),
+    "throttle": _optional(_unique_key("throttle", period=required_seconds)),
+    "debounce": _optional(
+        _unique_key("debounce", delay=required_seconds, max_wait=seconds)
+    ),
     "identity": checked_identity,
     "start_timeout": lambda value: seconds(value, "start_timeout"),
     "execution_timeout": lambda value: seconds(value, "execution_timeout"),

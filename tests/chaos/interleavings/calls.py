@@ -16,6 +16,10 @@ __all__ = ["FAR", "WORKER", "Call", "Held"]
 
 WORKER: Final = "w"
 FAR: Final = "+far"  # behind a queue's name: the other queue of a scenario
+KEYS: Final = (
+    *("idempotency_key", "fingerprint"),
+    *("unique", "throttle", "debounce"),
+)
 ERROR: Final = {"type": "Oops", "message": "no"}
 
 
@@ -81,7 +85,7 @@ def spawn(nick: str, *, parent: Held | None = None, **options: Any) -> Call:
             [
                 "spawn",
                 nick,
-                *(options.get(o, "") for o in ("idempotency_key", "fingerprint")),
+                *(str(options.get(o, "")) for o in KEYS),
             ]
         ).strip(),
         "select created from durable.spawn(%(queue)s, %(name)s, '{}', %(options)s)",
@@ -93,7 +97,7 @@ def spawn_many(nick: str, *options: dict[str, Any]) -> Call:
     tasks = [{"task": f"{nick}", "options": option} for option in options]
     return Call(
         " ".join(
-            ["spawn_many", nick, *(o.get("idempotency_key", "") for o in options)]
+            ["spawn_many", nick, *(str(o.get(k, "")) for o in options for k in KEYS)]
         ),
         "select created from durable.spawn_many(%(queue)s, %(tasks)s)",
         {"tasks": json.dumps(tasks)},

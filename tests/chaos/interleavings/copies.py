@@ -56,6 +56,9 @@ union all
 select 'key', task_id::text, (to_jsonb(idempotency_keys) - 'queue')::text
 from durable.idempotency_keys where queue = %(queue)s
 union all
+select 'unique key', task_id::text, (to_jsonb(unique_keys) - 'queue')::text
+from durable.unique_keys where queue = %(queue)s
+union all
 select 'mailbox', task_id::text, (to_jsonb(mailboxes) - 'queue')::text
 from durable.mailboxes where queue = %(queue)s
 union all

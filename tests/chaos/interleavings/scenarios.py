@@ -7,7 +7,7 @@ meets each of them, itself too.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from tests.chaos.interleavings import calls as do
 from tests.chaos.interleavings.calls import Call
@@ -216,6 +216,43 @@ def keys_and_those_who_have_them(stage: Stage) -> list[Call]:
         do.retry(old, spawn_new=True),
         do.complete(held),
         do.cancel(held),
+    ]
+
+
+def unique_keys_and_their_tasks(stage: Stage) -> list[Call]:
+    def unique(key: str, on_conflict: str = "return") -> dict[str, Any]:
+        return {"unique": {"key": key, "on_conflict": on_conflict}}
+
+    over = stage.spawn("over", **unique("k"))
+    stage.done(do.cancel(over))
+    waits = stage.spawn("waits", **unique("k"))
+    other = stage.spawn("waits", **unique("l"))
+    stage.nicks[str(other.task_id)] = "other"  # judged by itself
+    held = stage.held("held", lease=10, **unique("k"))
+    debounce: dict[str, Any] = {"debounce": {"key": "k", "delay": 5, "max_wait": 9000}}
+    stage.spawn("quiet", **debounce)
+    return [
+        do.spawn("over", **unique("k")),
+        do.spawn("over", **unique("k", "reject")),
+        do.spawn("waits", **unique("k", "replace")),
+        do.spawn("held", **unique("k", "replace")),
+        do.spawn("over", throttle={"key": "k", "period": 60}),
+        do.spawn("quiet", **debounce),
+        do.spawn_many("waits", unique("k", "replace"), unique("l", "replace")),
+        do.spawn_many("waits", unique("l", "replace"), unique("k", "replace")),
+        do.claim(),
+        do.cancel(waits),
+        do.retry(over),
+        do.retry_many(over),
+        do.delete_many(),
+        do.cancel_many(waits),
+        do.complete(held),
+        do.fail(held),
+        do.expire_leases,
+        do.spawn("below", parent=waits),
+        do.cleanup,
+        do.run_maintenance,
+        do.drop_queue,
     ]
 
 
@@ -450,6 +487,7 @@ SCENARIOS: Final[list[Scenario]] = [
     tasks_that_have_not_started,
     what_was_left_to_notes,
     keys_and_those_who_have_them,
+    unique_keys_and_their_tasks,
     two_tasks_in_one_batch,
     what_is_for_one_version,
     schedules_that_are_due,

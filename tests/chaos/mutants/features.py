@@ -273,8 +273,8 @@ MANY: Final = [
     Mutant(
         "tries again below a parent that somebody is at",
         "bulk.sql",
-        "_task.parent_task_id) = 'busy' then",
-        "_task.parent_task_id) = 'held' then",
+        "_task.parent_task_id) = 'busy'\n",
+        "_task.parent_task_id) = 'held'\n",
         "test_reports_the_child_of_a_locked_parent_as_busy",
     ),
 ]
@@ -307,17 +307,19 @@ PAUSES: Final = [
     Mutant(
         "claims from a paused queue",
         "claims.sql",
-        "  into _policy, _is_logged, _paused_names\n  from durable.queues\n"
+        "  into _policy, _is_logged, _paused_names, _has_lanes\n  from durable.queues\n"
         "  where queues.queue = _queue and queues.paused_at is null\n",
-        "  into _policy, _is_logged, _paused_names\n  from durable.queues\n"
+        "  into _policy, _is_logged, _paused_names, _has_lanes\n  from durable.queues\n"
         "  where queues.queue = _queue\n",
         "pgtap/pause.sql",
     ),
     Mutant(
         "lets workers wait for what is paused",
         "claims.sql",
-        "  select queues.versions, queues.paused_names into _policy, _paused_names",
-        "  select queues.versions, null into _policy, _paused_names",
+        "  select queues.versions, queues.paused_names, durable._has_lanes(queues)\n"
+        "  into _policy, _paused_names, _has_lanes",
+        "  select queues.versions, null, durable._has_lanes(queues)\n"
+        "  into _policy, _paused_names, _has_lanes",
         "pgtap/pause.sql",
     ),
     Mutant(
@@ -361,8 +363,8 @@ PAUSES: Final = [
     Mutant(
         "counts tasks that sleep",
         "queue_length.sql",
-        "        and tasks.available_at <= _now\n",
-        "        and tasks.available_at is not null\n",
+        "          and tasks.available_at <= _now\n          and tasks.partition_key is null\n",
+        "          and tasks.available_at is not null\n          and tasks.partition_key is null\n",
         "pgtap/queue_length.sql",
     ),
 ]

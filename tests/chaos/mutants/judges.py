@@ -29,6 +29,7 @@ from tests import (
     test_lane_races,
     test_message_races,
     test_retry_races,
+    test_unique_races,
 )
 from tests.chaos import interleavings
 from tests.chaos.model.judge import find_problem
@@ -63,6 +64,7 @@ RACES: Final = (
     test_retry_races,
     test_cancelled_waits,
     test_lane_races,
+    test_unique_races,
 )
 
 

@@ -57,10 +57,10 @@ KEYS: Final = [
         "frees the key of a child that stays for its parent",
         "retention.sql",
         "        when parent.times > 0 then false\n"
-        "        when task.idempotency_key is null then true\n"
-        "        else durable._free_key(_queue, task.idempotency_key)\n",
-        "        when task.idempotency_key is null then parent.times = 0\n"
-        "        else durable._free_key(_queue, task.idempotency_key) and parent.times = 0\n",
+        "        when task.idempotency_key is not null then durable._free_key(_queue, task.idempotency_key)\n",
+        "        when task.idempotency_key is not null\n"
+        "          then durable._free_key(_queue, task.idempotency_key) and parent.times = 0\n"
+        "        when parent.times > 0 then false\n",
         "pgtap/retention.sql",
     ),
     Mutant(
@@ -97,6 +97,82 @@ KEYS: Final = [
         "_task.started_at is not null or _task.available_at is null",
         "_task.available_at is null",
         "pgtap/reschedule.sql",
+    ),
+]
+
+UNIQUE: Final = [
+    Mutant(
+        "counts a finished task as unfinished",
+        "dedup.sql",
+        "    when 'unique' then _finished_at is null\n",
+        "    when 'unique' then true\n",
+        "pgtap/dedup.sql",
+    ),
+    Mutant(
+        "counts a task for longer than the period",
+        "dedup.sql",
+        "    when 'throttle' then _spawned_at > at",
+        "    when 'throttle' then _spawned_at >= at",
+        "pgtap/dedup.sql",
+    ),
+    Mutant(
+        "postpones a task for ever",
+        "dedup.sql",
+        "      least(durable._first_start(new.options, durable._now()),\n"
+        "        _task.spawned_at + make_interval(secs => (new.options).max_wait)));",
+        "      durable._first_start(new.options, durable._now()));",
+        "pgtap/dedup.sql",
+    ),
+    Mutant(
+        "replaces a task that has started",
+        "dedup.sql",
+        "(new.options).on_conflict = 'replace' and _task.claim = 0 and",
+        "(new.options).on_conflict = 'replace' and",
+        "pgtap/dedup.sql",
+    ),
+    Mutant(
+        "deletes a task whose unique key somebody was just told",
+        "dedup.sql",
+        "      for key share; -- cleanup keeps the task until the caller has its answer\n",
+        ";",
+        "test_does_not_delete_a_task_that_was_just_returned",
+    ),
+    Mutant(
+        "replaces a task that is being cancelled",
+        "dedup.sql",
+        "      and tasks.claim = 0 and tasks.finished_at is null\n    for no key update;\n",
+        "      and tasks.claim = 0 and tasks.finished_at is null;\n",
+        "test_waits_for_the_cancellation_of_the_task_that_it_would_replace",
+    ),
+    Mutant(
+        "retries a task whose key an unfinished one has",
+        "retry_task.sql",
+        "    perform durable._retake_unique_key(_queue, task_id);\n",
+        "    null;\n",
+        "pgtap/dedup.sql",
+    ),
+    Mutant(
+        "retries many whose keys unfinished ones have",
+        "bulk.sql",
+        "    continue when _key = 'lost';\n",
+        "",
+        "pgtap/dedup.sql",
+    ),
+    Mutant(
+        "retries a task without its key for older snapshots",
+        "dedup.sql",
+        "    update durable.unique_keys\n    set task_id = task.task_id\n"
+        "    where unique_keys.queue = _queue and unique_keys.kind = task.unique_kind\n"
+        "      and unique_keys.name = task.name and unique_keys.key = task.unique_key;\n",
+        "",
+        "test_does_not_take_a_key_in_a_snapshot_from_before_a_retry",
+    ),
+    Mutant(
+        "deletes a key that a later task has",
+        "dedup.sql",
+        "    and unique_keys.task_id = _free_unique_key.task_id\n  for update skip locked;",
+        "  for update skip locked;",
+        "pgtap/dedup.sql",
     ),
 ]
 
@@ -271,6 +347,7 @@ LOOKS: Final = [
 
 KEEPING: Final = [
     *KEYS,
+    *UNIQUE,
     *RETENTION,
     *LOOKS,
 ]

@@ -68,10 +68,8 @@ LIMITS: Final = [
     Mutant(
         "an end does not notice that another one may roll back",
         "lanes.sql",
-        "      where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null\n"
-        "      limit 1;",
-        "      where lanes.queue = _queue and lanes.partition_key = _key and lanes.turn_at is null\n"
-        "        and false\n      limit 1;",
+        "        and lanes.turn_at is null\n      limit 1;",
+        "        and lanes.turn_at is null and false\n      limit 1;",
         "test_wakes_a_partition_if_the_first_of_two_ends_rolls_back",
     ),
     Mutant(

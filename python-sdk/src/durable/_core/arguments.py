@@ -53,6 +53,7 @@ check_schedule_name = partial(_check, what="a schedule's name", limit=SHORT)
 check_event_name = partial(_check, what="an event's name", limit=LONG)
 check_key = partial(_check, what="an idempotency key", limit=LONG)
 check_partition_key = partial(_check, what="a partition_key", limit=LONG)
+check_unique_key = partial(_check, what="a unique key", limit=LONG)
 check_topic = partial(_check, what="a message's topic", limit=LONG)
 check_dedup_key = partial(_check, what="a message's dedup_key", limit=LONG)
 

@@ -162,10 +162,10 @@ def checked_filter(given: Mapping[str, Any], *, change: bool) -> dict[str, Any]:
     return {key: _CHECKS[key](value) for key, value in given.items()}
 
 
-def checked_limit(limit: object) -> int:
+def checked_limit(limit: object, what: str = "limit") -> int:
     """Return a checked limit; InvalidArgument unless it is from 1 to 100,000."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST:
-        raise InvalidArgument(f"limit must be an int from 1 to {_MOST}, not {limit!r}")
+        raise InvalidArgument(f"{what} must be an int from 1 to {_MOST}, not {limit!r}")
     return limit
 
 

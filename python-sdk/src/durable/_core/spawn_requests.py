@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from durable._core.arguments import check_task_name
 from durable._core.payloads import PayloadConverter
+from durable._core.reports import checked_limit
 from durable._core.values import PLAIN, Codec, json_text
 from durable.errors import InvalidArgument
 from durable.options import spawn_options_json
@@ -20,6 +22,7 @@ from durable.registry import AnyTask, Registry
 __all__ = [
     "UNSET",
     "SpawnRequest",
+    "batches_by",
     "check_reason",
     "one_queue",
     "request_by",
@@ -135,26 +138,49 @@ def requests_by(
 
     Raises InvalidArgument for any other form, and the errors of `spawn_request`.
     """
+    items = _listed(tasks, params)
     if params is not None:
-        if not _is_listed(params):
-            raise InvalidArgument(
-                "spawn_many takes a list of params, one for each task,"
-                f" not a {type(params).__name__}"
-            )
-        return [request_by(application, tasks, one, given) for one in params]
-    if not _is_listed(tasks):
-        raise InvalidArgument(
-            "spawn_many takes a task and a list of params, or a list of"
-            " (task, params) and (task, params, options)"
-        )
+        return [request_by(application, tasks, one, given) for one in items]
     return [
         request_by(application, task, one, {**given, **options})
-        for task, one, options in map(_triple, tasks)
+        for task, one, options in map(_triple, items)
     ]
 
 
-def _is_listed(given: object) -> bool:
-    return isinstance(given, Iterable) and not isinstance(given, Mapping | str | bytes)
+def batches_by(
+    application: Settings,
+    tasks: Any,
+    params: Iterable[Any] | None,
+    given: Mapping[str, Any],
+    batch_size: int,
+) -> Iterator[list[SpawnRequest[Any]]]:
+    """Check spawns batch by batch; items are taken from the iterable as needed.
+
+    Raises as `requests_by` does, and InvalidArgument for the batch size.
+    """
+    size = checked_limit(batch_size, "batch_size")
+    items = iter(_listed(tasks, params))
+    while batch := list(itertools.islice(items, size)):
+        if params is None:
+            yield requests_by(application, batch, None, given)
+        else:
+            yield requests_by(application, tasks, batch, given)
+
+
+def _listed(tasks: Any, params: Iterable[Any] | None) -> Iterable[Any]:
+    """Return the items of a `spawn_many`: the params, or tuples of task and params."""
+    items = tasks if params is None else params
+    if isinstance(items, Iterable) and not isinstance(items, Mapping | str | bytes):
+        return items
+    if params is not None:
+        raise InvalidArgument(
+            "spawn_many takes a list of params, one for each task,"
+            f" not a {type(params).__name__}"
+        )
+    raise InvalidArgument(
+        "spawn_many takes a task and a list of params, or a list of"
+        " (task, params) and (task, params, options)"
+    )
 
 
 def check_reason(reason: object) -> str:

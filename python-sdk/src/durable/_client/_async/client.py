@@ -48,6 +48,7 @@ from durable._core.schedule_requests import schedule_request, schedules_json
 from durable._core.spawn_requests import (
     UNSET,
     SpawnRequest,
+    batches_by,
     check_reason,
     one_queue,
     request_by,
@@ -402,7 +403,8 @@ class AsyncDurable:
         takes None, else `{}`. A name that is not registered stands for a task of other
         workers. Options are `SpawnOptions`. Raises pydantic's ValidationError for
         params, InvalidArgument for options, UnknownQueue, and Conflict if the
-        idempotency key belongs to a task with another name or params; nothing has been
+        idempotency key belongs to a task with another name or params, or if an
+        unfinished task has the key of `unique`, which rejects another; nothing has been
         written then.
         """
         request = request_by(self._application, task, params, options)
@@ -435,14 +437,66 @@ class AsyncDurable:
         for any of them.
         """
         requests = requests_by(self._application, tasks, params, options)
-        if not requests:
-            return []
-        statement = sql.spawn_many(one_queue(requests), tasks_json(requests))
-        rows = await self._database.fetch(statement, slow=True)
+        rows = await self._spawn_all(requests)
         return [
             self._handle(request, row)
             for request, row in zip(requests, rows, strict=True)
         ]
+
+    @overload
+    async def spawn_in_batches(
+        self,
+        tasks: type[Task[P, R]] | Task[P, R],
+        params: Iterable[P],
+        *,
+        batch_size: int = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> int: ...
+    @overload
+    async def spawn_in_batches(
+        self,
+        tasks: str,
+        params: Iterable[Any],
+        *,
+        batch_size: int = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> int: ...
+    @overload
+    async def spawn_in_batches(
+        self,
+        tasks: Iterable[tuple[Any, ...]],
+        *,
+        batch_size: int = ...,
+        **options: Unpack[SpawnOptions],
+    ) -> int: ...
+    async def spawn_in_batches(
+        self,
+        tasks: Any,
+        params: Iterable[Any] | None = None,
+        *,
+        batch_size: int = 1000,
+        **options: Any,
+    ) -> int:
+        """Spawn any number of tasks, `batch_size` of them in each transaction.
+
+        Takes what `spawn_many` takes, but reads it batch by batch, so a generator of
+        millions needs little memory. Returns how many tasks were created. If it raises,
+        as `spawn_many` does, earlier batches have been spawned: give each task an
+        idempotency key, and call it again with all of them.
+        """
+        created = 0
+        batches = batches_by(self._application, tasks, params, options, batch_size)
+        for requests in batches:
+            created += sum(new for *_, new in await self._spawn_all(requests))
+        return created
+
+    async def _spawn_all(
+        self, requests: Sequence[SpawnRequest[Any]]
+    ) -> list[tuple[Any, ...]]:
+        if not requests:
+            return []
+        statement = sql.spawn_many(one_queue(requests), tasks_json(requests))
+        return await self._database.fetch(statement, slow=True)
 
     @overload
     async def spawn_with(

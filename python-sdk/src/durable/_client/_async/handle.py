@@ -41,7 +41,12 @@ from durable._core.values import (
 from durable._task.current import current
 from durable.children import Joinable
 from durable.errors import AlreadyFinished, InvalidArgument
-from durable.options import SpawnOptions, checked_identity, spawn_options_json
+from durable.options import (
+    SpawnOptions,
+    check_no_unique_key,
+    checked_identity,
+    spawn_options_json,
+)
 
 __all__ = ["AsyncTaskHandle", "AsyncTaskStream", "caller"]
 
@@ -407,6 +412,7 @@ class AsyncTaskHandle(Joinable[R_co]):
         **options: Unpack[SpawnOptions],
     ) -> AsyncTaskHandle[R_co]:
         """Spawn a copy of the task with its checkpoints; see the client's `fork`."""
+        check_no_unique_key(options, "a fork")
         settings = _fork_point(before=before, after=after, position=position)
         settings |= spawn_options_json({}, options)
         queue = options.get("queue") or self.queue

@@ -69,7 +69,13 @@ from durable._task.checkpoints import Call
 from durable._task.run import Child, Run
 from durable.children import ChildHandle, Joinable
 from durable.errors import InvalidArgument
-from durable.options import JSON, Isolation, SpawnOptions, StepOptions
+from durable.options import (
+    JSON,
+    Isolation,
+    SpawnOptions,
+    StepOptions,
+    check_no_unique_key,
+)
 from durable.registry import AnyTask
 from durable.task import Task
 
@@ -532,8 +538,8 @@ class TaskContext(Generic[State_co]):
 
         With `queue` it is spawned in that queue. If this task fails or is cancelled,
         the child is cancelled; if it completes, the child continues. Options are those
-        of `app.spawn`; the child inherits this task's headers and identity. Raises as
-        `app.spawn` does, and Forbidden.
+        of `app.spawn`, without unique, throttle and debounce; the child inherits this
+        task's headers and identity. Raises as `app.spawn` does, and Forbidden.
         """
         child = self._child(name, task, params, options)
         return self._made(child.call, self._spawn(child))
@@ -569,6 +575,7 @@ class TaskContext(Generic[State_co]):
         self, name: str, task: AnyTask | str, params: Any, options: Mapping[str, Any]
     ) -> Child:
         check_step_name(name)
+        check_no_unique_key(options, "a child")
         application = self._run.services.application
         given = application.stamped(options)
         request = spawn_request(application.registry, self.queue, task, params, given)
