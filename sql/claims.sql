@@ -107,7 +107,7 @@ Where the policy has limits or priorities, these decide which tasks come first a
 there are, and after_at and after_ids do not count. Refuses an unknown queue (WFQUE), bad
 arguments (22023) and, where there are limits or priorities, a transaction stricter than READ
 COMMITTED (WFISO). Locks: the claimed tasks, and what limits them, tried with SKIP LOCKED; waits
-for none, except for a claim that starts the first task of the same partition.';
+for none.';
 
 create or replace function durable._batch_or_refuse(batch_size integer, lease double precision)
 returns integer language plpgsql immutable as $$

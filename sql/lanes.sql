@@ -22,8 +22,8 @@
 --    looked at. A partition with many tasks delays the others by one round.
 --
 -- The lock order: claims lock the row of the empty key, rows of lanes, rows of partitions, and
--- tasks, all with SKIP LOCKED. They wait in one place only: for another claim that is inserting
--- the same partition. What they wait for is in key order.
+-- tasks, all with SKIP LOCKED, and wait for none. An advisory lock, which they only try, keeps two
+-- from inserting the same partition.
 
 create or replace function durable._has_lanes(policy durable.queues)
 returns boolean language sql immutable as $$
@@ -563,9 +563,9 @@ begin
   end if;
   select
     coalesce(array_agg(own.key) filter (where known.held), '{}'),
-    coalesce(array_agg(own.key order by own.number) filter (where known.held is null), '{}')
+    coalesce(array_agg(own.key) filter (where known.held is null), '{}')
   into busy, _missing
-  from unnest(_keys) with ordinality as own (key, number)
+  from unnest(_keys) as own (key)
   left join lateral (
     select true as held
     from durable.partitions
@@ -577,8 +577,9 @@ begin
     with inserted as (
       insert into durable.partitions (queue, partition_key)
       select _queue, own.key
-      from unnest(_missing) with ordinality as own (key, number)
-      order by own.number
+      from unnest(_missing) as own (key)
+      where pg_try_advisory_xact_lock(
+        hashtext('durable.partition'), hashtext(_queue || ' ' || own.key))
       on conflict do nothing
       returning partitions.partition_key
     )
@@ -1188,13 +1189,15 @@ begin
 end;
 $$;
 
--- Locks the row of a partition, which it makes if there is none.
+-- Locks the row of a partition, which it makes if there is none. The advisory lock is that of
+-- claims, so that these do not wait for the row.
 create or replace function durable._lock_partition(queue text, partition_key text)
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _key text collate "C" := partition_key;
 begin
+  perform pg_advisory_xact_lock(hashtext('durable.partition'), hashtext(_queue || ' ' || _key));
   loop
     insert into durable.partitions (queue, partition_key) values (_queue, _key)
     on conflict do nothing;

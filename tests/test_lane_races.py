@@ -49,10 +49,22 @@ def test_counts_what_another_claim_is_starting_in_a_new_partition(stage: Stage) 
     one, _ = stage.db.spawn("one", **KEY), stage.db.spawn("two", **KEY)
     a, b = stage.session(), stage.session()
     assert ids(a, "one") == [one]
-    other = b.waiting(ids, b, "two")
+    assert ids(b, "two") == []
     a.commit()
-    assert other.result() == []
+    assert ids(b, "two") == []
     assert ids(stage.db) == []
+
+
+def test_claims_of_new_partitions_never_wait_for_each_other(stage: Stage) -> None:
+    """Whatever the order in which they come to them."""
+    limit(stage.db, partition_concurrency=1)
+    for name, key in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2")):
+        stage.db.spawn(name, partition_key=key)
+    a, b = stage.session(), stage.session()
+    assert len(ids(a, "a")) == len(ids(b, "b")) == 1
+    assert ids(a, "d") == ids(b, "c") == []
+    a.commit()
+    b.commit()
 
 
 @pytest.mark.parametrize(
