@@ -73,6 +73,14 @@ LIMITS: Final = [
         "test_wakes_a_partition_if_the_first_of_two_ends_rolls_back",
     ),
     Mutant(
+        "claims of new partitions wait for each other",
+        "lanes.sql",
+        "      where pg_try_advisory_xact_lock(\n"
+        "        hashtext('durable.partition'), hashtext(_queue || ' ' || own.key))\n",
+        "",
+        "test_claims_of_new_partitions_never_wait_for_each_other",
+    ),
+    Mutant(
         "deletes a lane without looking again",
         "lanes.sql",
         "      offset 0\n      for update skip locked\n    ) as held\n  );\nend;",
