@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import psycopg
 import pytest
@@ -199,11 +199,45 @@ def test_concurrent_clients_install_once(
     assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
 
 
+def test_waits_for_an_install_that_takes_long(
+    dsn: str, db: psycopg.Connection, migrate: Callable[[], None]
+) -> None:
+    """It gives up its wait after half a second, and then finds the engine installed."""
+    db.execute("drop schema durable cascade")
+    failures: list[BaseException] = []
+
+    def waits() -> list[Any]:
+        return db.execute(WAITING).fetchall()
+
+    def one() -> None:
+        try:
+            migrate()
+        except BaseException as error:  # noqa: BLE001 - told to the test
+            failures.append(error)
+
+    with psycopg.connect(dsn) as other:
+        other.execute(schema.flatten())
+        waiting = threading.Thread(target=one)
+        waiting.start()
+        first = eventually(waits)
+        eventually(lambda: waits() not in ([], first))
+        other.commit()
+        waiting.join()
+    assert failures == []
+    assert db.execute(NAMES_SEEN).fetchall() == SHIPPED
+
+
 def test_installs_the_same_from_the_single_flat_file(db: psycopg.Connection) -> None:
     before = described(db), bodies(db)
     db.execute("drop schema durable cascade")
     db.execute(schema.flatten())
     assert (described(db), bodies(db)) == before
+
+
+WAITING = """
+select waitstart from pg_locks join pg_stat_activity using (pid)
+where datname = current_database() and not granted and waitstart is not null
+"""
 
 
 def set_version(session: psycopg.Connection, version: str) -> None:

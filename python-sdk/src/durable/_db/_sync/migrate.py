@@ -104,13 +104,15 @@ def _upgrade_with_retries(
     cursor: PlainCursor, queues: list[str]
 ) -> tuple[Leftovers, list[str]]:
     deadline = time.monotonic() + _LOCK_SECONDS
+    installed_meanwhile = False
     for failures in itertools.count(1):
         try:
             with cursor.connection.transaction():
                 return _upgrade(cursor, queues)
         except INSTALLED_MEANWHILE:
-            if failures > 1 or not _is_installed(cursor):
+            if installed_meanwhile or not _is_installed(cursor):
                 raise
+            installed_meanwhile = True
         except IN_USE as error:
             if time.monotonic() > deadline:
                 raise TimeoutError(
