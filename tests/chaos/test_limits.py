@@ -19,7 +19,7 @@ from tests.chaos.limits import QUEUE, Seen, look, unfinished
 from tests.chaos.mutants import Mutant, plant
 from tests.chaos.mutants.limits import STRESSED
 from tests.support.processes import Process, Processes
-from tests.support.survival import Share, Survived
+from tests.support.survival import Share, Survived, is_long
 
 WORKERS = 8
 POLICIES: dict[str, dict[str, Any]] = {
@@ -142,27 +142,25 @@ def test_limits_hold_while_workers_are_killed(  # noqa: PLR0917 - fixtures
     survived("kills of their workers", scene.kills)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutant", STRESSED, ids=lambda mutant: mutant.breaks)
-def test_finds_planted_faults(
-    db: psycopg.Connection,
-    processes: Processes,
-    random: Random,
-    share: Share,
-    mutant: Mutant,
-) -> None:
-    """Without its locks the engine fails this test, so it would be noticed."""
-    seconds = share(quick=0, long=10)
-    if not seconds:
-        pytest.skip("in the long share")
-    plant(db, mutant)
-    scene = Scene(db, processes, random)
-    policy = POLICIES["a partition's concurrency"]
-    if "queue" in mutant.breaks:
-        policy = POLICIES["both concurrencies"]
-    scene.play(policy, seconds)
-    left = scene.drain(10)
-    seen = look(db)
-    scene.stop()
-    assert left or broken(policy, seen)
+if is_long():  # test_mutants finds them in seconds, by other tests
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
+    @pytest.mark.parametrize("mutant", STRESSED, ids=lambda mutant: mutant.breaks)
+    def test_finds_planted_faults(
+        db: psycopg.Connection,
+        processes: Processes,
+        random: Random,
+        mutant: Mutant,
+    ) -> None:
+        """Without its locks the engine fails this test, so it would be noticed."""
+        plant(db, mutant)
+        scene = Scene(db, processes, random)
+        policy = POLICIES["a partition's concurrency"]
+        if "queue" in mutant.breaks:
+            policy = POLICIES["both concurrencies"]
+        scene.play(policy, 10)
+        left = scene.drain(10)
+        seen = look(db)
+        scene.stop()
+        assert left or broken(policy, seen)
