@@ -205,7 +205,7 @@ select is((durable.retry_tasks('q', jsonb_build_object('task_ids', ids('1')))).t
   'retry_tasks() retries the last task that had the key');
 select claimed('1'), completed('1') \g /dev/null
 select throws_ok(format('select durable.retry_task(%L, %L)', 'q', id('1')), 'WFFIN', null,
-  'a completed task is refused as ever');
+  'a completed task is still refused');
 
 -- deletion: a key stays as long as its task
 

@@ -22,7 +22,7 @@
 --
 -- Lanes. In a queue whose policy has limits or priorities, waiting tasks have a partition_key,
 -- though it may be empty. They are in an index of their own, and claims find them by the rows of
--- `lanes`. Whoever makes such a task claimable calls _enlist, and whoever ends its claim _free.
+-- `lanes`. A call that makes such a task claimable calls _enlist, and one that ends its claim _free.
 --
 -- Volatility. A function that reads rows after locking them is never STABLE: a STABLE body
 -- reads with its caller's snapshot, from before the lock.

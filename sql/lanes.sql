@@ -10,14 +10,14 @@
 -- 2. A claim that starts a task of a partition holds the partition's row FOR NO KEY UPDATE from
 --    before it counts until it commits. So does one of a queue with a limit of its own, with the
 --    row of the empty key.
--- 3. A lane with waiting tasks has a row in `lanes`. Whoever makes a task claimable holds a row
---    of its lane FOR KEY SHARE or inserts one (_enlist). Whoever wants to delete a row, or let it
---    wait for a later task, needs it FOR UPDATE and looks for tasks again in the next statement.
---    So a spawn in a long transaction neither waits nor makes others wait.
--- 4. A lane whose partition is full has no turn (turn_at is null). Whoever ends a task of that
---    partition holds the partition's row FOR KEY SHARE and gives its lanes a turn (_free); whoever
---    takes the turn needs that row FOR UPDATE and counts again. Where _free cannot have a row,
---    maintenance does it again.
+-- 3. A lane with waiting tasks has a row in `lanes`. A call that makes a task claimable locks
+--    a row of its lane FOR KEY SHARE, or inserts one (_enlist). A claim that wants to delete a
+--    row, or let it wait for a later task, needs it FOR UPDATE, and looks for tasks again in the
+--    next statement. So a spawn in a long transaction neither waits nor makes others wait.
+-- 4. A lane whose partition is full has no turn (turn_at is null). A call that ends a task of
+--    that partition locks the partition's row FOR KEY SHARE and gives its lanes a turn (_free).
+--    A claim that takes the turn away needs that row FOR UPDATE, and counts again. If _free
+--    cannot lock a row, maintenance repeats its work.
 -- 5. Lanes take turns: that which has been served is put at the end, unless all that wait were
 --    looked at. A partition with many tasks delays the others by one round.
 --
@@ -1237,7 +1237,7 @@ queue''s partition_concurrency and partition_rate. limits:
 - concurrency: how many of them may run at once.
 - rate: {"starts": n, "period": seconds}, how many of their attempts may begin in any period.
 
-What is left out, or null, is as the queue says; {} removes the limits. They hold from the next
+For a key that is left out, or null, the queue''s policy holds; {} removes the limits. They hold from the next
 claim on: running tasks stay. Refuses an unknown queue (WFQUE), a queue without limits and
 priorities, bad arguments (22023), and a transaction stricter than READ COMMITTED (WFISO).
 Locks: the partition, for which claims then do not wait but pass over it: commit at once.';
