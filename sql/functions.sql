@@ -62,6 +62,8 @@
 -- For workers: claim a task, save its checkpoints, suspend it, end it
 \ir claims.sql
 \ir lanes.sql
+\ir lane_claims.sql
+\ir limits.sql
 \ir claim_log.sql
 \ir versions.sql
 \ir definitions.sql
@@ -80,6 +82,7 @@
 
 -- Maintenance: expired leases and deadlines, deferred work, schedules, retention
 \ir recovery.sql
+\ir lane_maintenance.sql
 \ir retention.sql
 \ir maintenance.sql
 

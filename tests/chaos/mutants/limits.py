@@ -13,7 +13,7 @@ __all__ = ["LIMITS", "STRESSED"]
 STRESSED: Final = [
     Mutant(
         "claims count in a partition without its lock",
-        "lanes.sql",
+        "lane_claims.sql",
         '      where partitions.queue = _queue and partitions.partition_key = own.key collate "C"\n'
         "      offset 0\n      for no key update skip locked\n    ) as held\n  );\n"
         "  if cardinality(_held) = cardinality(_keys)",
@@ -24,7 +24,7 @@ STRESSED: Final = [
     ),
     Mutant(
         "claims count in a queue without its lock",
-        "lanes.sql",
+        "lane_claims.sql",
         "    where partitions.queue = _queue and partitions.partition_key = ''\n"
         "    for no key update skip locked;",
         "    where partitions.queue = _queue and partitions.partition_key = '';",
@@ -50,7 +50,7 @@ LIMITS: Final = [
     *STRESSED,
     Mutant(
         "a claim takes the turn of a partition whose task is just ending",
-        "lanes.sql",
+        "lane_claims.sql",
         "      where partitions.queue = _queue and partitions.partition_key = own.key\n"
         "      offset 0\n      for update skip locked",
         "      where partitions.queue = _queue and partitions.partition_key = own.key\n"
@@ -59,7 +59,7 @@ LIMITS: Final = [
     ),
     Mutant(
         "a claim takes a turn by limits that are just changing",
-        "lanes.sql",
+        "lane_claims.sql",
         "  where partitions.queue = _queue and partitions.partition_key = ''\n"
         "  for key share skip locked;",
         "  where partitions.queue = _queue and partitions.partition_key = '';",
@@ -74,7 +74,7 @@ LIMITS: Final = [
     ),
     Mutant(
         "claims of new partitions wait for each other",
-        "lanes.sql",
+        "lane_claims.sql",
         "      where pg_try_advisory_xact_lock(\n"
         "        hashtext('durable.partition'), hashtext(_queue || ' ' || own.key))\n",
         "",
@@ -82,7 +82,7 @@ LIMITS: Final = [
     ),
     Mutant(
         "deletes a lane without looking again",
-        "lanes.sql",
+        "lane_claims.sql",
         "      offset 0\n      for update skip locked\n    ) as held\n  );\nend;",
         "      offset 0\n    ) as held\n  );\nend;",
         "test_keeps_a_lane_to_which_a_transaction_is_adding",
@@ -96,21 +96,21 @@ LIMITS: Final = [
     ),
     Mutant(
         "counts resumed attempts as starts",
-        "lanes.sql",
+        "lane_claims.sql",
         "    if not resumes then\n      perform durable._record_starts",
         "    if true then\n      perform durable._record_starts",
         "pgtap/lanes.sql",
     ),
     Mutant(
         "serves one partition until it is empty",
-        "lanes.sql",
+        "lane_claims.sql",
         "      order by ranked.place, ranked.number\n",
         "      order by ranked.number, ranked.place\n",
         "pgtap/lanes.sql",
     ),
     Mutant(
         "does not put a partition behind the others",
-        "lanes.sql",
+        "lane_claims.sql",
         "  if others_wait then\n    perform durable._put_behind",
         "  if false then\n    perform durable._put_behind",
         "pgtap/lanes.sql",
