@@ -430,9 +430,10 @@ def a_queue_that_is_paused(stage: Stage) -> list[Call]:
 
 
 def a_partition_that_is_full(stage: Stage) -> list[Call]:
-    # a task that is released competes with the next one: either may be claimed
+    # A lost lease ends `held`: if it were due again, it would compete with the next one, and
+    # either may be claimed.
     stage.done(do.limits(partition_concurrency=1, priorities=True))
-    held = stage.held("held", lease=10, partition_key="k")
+    held = stage.held("held", lease=10, partition_key="k", max_attempts=1)
     next_one = stage.spawn("next", partition_key="k")
     asleep = stage.held("asleep", partition_key="a")
     stage.done(do.suspend(asleep, waits=[do.event()]))
@@ -445,6 +446,7 @@ def a_partition_that_is_full(stage: Stage) -> list[Call]:
         do.suspend(held, waits=[do.sleep(5)]),
         do.suspend(held, waits=[do.event()]),
         do.complete(busy),
+        do.fail(busy, retryable=True),
         do.cancel(held),
         do.cancel(next_one),
         do.expire_leases,
