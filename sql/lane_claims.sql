@@ -76,6 +76,7 @@ declare
   _open durable._lane[];
   _full durable._lane[];
   _heads durable._lane_head[];
+  _waiting uuid[] := array[]::uuid[]; -- lanes that are not drained
   _share integer;
   _started_at timestamptz;
   _served uuid[] := array[]::uuid[];
@@ -90,7 +91,8 @@ begin
     _open := array(select lane from unnest(_open) as lane where (lane.free <= 0) is not true);
     exit when _open = '{}' or room <= 0;
     _share := ceil(room::double precision / cardinality(_open));
-    _heads := durable._lock_heads(_queue, _open, priority, resumes, _share, room, at);
+    select locked.heads, locked.waiting into _heads, _waiting
+    from durable._lock_heads(_queue, _open, priority, resumes, _share, room, at) as locked;
     exit when _heads = '{}';
     _started_at := greatest(at, durable._now()); -- later than all that was counted
     return query
@@ -101,18 +103,15 @@ begin
     end if;
     room := room - cardinality(_heads);
     _served := _served || array(select head.lane_id from unnest(_heads) as head);
-    _open := array( -- those that may have more
-      select lane
-      from unnest(_open) as lane
-      where _share <= (
-        select count(*) from unnest(_heads) as head where head.lane_id = lane.lane_id));
-    exit when _open = '{}' or room <= 0;
+    exit when _waiting = '{}' or room <= 0;
+    _open := array(select lane from unnest(_open) as lane where lane.lane_id = any (_waiting));
   end loop;
   perform durable._wait_for_room(_queue, array(
     select lane from unnest(_full) as lane where lane.partition_key <> all (_made)), resumes, at);
   perform durable._close_drained(_queue, array(
       select lane from unnest(lanes) as lane
       where lane.partition_key <> all (_busy)
+        and lane.lane_id <> all (_waiting)
         and lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without))),
     priority, resumes, at);
   if others_wait then
@@ -405,60 +404,68 @@ $$;
 
 -- Locks the oldest due tasks of lanes, in turn: the first of each, then the second, and so on, at
 -- most `share` of each, `free` of each partition and batch_size together. It chooses before it
--- locks, so that a limit counts exactly these.
+-- locks, so that a limit counts exactly these. waiting: the lanes in which it saw more of them.
 create or replace function durable._lock_heads(
   queue text, lanes durable._lane[], priority smallint, resumes boolean, share integer,
-  batch_size integer, at timestamptz
-) returns durable._lane_head[] language plpgsql as $$
+  batch_size integer, at timestamptz, out heads durable._lane_head[], out waiting uuid[]
+) language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
-  return array(
+  with due as (
     select
-      row(held.ctid, held.available_at, chosen.lane_id, chosen.name, chosen.partition_key,
-        held.omitted is not null)::durable._lane_head
-    from (
-      select ranked.*
-      from (
-        select
-          lane.*, head.task_id, head.place,
-          row_number() over (partition by lane.partition_key order by head.place, lane.number)
-            as place_in_partition
-        from unnest(lanes) with ordinality
-          as lane (lane_id, name, version, partition_key, free, opens_at, number)
-        cross join lateral (
-          select
-            tasks.task_id,
-            row_number() over (order by tasks.available_at, tasks.task_id) as place
-          from durable.tasks
-          where tasks.queue = _queue
-            and tasks.name = lane.name collate "C"
-            and tasks.version = lane.version collate "C"
-            and tasks.partition_key = lane.partition_key collate "C"
-            and tasks.priority = _lock_heads.priority
-            and (tasks.started_at is not null and tasks.error is null) = _lock_heads.resumes
-            and tasks.available_at <= at
-            and tasks.partition_key is not null
-            and (tasks.expires_at > at) is not false -- expire_tasks cancels the others
-          order by tasks.available_at, tasks.task_id
-          limit least(lane.free, share)
-        ) as head
-      ) as ranked
-      where (ranked.place_in_partition <= ranked.free) is not false
-      order by ranked.place, ranked.number
-      limit batch_size
-    ) as chosen
+      lane.*, head.task_id,
+      row_number() over (partition by lane.number order by head.available_at, head.task_id) as place
+    from unnest(lanes) with ordinality
+      as lane (lane_id, name, version, partition_key, free, opens_at, number)
     cross join lateral (
-      select tasks.ctid, tasks.available_at, tasks.omitted
+      select tasks.available_at, tasks.task_id
       from durable.tasks
       where tasks.queue = _queue
-        and tasks.task_id = chosen.task_id
+        and tasks.name = lane.name collate "C"
+        and tasks.version = lane.version collate "C"
+        and tasks.partition_key = lane.partition_key collate "C"
+        and tasks.priority = _lock_heads.priority
+        and (tasks.started_at is not null and tasks.error is null) = _lock_heads.resumes
         and tasks.available_at <= at
-        and tasks.partition_key = chosen.partition_key collate "C"
-      offset 0
-      for no key update skip locked
-    ) as held
-  );
+        and tasks.partition_key is not null
+        and (tasks.expires_at > at) is not false -- expire_tasks cancels the others
+      order by tasks.available_at, tasks.task_id
+      limit least(lane.free, share) + 1
+    ) as head
+  ), allowed as (
+    select
+      due.*,
+      due.place <= share and (due.free >= row_number() over (
+        partition by due.partition_key order by due.place, due.number)) is not false as is_allowed
+    from due
+  ), ranked as materialized (
+    select
+      allowed.*,
+      allowed.is_allowed and batch_size >= row_number() over (
+        partition by allowed.is_allowed order by allowed.place, allowed.number) as is_chosen
+    from allowed
+  )
+  select
+    array(
+      select
+        row(held.ctid, held.available_at, ranked.lane_id, ranked.name, ranked.partition_key,
+          held.omitted is not null)::durable._lane_head
+      from ranked
+      cross join lateral (
+        select tasks.ctid, tasks.available_at, tasks.omitted
+        from durable.tasks
+        where tasks.queue = _queue
+          and tasks.task_id = ranked.task_id
+          and tasks.available_at <= at
+          and tasks.partition_key = ranked.partition_key collate "C"
+        offset 0
+        for no key update skip locked
+      ) as held
+      where ranked.is_chosen
+    ),
+    array(select distinct ranked.lane_id from ranked where not ranked.is_chosen)
+  into heads, waiting;
 end;
 $$;
 
@@ -584,9 +591,9 @@ declare
   _drained durable._lane[];
 begin
   _drained := array(
-    select lane
-    from unnest(lanes) as lane
-    where (durable._first_in_lane(_queue, lane, priority, resumes) <= at) is not true
+    select first.lane
+    from durable._first_in_lanes(_queue, lanes, priority, resumes) as first
+    where (first.available_at <= at) is not true
   );
   if _drained <> '{}' then
     perform durable._close_lanes(_queue, _drained, priority, resumes, at, durable._hold_lanes(
@@ -621,9 +628,9 @@ declare
   _empty uuid[] := array[]::uuid[];
 begin
   for _lane_id, _next_at in
-    select lane.lane_id, durable._first_in_lane(_queue, lane, priority, resumes)
-    from unnest(lanes) as lane
-    where lane.lane_id = any (held)
+    select (first.lane).lane_id, first.available_at
+    from durable._first_in_lanes(_queue, lanes, priority, resumes) as first
+    where (first.lane).lane_id = any (held)
   loop
     if _next_at is null then
       _empty := _empty || _lane_id;
@@ -637,31 +644,31 @@ begin
 end;
 $$;
 
--- Returns when the first task of a lane is, or was, due; null if it has none. Tasks past their
--- deadline count: they may be retried under the row that is there.
-create or replace function durable._first_in_lane(
-  queue text, lane durable._lane, priority smallint, resumes boolean
-) returns timestamptz language plpgsql as $$
+-- Returns lanes with the time when the first task of each is, or was, due; null if it has none.
+-- Tasks past their deadline count: they may be retried under the row that is there.
+create or replace function durable._first_in_lanes(
+  queue text, lanes durable._lane[], priority smallint, resumes boolean
+) returns table (lane durable._lane, available_at timestamptz) language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _name text collate "C" := lane.name;
-  _version text collate "C" := lane.version;
-  _key text collate "C" := lane.partition_key;
 begin
-  return (
-    select tasks.available_at
-    from durable.tasks
-    where tasks.queue = _queue
-      and tasks.name = _name
-      and tasks.version = _version
-      and tasks.partition_key = _key
-      and tasks.priority = _first_in_lane.priority
-      and (tasks.started_at is not null and tasks.error is null) = _first_in_lane.resumes
-      and tasks.available_at is not null
-      and tasks.partition_key is not null
-    order by tasks.available_at, tasks.task_id
-    limit 1
-  );
+  return query
+    select own, first.available_at
+    from unnest(lanes) as own
+    left join lateral (
+      select tasks.available_at
+      from durable.tasks
+      where tasks.queue = _queue
+        and tasks.name = own.name collate "C"
+        and tasks.version = own.version collate "C"
+        and tasks.partition_key = own.partition_key collate "C"
+        and tasks.priority = _first_in_lanes.priority
+        and (tasks.started_at is not null and tasks.error is null) = _first_in_lanes.resumes
+        and tasks.available_at is not null
+        and tasks.partition_key is not null
+      order by tasks.available_at, tasks.task_id
+      limit 1
+    ) as first on true;
 end;
 $$;
 

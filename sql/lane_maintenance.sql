@@ -95,8 +95,9 @@ begin
       limit batch_size
     ) as found
   loop
-    continue when
-      durable._first_in_lane(_queue, _lane.lane, _lane.priority, _lane.resumes) is not null;
+    continue when (
+      select first.available_at is not null
+      from durable._first_in_lanes(_queue, array[_lane.lane], _lane.priority, _lane.resumes) as first);
     perform durable._close_lanes(_queue, array[_lane.lane], _lane.priority, _lane.resumes,
       durable._now(), durable._hold_lanes(_queue, array[(_lane.lane).lane_id]));
   end loop;

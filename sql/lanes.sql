@@ -101,68 +101,84 @@ create or replace function durable._free(queue text, partition_keys text[])
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _key text collate "C";
-  _sure boolean := durable._is_read_committed();
-  _wakes boolean;
-begin
-  perform from durable.queues where queues.queue = _queue and queues.concurrency is not null;
-  _wakes := found;
-  for _key in
+  _keys text[] := array(
     select distinct freed.key collate "C"
     from unnest(partition_keys) as freed (key)
     where freed.key <> ''
-    order by 1
-  loop
-    if _sure then
-      perform from durable.partitions
-      where partitions.queue = _queue and partitions.partition_key = _key
-      for key share skip locked;
-    end if;
-    if not _sure then
-      perform durable._defer(_queue, 'partition', null, _key);
-      continue;
-    elsif found then
-      _wakes := true;
-      perform durable._give_turns(_queue, _key);
-      perform from durable.lanes
+    order by 1);
+  _held text[] := array[]::text[];
+  _sure boolean := durable._is_read_committed();
+begin
+  if _sure then
+    _held := array(
+      select held.partition_key
+      from unnest(_keys) as own (key)
+      cross join lateral (
+        select partitions.partition_key
+        from durable.partitions
+        where partitions.queue = _queue and partitions.partition_key = own.key collate "C"
+        offset 0
+        for key share skip locked
+      ) as held
+    );
+    perform durable._give_turns(_queue, _held);
+  end if;
+  perform durable._defer(_queue, 'partition', null, missed.key)
+  from (
+    select own.key
+    from unnest(_held) as own (key)
+    cross join lateral (
+      select
+      from durable.lanes
       where lanes.queue = _queue
-        and (lanes.partition_key, lanes.name) >= (_key, '') and lanes.partition_key <= _key
+        and (lanes.partition_key, lanes.name) >= (own.key collate "C", '')
+        and lanes.partition_key <= own.key collate "C"
         and lanes.turn_at is null
-      limit 1;
-    else
-      perform from durable.partitions
-      where partitions.queue = _queue and partitions.partition_key = _key;
-    end if;
-    if found then -- one of the lanes, or the partition, was locked
-      perform durable._defer(_queue, 'partition', null, _key);
-    end if;
-  end loop;
-  if _wakes then
+      limit 1
+    ) as locked_lane
+    union all
+    select own.key
+    from unnest(_keys) as own (key)
+    left join lateral (
+      select true as is_locked
+      from durable.partitions
+      where partitions.queue = _queue and partitions.partition_key = own.key collate "C"
+      offset 0
+    ) as partition on true
+    where own.key <> all (_held) and (partition.is_locked or not _sure)
+  ) as missed;
+  if _held <> '{}' or exists (
+    select from durable.queues where queues.queue = _queue and queues.concurrency is not null)
+  then
     perform durable._notify_listeners(_queue, 'work');
   end if;
 end;
 $$;
 
--- Gives those lanes of a partition a turn that have none and are not locked. A range, as in
+-- Gives those lanes of partitions a turn that have none and are not locked. A range, as in
 -- _children, here and where else all lanes of a partition are read: only one index can serve it.
-create or replace function durable._give_turns(queue text, partition_key text)
+-- Updates by ctid: see _lease_by_ctid.
+create or replace function durable._give_turns(queue text, partition_keys text[])
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _key text collate "C" := partition_key;
-  _lane_id uuid;
+  _places tid[] := array(
+    select lane.ctid
+    from unnest(partition_keys) as own (key)
+    cross join lateral (
+      select lanes.ctid
+      from durable.lanes
+      where lanes.queue = _queue
+        and (lanes.partition_key, lanes.name) >= (own.key collate "C", '')
+        and lanes.partition_key <= own.key collate "C"
+        and lanes.turn_at is null
+      offset 0
+      for no key update skip locked
+    ) as lane
+  );
 begin
-  for _lane_id in
-    select lanes.lane_id
-    from durable.lanes
-    where lanes.queue = _queue
-      and (lanes.partition_key, lanes.name) >= (_key, '') and lanes.partition_key <= _key
-      and lanes.turn_at is null
-    for no key update skip locked
-  loop
-    update durable.lanes
-    set turn_at = durable._now()
-    where lanes.queue = _queue and lanes.lane_id = _lane_id;
-  end loop;
+  update durable.lanes
+  set turn_at = durable._now()
+  where (lanes.queue = _queue) is true and lanes.ctid = any (_places);
 end;
 $$;

@@ -40,8 +40,8 @@ STRESSED: Final = [
     Mutant(
         "an end that cannot lock its partition defers nothing",
         "lanes.sql",
-        "    if found then -- one of the lanes, or the partition, was locked",
-        "    if false then",
+        "  ) as missed;",
+        "  ) as missed where false;",
         "test_wakes_a_partition_whose_task_ends_while_a_claim_finds_it_full",
     ),
 ]
@@ -68,8 +68,8 @@ LIMITS: Final = [
     Mutant(
         "an end does not notice that another one may roll back",
         "lanes.sql",
-        "        and lanes.turn_at is null\n      limit 1;",
-        "        and lanes.turn_at is null and false\n      limit 1;",
+        "        and lanes.turn_at is null\n      limit 1\n",
+        "        and lanes.turn_at is null and false\n      limit 1\n",
         "test_wakes_a_partition_if_the_first_of_two_ends_rolls_back",
     ),
     Mutant(
@@ -104,8 +104,8 @@ LIMITS: Final = [
     Mutant(
         "serves one partition until it is empty",
         "lane_claims.sql",
-        "      order by ranked.place, ranked.number\n",
-        "      order by ranked.number, ranked.place\n",
+        "order by allowed.place, allowed.number",
+        "order by allowed.number, allowed.place",
         "pgtap/lanes.sql",
     ),
     Mutant(
