@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(127);
+select plan(128);
 
 -- every argument that is a name, at its maximum length
 
@@ -151,6 +151,7 @@ from (values
   ('register_listener',       'select durable.register_listener(q, channel), durable.unregister_listener(q, channel) from callers'),
   ('await_event',     'select claimed(''t''); select durable.await_event(q, id(''t''), 3, d, e) from callers'),
   ('set_partition_limit', 'select durable.create_queue(e || d, ''{"partition_concurrency": 1}''), durable.set_partition_limit(e || d, d, ''{}''), durable.spawn(e || d, d, ''{}'', ''{"partition_key": "a"}'') from callers'),
+  ('reprioritize_task', 'select durable.reprioritize_task(e || d, (durable.spawn(e || d, d)).task_id, 1), durable.list_partitions(e || d, 10, e) from callers'),
   ('claim_tasks of lanes', 'select durable.claim_tasks(e || d, d, array[d]), durable.get_next_due(e || d, array[d]) from callers'),
   ('drop_queue',      'select durable.drop_queue(q || d) from callers')
 ) as calls (what, call);

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(37);
+select plan(54);
 
 create function pg_temp.claimed_now() returns text language sql as $$
   select string_agg(nick(task_id), ' ' order by available_at, task_id)
@@ -87,6 +87,47 @@ from (values
   ('q',       id('later'),       'infinity',    '22023', 'never'),
   ('q',       id('limited'),     at(300)::text, '22023', 'a moment at the deadline')
 ) as refused (queue, task_id, run_at, code, what);
+select is(everything(), :'before', 'a call that is refused changes nothing');
+
+-- reprioritize_task
+
+select durable.cancel_tasks('q', '{"all": true}') \g /dev/null
+select throws_ok($$ select durable.reprioritize_task('q', id('later'), 1) $$, '22023', null,
+  'reprioritize_task() refuses a queue without limits and priorities');
+select spawned('before') \g /dev/null
+select durable.create_queue('q', '{"priorities": true}') \g /dev/null
+create function pg_temp.next() returns text language sql as $$
+  select tap.move_to(extract(epoch from durable._now() - tap.at(0)) + 1);
+  select string_agg(tap.nick(task_id), ' ') from durable.claim_tasks('q', 'worker');
+$$;
+select spawned('low'), move_to(251), spawned('usual'), move_to(252), spawned('high', '{"priority": 2}') \g /dev/null
+select durable.reprioritize_task('q', id('low'), 3), durable.reprioritize_task('q', id('high'), -1) \g /dev/null
+select is(pg_temp.next(), 'low', 'a waiting task can have a higher priority');
+select durable.reprioritize_task('q', id('before'), 1) \g /dev/null
+select is(pg_temp.next(), 'before', 'also one from before the queue had priorities');
+select is(pg_temp.next(), 'usual', 'the others keep theirs');
+select is(pg_temp.next(), 'high', 'and a lower one');
+select spawned('other'), durable.reprioritize_task('q', id('usual'), 7), sleeping('usual', 260),
+  sleeping('low', 260), durable.reprioritize_task('q', id('low'), 8), failed('high'),
+  durable.reprioritize_task('q', id('high'), 9), move_to(261) \g /dev/null
+select is(pg_temp.next(), 'high', 'a task that waits for its next attempt');
+select is(pg_temp.next(), 'low', 'one that sleeps');
+select is(pg_temp.next(), 'usual', 'and one that was running');
+select is(pg_temp.next(), 'other', 'have their new priorities when they are due');
+select is(durable.get_next_due('q'), null, 'nothing is left');
+select completed('other') \g /dev/null
+
+select everything() as before \gset
+select throws_ok(format('select durable.reprioritize_task(%L, %L, %L)', queue, task_id, priority), code, null,
+  format('reprioritize_task() refuses %s', what))
+from (values
+  ('nowhere', id('low'),         1,      'WFQUE', 'an unknown queue'),
+  ('q',       gen_random_uuid(), 1,      'WFNFD', 'an unknown task'),
+  ('q',       id('other'),       1,      'WFFIN', 'a finished task'),
+  ('q',       id('low'),         null,   '22023', 'no priority'),
+  ('q',       id('low'),         32768,  '22023', 'a priority that is too high'),
+  ('q',       id('low'),         -32769, '22023', 'one that is too low')
+) as refused (queue, task_id, priority, code, what);
 select is(everything(), :'before', 'a call that is refused changes nothing');
 
 select * from finish();

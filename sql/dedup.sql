@@ -220,7 +220,10 @@ create or replace function durable._replace_task(queue text, new durable._new_ta
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
+  _key text;
 begin
+  select tasks.partition_key into _key from durable.tasks
+  where tasks.queue = _queue and tasks.task_id = new.existing_id;
   update durable.tasks
   set
     params = coalesce(task.params, 'null'),
@@ -241,7 +244,10 @@ begin
     priority = case when tasks.partition_key is not null then coalesce((task.options).priority, 0) end
   from unnest(durable._completed(_queue, array[new])) as task
   where tasks.queue = _queue and tasks.task_id = new.existing_id;
-  perform durable._enlist(_queue, array[new.existing_id]);
+  if _key is not null then
+    perform durable._free(_queue, array[_key]); -- others may come first now
+    perform durable._enlist(_queue, array[new.existing_id]);
+  end if;
 end;
 $$;
 

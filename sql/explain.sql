@@ -28,6 +28,7 @@ begin
   return query select * from durable._explain_deferred(_task);
   return query select * from durable._explain_queue_limits(_task, _now);
   return query select * from durable._explain_partition_limits(_task, _now);
+  return query select * from durable._explain_partition_order(_task, _now);
   return query select * from durable._explain_place(_task, _now);
 end;
 $$;
@@ -50,6 +51,7 @@ have to be removed. kind is one of
 - deferred: work for it was deferred, which maintenance does.
 - concurrency, rate: the queue''s limit; partition_concurrency, partition_rate: that of its
   partition. It can be claimed once a task has ended, or from the time that a rate opens.
+- partition_order: another task of its partition has to end first: task_id, in this state.
 - queued: it can be claimed now; ahead, running: how many tasks of its name come before it and
   how many of the queue are running, at most 1,000.
 
@@ -432,15 +434,48 @@ returns setof durable.explanation language sql stable as $$
           from durable.tasks
           where tasks.queue = task.queue and tasks.partition_key = task.partition_key
             and tasks.lease_expires_at is not null and tasks.partition_key is not null
+            and tasks.started_at is not null and tasks.finished_at is null
           limit 10
         ) as holder
       ) end))
   from durable.queues
   cross join lateral unnest(durable._with_room(queues, array[
-      row(null, task.name, task.version, task.partition_key, null, null)::durable._lane],
+      durable._lane_of(task)],
     durable._resumes(task), at)) as lane
   where queues.queue = task.queue
     and task.partition_key <> ''
     and task.available_at <= at
     and lane.free <= 0;
+$$;
+
+-- A task that has started holds its partition itself.
+create or replace function durable._explain_partition_order(task durable.tasks, at timestamptz)
+returns setof durable.explanation language sql stable as $$
+  select
+    'partition_order',
+    format(case when first.started_at is null
+      then 'task %s of the partition "%s" comes before it'
+      else 'task %s of the partition "%s" has started, and has to end first: it is %s' end,
+      first.task_id, task.partition_key, first.state),
+    jsonb_build_object(
+      'partition_key', task.partition_key, 'task_id', first.task_id, 'state', first.state)
+  from durable.queues
+  cross join lateral durable._next_in_partition(task.queue, durable._lane_of(task), at) as next
+  cross join lateral (
+    select coalesce(
+      durable._holder_of_partition(task.queue, task.partition_key), next.task_id) as task_id
+    offset 0
+  ) as known
+  cross join lateral (
+    select tasks.task_id, tasks.state, tasks.started_at
+    from durable.tasks
+    where tasks.queue = task.queue and tasks.task_id = known.task_id
+    offset 0
+  ) as first
+  where queues.queue = task.queue
+    and queues.partition_order = 'strict'
+    and task.partition_key <> ''
+    and task.started_at is null
+    and task.available_at <= at
+    and first.task_id <> task.task_id;
 $$;

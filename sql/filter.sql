@@ -105,7 +105,7 @@ returns void language plpgsql immutable as $$
 begin
   if page_size is null or page_size < 1 or page_size > 100000 then
     perform durable._refuse_argument('page_size is ' || coalesce(page_size::text, 'null'),
-      'Pass how many tasks at most, from 1 to 100000.');
+      'Pass how many at most, from 1 to 100000.');
   end if;
 end;
 $$;

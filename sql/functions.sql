@@ -63,6 +63,8 @@
 \ir claims.sql
 \ir lanes.sql
 \ir lane_claims.sql
+\ir partition_order.sql
+\ir ageing.sql
 \ir limits.sql
 \ir claim_log.sql
 \ir versions.sql
@@ -88,6 +90,7 @@
 
 -- For operators
 \ir pause.sql
+\ir partitions.sql
 \ir stats.sql
 \ir views.sql
 \ir history.sql

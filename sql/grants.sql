@@ -99,7 +99,7 @@ begin
 
   grant execute on function
     durable.spawn, durable.spawn_many, durable.emit_event, durable.send_message,
-    durable.cancel_task, durable.reschedule_task, durable.get_task_result, durable.get_task_results, durable.poll_results,
+    durable.cancel_task, durable.reschedule_task, durable.reprioritize_task, durable.get_task_result, durable.get_task_results, durable.poll_results,
     durable.get_value, durable.get_stream, durable.get_log_lines,
     durable.list_queues, durable.list_definitions, durable.register_listener, durable.unregister_listener, durable.errors, durable.version,
     durable.create_schedule, durable.drop_schedule, durable.apply_schedules, durable.pause_schedule,
@@ -127,7 +127,8 @@ begin
     durable.run_maintenance, durable.expire_leases, durable.expire_tasks,
     durable.apply_deferred_work, durable.cleanup, durable.prune_events, durable.fire_schedules,
     durable.list_versions, durable.promote_version, durable.set_version,
-    durable.pause_queue, durable.resume_queue, durable.explain_task, durable.set_partition_limit
+    durable.pause_queue, durable.resume_queue, durable.explain_task, durable.set_partition_limit,
+    durable.list_partitions
   to durable_operator;
 
   grant select on durable.attempts, durable.waiting, durable.workers, durable.task_list, durable.history

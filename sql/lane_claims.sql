@@ -22,6 +22,7 @@ declare
   _seen uuid[] := array[]::uuid[];
   _priority smallint;
   _resumes boolean;
+  _aged uuid;
   _lanes durable._lane[];
   _claimed integer;
 begin
@@ -38,25 +39,31 @@ begin
     select * into _policy from durable.queues where queues.queue = _queue; -- as of the lock
   end if;
   select room.slots, room.starts into _slots, _starts from durable._queue_room(_policy, at) as room;
-  for _priority, _resumes in
-    select level.priority, level.resumes from durable._levels(_queue, names, versions) as level
+  for _priority, _resumes, _aged in
+    select level.priority, level.resumes, level.aged
+    from durable._ranked_levels(_policy, names, versions, at) as level
   loop
     loop
       _room := least(_left, _slots, case when not _resumes then _starts end);
       _most := least(greatest(_room, 2 * _most), 200 - cardinality(_seen));
       exit when _room <= 0 or _most <= 0;
-      _lanes := durable._pick_lanes(
-        _queue, names, versions, _priority, _resumes, at, _most, _seen);
+      if _aged is null then
+        _lanes := durable._pick_lanes(
+          _queue, names, versions, _priority, _resumes, at, _most, _seen);
+        _seen := _seen || array(select lane.lane_id from unnest(_lanes) as lane);
+      else
+        _lanes := durable._pick_aged_lane(_queue, _aged);
+        _room := 1;
+      end if;
       exit when _lanes = '{}';
-      _seen := _seen || array(select lane.lane_id from unnest(_lanes) as lane);
       return query
-        select * from durable._serve_lanes(_policy, _lanes, _priority, _resumes, _room,
-          cardinality(_lanes) >= _most, claimer, worker, at, lease, is_logged);
+        select * from durable._serve_lanes(_policy, _lanes, _resumes, _room,
+          _aged is not null or cardinality(_lanes) >= _most, claimer, worker, at, lease, is_logged);
       get diagnostics _claimed = row_count;
       _left := _left - _claimed;
       _slots := _slots - _claimed;
       _starts := _starts - case when _resumes then 0 else _claimed end;
-      exit when cardinality(_lanes) < _most;
+      exit when _aged is not null or cardinality(_lanes) < _most;
     end loop;
   end loop;
 end;
@@ -65,7 +72,7 @@ $$;
 -- Claims at most `room` tasks from lanes of one priority, which the caller has locked, and decides
 -- when it is the turn of these again. others_wait: more lanes may wait than these.
 create or replace function durable._serve_lanes(
-  policy durable.queues, lanes durable._lane[], priority smallint, resumes boolean, room integer,
+  policy durable.queues, lanes durable._lane[], resumes boolean, room integer,
   others_wait boolean, claimer text, worker text, at timestamptz, lease double precision,
   is_logged boolean
 ) returns setof durable.claimed_task language plpgsql as $$
@@ -85,14 +92,15 @@ begin
   from durable._hold_partitions(policy, lanes) as held;
   _open := array(select lane from unnest(lanes) as lane where lane.partition_key <> all (_busy));
   loop
-    _open := durable._with_room(policy, _open, resumes, at);
+    _open := durable._in_order(
+      policy, durable._with_room(policy, _open, resumes, at), resumes, at);
     _full := coalesce(_full, array(
       select lane from unnest(_open) as lane where lane.free <= 0));
     _open := array(select lane from unnest(_open) as lane where (lane.free <= 0) is not true);
     exit when _open = '{}' or room <= 0;
     _share := ceil(room::double precision / cardinality(_open));
     select locked.heads, locked.waiting into _heads, _waiting
-    from durable._lock_heads(_queue, _open, priority, resumes, _share, room, at) as locked;
+    from durable._lock_heads(_queue, _open, resumes, _share, room, at) as locked;
     exit when _heads = '{}';
     _started_at := greatest(at, durable._now()); -- later than all that was counted
     return query
@@ -112,8 +120,12 @@ begin
       select lane from unnest(lanes) as lane
       where lane.partition_key <> all (_busy)
         and lane.lane_id <> all (_waiting)
-        and lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without))),
-    priority, resumes, at);
+        and (policy.partition_order = 'strict' -- of which it is not known whether they have tasks
+          or lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without)))),
+    resumes, at);
+  if policy.ageing is not null then
+    perform durable._reset_age(policy, _served, at);
+  end if;
   if others_wait then
     perform durable._put_behind(_queue, case when room > 0
       then array(select lane.lane_id from unnest(lanes) as lane) else _served end, at);
@@ -136,7 +148,9 @@ begin
     from durable.tasks
     where tasks.queue = _queue
       and tasks.lease_expires_at is not null
-      and tasks.partition_key is not null;
+      and tasks.partition_key is not null
+      and tasks.started_at is not null
+      and tasks.finished_at is null;
   end if;
   if policy.rate_starts is not null then
     select policy.rate_starts - coalesce(sum(counted.tasks), 0), min(counted.started_at) + _period
@@ -197,8 +211,8 @@ declare
 begin
   select
     array_agg(
-      row(picked.lane_id, picked.name, picked.version, picked.partition_key, null, null)
-        ::durable._lane
+      row(picked.lane_id, picked.name, picked.version, picked.partition_key, _pick_lanes.priority,
+        null, null, null, null)::durable._lane
       order by picked.turn_at, picked.lane_id) filter (where picked.number = 1),
     array_agg(picked.lane_id) filter (where picked.number > 1)
   into _lanes, _repeated
@@ -290,8 +304,8 @@ create or replace function durable._hold_partitions(
 ) language plpgsql as $$
 declare
   _queue text collate "C" := policy.queue;
-  _limited boolean
-    := num_nonnulls(policy.partition_concurrency, policy.partition_rate_starts) > 0;
+  _limited boolean := num_nonnulls(
+    policy.partition_concurrency, policy.partition_rate_starts, policy.partition_order) > 0;
   _keys text[] := array(
     select distinct lane.partition_key collate "C"
     from unnest(lanes) as lane
@@ -355,11 +369,11 @@ declare
 begin
   return array(
     select
-      row(lane.lane_id, lane.name, lane.version, lane.partition_key,
+      row(lane.lane_id, lane.name, lane.version, lane.partition_key, lane.priority,
         least(slots.free, begun.free),
-        case when (slots.free <= 0) is not true then begun.opens_at end)::durable._lane
-    from unnest(lanes) with ordinality
-      as lane (lane_id, name, version, partition_key, free, opens_at, number)
+        case when (slots.free <= 0) is not true then begun.opens_at end, null, null)::durable._lane
+    from unnest(lanes) with ordinality as lane (
+      lane_id, name, version, partition_key, priority, free, opens_at, next_at, next_id, number)
     left join lateral (
       select partitions.concurrency, partitions.rate_starts, partitions.rate_period
       from durable.partitions
@@ -385,6 +399,8 @@ begin
           and tasks.partition_key = lane.partition_key collate "C"
           and tasks.lease_expires_at is not null
           and tasks.partition_key is not null
+          and tasks.started_at is not null
+          and tasks.finished_at is null
       ) end as free
     ) as slots
     left join lateral (
@@ -403,21 +419,22 @@ end;
 $$;
 
 -- Locks the oldest due tasks of lanes, in turn: the first of each, then the second, and so on, at
--- most `share` of each, `free` of each partition and batch_size together. It chooses before it
--- locks, so that a limit counts exactly these. waiting: the lanes in which it saw more of them.
+-- most `share` of each, `free` of each partition and batch_size together; of a lane with a next
+-- task only that. It chooses before it locks, so that a limit counts exactly these. waiting: the
+-- lanes in which it saw more tasks.
 create or replace function durable._lock_heads(
-  queue text, lanes durable._lane[], priority smallint, resumes boolean, share integer,
-  batch_size integer, at timestamptz, out heads durable._lane_head[], out waiting uuid[]
+  queue text, lanes durable._lane[], resumes boolean, share integer, batch_size integer,
+  at timestamptz, out heads durable._lane_head[], out waiting uuid[]
 ) language plpgsql as $$
 declare
   _queue text collate "C" := queue;
 begin
   with due as (
     select
-      lane.*, head.task_id,
+      lane.*, head.task_id, head.available_at,
       row_number() over (partition by lane.number order by head.available_at, head.task_id) as place
-    from unnest(lanes) with ordinality
-      as lane (lane_id, name, version, partition_key, free, opens_at, number)
+    from unnest(lanes) with ordinality as lane (
+      lane_id, name, version, partition_key, priority, free, opens_at, next_at, next_id, number)
     cross join lateral (
       select tasks.available_at, tasks.task_id
       from durable.tasks
@@ -425,9 +442,11 @@ begin
         and tasks.name = lane.name collate "C"
         and tasks.version = lane.version collate "C"
         and tasks.partition_key = lane.partition_key collate "C"
-        and tasks.priority = _lock_heads.priority
+        and tasks.priority = lane.priority
         and (tasks.started_at is not null and tasks.error is null) = _lock_heads.resumes
         and tasks.available_at <= at
+        and (tasks.available_at, tasks.task_id) >= (coalesce(lane.next_at, '-infinity'),
+          coalesce(lane.next_id, '00000000-0000-0000-0000-000000000000'))
         and tasks.partition_key is not null
         and (tasks.expires_at > at) is not false -- expire_tasks cancels the others
       order by tasks.available_at, tasks.task_id
@@ -436,8 +455,11 @@ begin
   ), allowed as (
     select
       due.*,
-      due.place <= share and (due.free >= row_number() over (
-        partition by due.partition_key order by due.place, due.number)) is not false as is_allowed
+      due.place <= share
+        and (due.task_id = due.next_id) is not false
+        and (due.free >= row_number() over (
+          partition by due.partition_key order by due.place, due.number)) is not false
+        as is_allowed
     from due
   ), ranked as materialized (
     select
@@ -457,7 +479,7 @@ begin
         from durable.tasks
         where tasks.queue = _queue
           and tasks.task_id = ranked.task_id
-          and tasks.available_at <= at
+          and tasks.available_at = ranked.available_at -- not rescheduled since
           and tasks.partition_key = ranked.partition_key collate "C"
         offset 0
         for no key update skip locked
@@ -538,7 +560,8 @@ end;
 $$;
 
 -- Takes the turn of lanes that were found without room, until they have some. It first takes the
--- locks that a free slot, or a change of the limits, would need, and then counts again.
+-- locks that a free slot, or a change of the limits, would need, and then counts again. In strict
+-- order, also those that a spawn would need: its task may come before all of its partition.
 create or replace function durable._wait_for_room(
   queue text, lanes durable._lane[], resumes boolean, at timestamptz
 ) returns void language plpgsql as $$
@@ -546,6 +569,7 @@ declare
   _queue text collate "C" := queue;
   _policy durable.queues;
   _held text[];
+  _blocked durable._lane[];
   _lane durable._lane;
 begin
   if coalesce(lanes, '{}') = '{}' then
@@ -571,20 +595,27 @@ begin
     ) as held
   );
   select * into _policy from durable.queues where queues.queue = _queue;
-  foreach _lane in array durable._with_room(_policy, array(
-    select lane from unnest(lanes) as lane where lane.partition_key = any (_held)), resumes, at)
-  loop
+  _blocked := array(select lane from unnest(lanes) as lane where lane.partition_key = any (_held));
+  if _policy.partition_order = 'strict' then
+    _blocked := durable._hold_blocked(_queue, _blocked);
+  end if;
+  _blocked := durable._in_order(
+    _policy, durable._with_room(_policy, _blocked, resumes, at), resumes, at);
+  foreach _lane in array _blocked loop
     update durable.lanes
     set turn_at = _lane.opens_at
     where lanes.queue = _queue and lanes.lane_id = _lane.lane_id and _lane.free <= 0;
   end loop;
+  if _policy.partition_order = 'strict' then
+    perform durable._pass_turns(_queue, _blocked);
+  end if;
 end;
 $$;
 
 -- Deletes those of these lanes that have no tasks, or lets them wait for the first one, unless a
 -- task is being added to them.
 create or replace function durable._close_drained(
-  queue text, lanes durable._lane[], priority smallint, resumes boolean, at timestamptz
+  queue text, lanes durable._lane[], resumes boolean, at timestamptz
 ) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
@@ -592,11 +623,11 @@ declare
 begin
   _drained := array(
     select first.lane
-    from durable._first_in_lanes(_queue, lanes, priority, resumes) as first
+    from durable._first_in_lanes(_queue, lanes, resumes) as first
     where (first.available_at <= at) is not true
   );
   if _drained <> '{}' then
-    perform durable._close_lanes(_queue, _drained, priority, resumes, at, durable._hold_lanes(
+    perform durable._close_lanes(_queue, _drained, resumes, at, durable._hold_lanes(
       _queue, array(select lane.lane_id from unnest(_drained) as lane)));
   end if;
 end;
@@ -618,8 +649,7 @@ $$;
 -- Deletes those of these lanes that the caller has locked FOR UPDATE in an earlier statement and
 -- that are empty. A lane whose first task is due later gets its turn then.
 create or replace function durable._close_lanes(
-  queue text, lanes durable._lane[], priority smallint, resumes boolean, at timestamptz,
-  held uuid[]
+  queue text, lanes durable._lane[], resumes boolean, at timestamptz, held uuid[]
 ) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
@@ -629,14 +659,14 @@ declare
 begin
   for _lane_id, _next_at in
     select (first.lane).lane_id, first.available_at
-    from durable._first_in_lanes(_queue, lanes, priority, resumes) as first
+    from durable._first_in_lanes(_queue, lanes, resumes) as first
     where (first.lane).lane_id = any (held)
   loop
     if _next_at is null then
       _empty := _empty || _lane_id;
     elsif _next_at > at then
       update durable.lanes
-      set turn_at = _next_at
+      set turn_at = _next_at, waits_since = case when lanes.waits_since is not null then _next_at end
       where lanes.queue = _queue and lanes.lane_id = _lane_id;
     end if;
   end loop;
@@ -647,7 +677,7 @@ $$;
 -- Returns lanes with the time when the first task of each is, or was, due; null if it has none.
 -- Tasks past their deadline count: they may be retried under the row that is there.
 create or replace function durable._first_in_lanes(
-  queue text, lanes durable._lane[], priority smallint, resumes boolean
+  queue text, lanes durable._lane[], resumes boolean
 ) returns table (lane durable._lane, available_at timestamptz) language plpgsql as $$
 declare
   _queue text collate "C" := queue;
@@ -662,7 +692,7 @@ begin
         and tasks.name = own.name collate "C"
         and tasks.version = own.version collate "C"
         and tasks.partition_key = own.partition_key collate "C"
-        and tasks.priority = _first_in_lanes.priority
+        and tasks.priority = own.priority
         and (tasks.started_at is not null and tasks.error is null) = _first_in_lanes.resumes
         and tasks.available_at is not null
         and tasks.partition_key is not null

@@ -72,18 +72,21 @@ end;
 $$;
 
 -- Deletes lanes without tasks, which no claim looks at if no worker knows their name or version
--- any more. Looks at some from a random one on, and from the first on at the end.
+-- any more. Those that there were before their queue had ageing begin to age. Looks at some from a random one on, and from the first on at the end.
 create or replace function durable._prune_lanes(queue text, batch_size integer)
 returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _start uuid := gen_random_uuid();
+  _ages boolean := exists (
+    select from durable.queues where queues.queue = _queue and queues.ageing is not null);
   _lane record;
 begin
   for _lane in
     select
-      row(found.lane_id, found.name, found.version, found.partition_key, null, null)::durable._lane as lane,
-      found.priority, found.resumes
+      row(found.lane_id, found.name, found.version, found.partition_key, found.priority, null, null,
+        null, null)::durable._lane as lane,
+      found.resumes, found.waits_since
     from (
       (select * from durable.lanes
        where lanes.queue = _queue and lanes.lane_id >= _start
@@ -95,10 +98,13 @@ begin
       limit batch_size
     ) as found
   loop
+    if _ages and _lane.waits_since is null then
+      perform durable._begin_age(_queue, (_lane.lane).lane_id);
+    end if;
     continue when (
       select first.available_at is not null
-      from durable._first_in_lanes(_queue, array[_lane.lane], _lane.priority, _lane.resumes) as first);
-    perform durable._close_lanes(_queue, array[_lane.lane], _lane.priority, _lane.resumes,
+      from durable._first_in_lanes(_queue, array[_lane.lane], _lane.resumes) as first);
+    perform durable._close_lanes(_queue, array[_lane.lane], _lane.resumes,
       durable._now(), durable._hold_lanes(_queue, array[(_lane.lane).lane_id]));
   end loop;
 end;
@@ -202,6 +208,8 @@ begin
       where tasks.queue = _queue
         and tasks.partition_key = _key
         and tasks.lease_expires_at is not null
-        and tasks.partition_key is not null);
+        and tasks.partition_key is not null
+        and tasks.started_at is not null
+        and tasks.finished_at is null);
 end;
 $$;

@@ -1,5 +1,5 @@
 -- Lanes: the order and the limits of tasks, in queues whose policy has any: concurrency, rates,
--- priorities, partition keys.
+-- priorities, partition keys, the order of partitions.
 --
 -- A lane is the waiting tasks of one name, version, partition key and priority. The tasks of a
 -- queue with lanes are in no other index than that of their lane, and the statements of a queue
@@ -21,6 +21,9 @@
 -- 5. Lanes take turns: that which has been served is put at the end, unless all that wait were
 --    looked at. A partition with many tasks delays the others by one round.
 --
+-- ageing.sql says when lanes of a low priority come first, and partition_order.sql which task of a
+-- partition may start, where the order is strict.
+--
 -- The lock order: claims lock the row of the empty key, rows of lanes, rows of partitions, and
 -- tasks, all with SKIP LOCKED, and wait for none. An advisory lock, which they only try, keeps two
 -- from inserting the same partition.
@@ -28,7 +31,7 @@
 create or replace function durable._has_lanes(policy durable.queues)
 returns boolean language sql immutable as $$
   select num_nonnulls(policy.concurrency, policy.partition_concurrency, policy.rate_starts,
-    policy.partition_rate_starts, policy.priorities) > 0;
+    policy.partition_rate_starts, policy.priorities, policy.partition_order) > 0;
 $$;
 
 create or replace function durable._require_lanes(queue text)
@@ -48,19 +51,22 @@ $$;
 
 -- Makes claims look for tasks that the caller has just made claimable, now or later. Does nothing
 -- for tasks without lanes. Outside READ COMMITTED a locked row may be out of date, which would
--- be an error: there it always inserts.
-create or replace function durable._enlist(queue text, task_ids uuid[])
-returns void language plpgsql as $$
+-- be an error: there it always inserts. takes_turn: a lane without a turn does not do.
+create or replace function durable._enlist(
+  queue text, task_ids uuid[], takes_turn boolean default false
+) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _looks boolean := durable._is_read_committed();
   _now timestamptz := durable._now();
 begin
   insert into durable.lanes (
-    lane_id, turn_at, priority, resumes, queue, name, version, partition_key)
+    lane_id, turn_at, waits_since, priority, resumes, queue, name, version, partition_key)
   select
-    gen_random_uuid(), lane.due_at, lane.priority, lane.resumes, _queue, lane.name, lane.version,
-    lane.partition_key
+    gen_random_uuid(), lane.due_at,
+    case when (select queues.ageing from durable.queues where queues.queue = _queue) is not null
+      then lane.due_at end,
+    lane.priority, lane.resumes, _queue, lane.name, lane.version, lane.partition_key
   from (
     select
       task.name, task.version, task.partition_key, task.priority, task.resumes,
@@ -87,7 +93,8 @@ begin
       and lanes.version = lane.version
       and lanes.priority = lane.priority
       and lanes.resumes = lane.resumes
-      and (lanes.turn_at is null or lanes.turn_at <= greatest(lane.due_at, _now))
+      and (lanes.turn_at is null and not takes_turn
+        or lanes.turn_at <= greatest(lane.due_at, _now))
     limit 1
     for key share skip locked
   ) as known on true

@@ -19,6 +19,17 @@ begin
       'Pass true where tasks have priorities or partition keys.');
   end if;
   new.priorities := nullif(policy -> 'priorities' = 'true', false);
+  if policy -> 'partition_order' not in ('"strict"', 'null') then
+    perform durable._refuse_argument(
+      'partition_order in policy is ' || left((policy -> 'partition_order')::text, 40),
+      'Pass "strict", or null where the tasks of a partition need no order.');
+  end if;
+  new.partition_order := policy ->> 'partition_order';
+  new.ageing := durable._number('policy', policy, 'ageing', 0);
+  if new.ageing = 0 then
+    perform durable._refuse_argument('ageing in policy is 0',
+      'Pass in how many seconds a lane rises by one priority, or null for never.');
+  end if;
   return new;
 end;
 $$;
@@ -43,7 +54,10 @@ begin
       then new.partition_rate_starts else queues.partition_rate_starts end,
     partition_rate_period = case when policy ? 'partition_rate'
       then new.partition_rate_period else queues.partition_rate_period end,
-    priorities = case when policy ? 'priorities' then new.priorities else queues.priorities end
+    priorities = case when policy ? 'priorities' then new.priorities else queues.priorities end,
+    partition_order = case when policy ? 'partition_order'
+      then new.partition_order else queues.partition_order end,
+    ageing = case when policy ? 'ageing' then new.ageing else queues.ageing end
   where queues.queue = _queue;
   perform durable._reopen_lanes(_queue, null);
 end;

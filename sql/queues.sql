@@ -15,7 +15,8 @@ begin
   perform durable._checked_name('queue name', queue, 100);
   perform durable._checked_keys('policy', policy, array[
     'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions', 'history', 'max_length',
-    'concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities'
+    'concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities',
+    'partition_order', 'ageing'
   ]);
   _new.keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _new.keep_events := durable._number('policy', policy, 'keep_events', 0);
@@ -49,7 +50,9 @@ begin
   if _new.max_length is not null then
     perform durable._is_full(_queue, _new.max_length);
   end if;
-  if policy ?| array['concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities'] then
+  if policy ?| array['concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities',
+    'partition_order', 'ageing']
+  then
     perform durable._set_lane_policy(_queue, policy, _new);
   end if;
   return _created;
@@ -78,10 +81,18 @@ keep their values. policy:
   no limit. Waits do not begin an attempt.
 - partition_rate: the same, of each partition_key; set_partition_limit overrides it.
 - priorities: true, tasks may have priorities and partition keys without any of these limits.
+- partition_order: "strict", the tasks of a partition start in the order in which they are due,
+  whatever their names, versions and priorities, and each when the one before it has ended, not
+  when that sleeps or waits; default null: no order. Partitions then start in order of the
+  priority of their next task.
+- ageing: the seconds in which the tasks of one name, partition and priority rise by one priority,
+  while they could be claimed and none of them starts. Then one starts, and they are where they
+  were; default null: tasks of a low priority wait as long as there are others. It counts in queues
+  with one of the six policies before it.
 
-A queue with one of the last five starts tasks of a higher priority first, and of one priority,
+A queue with one of these six starts tasks of a higher priority first, and of one priority,
 those of the partition that has waited longest. New limits hold from the next claim on: what
-is running stays. If all five are taken away, waiting tasks lose their keys and priorities,
+is running stays. If all six are taken away, waiting tasks lose their keys and priorities,
 1,000 in each maintenance.
 
 Returns whether it was created. Refuses an empty name or one longer than 100 bytes, unknown

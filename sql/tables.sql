@@ -95,12 +95,15 @@ create table durable.queues (
   partition_rate_starts integer,
   partition_rate_period double precision,
   priorities            boolean,
+  partition_order       text collate "C",
+  ageing                double precision,
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
   constraint queues_keep_events_for_a_time check (keep_events >= 0),
   constraint queues_have_room_for_a_lost_lease check (max_lost_leases > 0),
   constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate')),
   constraint queues_have_a_full_history_or_none check (history = 'full'),
-  constraint queues_have_room_for_a_task check (max_length > 0)
+  constraint queues_have_room_for_a_task check (max_length > 0),
+  constraint queues_have_a_strict_order_or_none check (partition_order = 'strict')
 );
 
 comment on table  durable.queues                 is 'The namespaces of tasks, with their retention, access, limits and pauses.';
@@ -124,6 +127,8 @@ comment on column durable.queues.rate_period           is 'See rate_starts.';
 comment on column durable.queues.partition_rate_starts is 'How many attempts of one partition_key may begin in any partition_rate_period seconds, unless the partition has a rate of its own; null: no limit.';
 comment on column durable.queues.partition_rate_period is 'See partition_rate_starts.';
 comment on column durable.queues.priorities            is 'True: its tasks may have priorities and partition keys without any of these limits; else null.';
+comment on column durable.queues.partition_order       is 'strict: a task of a partition starts when all before it have ended; null: tasks of a partition do not wait for each other.';
+comment on column durable.queues.ageing                is 'Seconds in which a lane of which no task starts rises by one priority; null: never.';
 
 insert into durable.queues (queue, created_at, keep_tasks, keep_events)
 values ('default', clock_timestamp(), 2592000, 2592000);
@@ -229,8 +234,9 @@ create index tasks_laned_idx on durable.tasks (
     queue, name, version, partition_key, priority, (started_at is not null and error is null),
     available_at, task_id)
   where available_at is not null and partition_key is not null;
-create index tasks_running_idx on durable.tasks (queue, partition_key)
-  where lease_expires_at is not null and partition_key is not null;
+create index tasks_started_idx
+  on durable.tasks (queue, (lease_expires_at is not null), partition_key)
+  where partition_key is not null and started_at is not null and finished_at is null;
 create index tasks_version_idx on durable.tasks (queue, version, task_id)
   where version <> '' and finished_at is null;
 create index tasks_leased_idx on durable.tasks (queue, lease_expires_at)
@@ -242,7 +248,7 @@ create index tasks_children_idx on durable.tasks (queue, parent_task_id, task_id
 
 comment on index durable.tasks_claimable_idx is 'Read by claim_tasks and get_next_due: by name and version, oldest first. Tasks bound to other versions are not in the range.';
 comment on index durable.tasks_laned_idx     is 'Read by claim_tasks: the tasks of each lane, oldest first. Its expression says whether a task continues its attempt, so that its next claim is no start.';
-comment on index durable.tasks_running_idx   is 'Read by claim_tasks: how many tasks of a partition, or of a queue with lanes, are running.';
+comment on index durable.tasks_started_idx   is 'Read by claim_tasks: how many tasks of a partition, or of a queue with lanes, are running, and whether a task of a partition has started and not ended.';
 comment on index durable.tasks_version_idx   is 'Read by set_version and run_maintenance: the live tasks bound to a version.';
 comment on index durable.tasks_leased_idx    is 'Read by expire_leases and release_unknown.';
 comment on index durable.tasks_expiring_idx  is 'Read by expire_tasks.';
@@ -495,6 +501,7 @@ comment on column durable.partitions.rate_period   is 'See rate_starts.';
 create table durable.lanes (
   lane_id       uuid             not null,
   turn_at       timestamptz,
+  waits_since   timestamptz,
   priority      smallint         not null,
   resumes       boolean          not null,
   queue         text collate "C" not null,
@@ -507,12 +514,16 @@ create table durable.lanes (
 create index lanes_turn_idx
   on durable.lanes (queue, name, version, priority, resumes, turn_at, lane_id)
   where turn_at is not null;
+create index lanes_waiting_idx
+  on durable.lanes (queue, name, version, priority, resumes, waits_since, lane_id)
+  where waits_since is not null and turn_at is not null;
 create index lanes_partition_idx
   on durable.lanes (queue, partition_key, name, version, priority, resumes);
 
 comment on table  durable.lanes               is 'Where claims look for tasks, in queues with lanes: at least one row for each name, version, partition, priority and resumes of waiting tasks. Several rows for one lane do no harm.';
 comment on column durable.lanes.lane_id       is 'A random uuid.';
 comment on column durable.lanes.turn_at       is 'From when a claim may look at it, those that have waited longest first; null: its partition runs as many tasks as it may, and the end of one sets the time.';
+comment on column durable.lanes.waits_since   is 'Since when none of its tasks has started, to within the queue''s ageing; null: its queue had none.';
 comment on column durable.lanes.priority      is 'The priority of its tasks.';
 comment on column durable.lanes.resumes       is 'Whether its tasks continue an attempt, as after a wait: rates do not count these.';
 comment on column durable.lanes.queue         is 'The queue.';
@@ -520,6 +531,7 @@ comment on column durable.lanes.name          is 'The name of its tasks.';
 comment on column durable.lanes.version       is 'The version that they are bound to.';
 comment on column durable.lanes.partition_key is 'Their partition_key.';
 comment on index  durable.lanes_turn_idx      is 'Read by claim_tasks and get_next_due.';
+comment on index  durable.lanes_waiting_idx   is 'Read by claim_tasks in queues with ageing: the lanes that have waited longest.';
 comment on index  durable.lanes_partition_idx is 'Read when a task becomes claimable, and when a slot of its partition is free.';
 
 create table durable.starts (

@@ -148,6 +148,18 @@ create type durable.log_line as (
 comment on type durable.log_line is
 'The state of a task, and a line that it has logged; without one, nulls.';
 
+create type durable.listed_partition as (
+  partition_key text, ready bigint, running bigint, oldest_ready_at timestamptz,
+  concurrency integer, rate jsonb, blocked text, blocked_by uuid, blocked_until timestamptz
+);
+
+comment on type durable.listed_partition is
+'A partition of a queue. ready: how many of its tasks could be claimed now if nothing limited them,
+at most 1,000, the oldest since oldest_ready_at; running: how many are held, at most 1,000.
+concurrency, rate: its own limits; null: the queue''s. blocked: why no attempt of it may begin now, a
+kind of explain_task: partition_concurrency, partition_order or partition_rate; null: one may.
+blocked_by: for partition_order, the task that has to end; blocked_until: for partition_rate.';
+
 create type durable.listed_schedule as (
   schedule text, task text, params jsonb, options jsonb, cron text, every integer,
   time_zone text, catch_up jsonb, overlap text, jitter double precision, source text,
@@ -187,7 +199,8 @@ create type durable._new_task as (
 create type durable._due as (places tid[], waited_since timestamptz[], known durable.definitions);
 
 create type durable._lane as (
-  lane_id uuid, name text, version text, partition_key text, free integer, opens_at timestamptz
+  lane_id uuid, name text, version text, partition_key text, priority smallint, free integer,
+  opens_at timestamptz, next_at timestamptz, next_id uuid
 );
 
 create type durable._lane_head as (

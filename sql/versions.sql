@@ -180,7 +180,7 @@ begin
     end if;
   end loop;
   if _laned is not null then
-    perform durable._enlist(_queue, _laned);
+    perform durable._enlist(_queue, _laned, true);
   end if;
   perform durable._notify_listeners(_queue, 'work');
   return _moved;
@@ -297,7 +297,7 @@ begin
   loop
     update durable.tasks set version = ''
     where tasks.queue = _queue and tasks.task_id = _task_id;
-    perform durable._enlist(_queue, array[_task_id]);
+    perform durable._enlist(_queue, array[_task_id], true);
     _found := true;
   end loop;
   if _found then

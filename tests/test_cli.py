@@ -124,6 +124,30 @@ def test_delays_and_reschedules_a_task(run: Run, db: psycopg.Connection) -> None
     assert (first.days > 300_000, second) == (True, timedelta(minutes=1))
 
 
+def test_changes_priorities_and_lists_partitions(
+    run: Run, db: psycopg.Connection
+) -> None:
+    db.execute("select durable.create_queue('mail', '{\"partition_concurrency\": 1}')")
+    limits = '{"concurrency": 2, "rate": {"starts": 1, "period": 60}}'
+    db.execute("select durable.set_partition_limit('mail', 'b', %s)", (limits,))
+    spawn = ["spawn", "mail", "double", "--partition-key"]
+    _, _, task_id = [run(*spawn, key) for key in ("a", "a", "b")]
+    assert run("reprioritize", "mail", task_id, "-3") == "reprioritized"
+    db.execute("select durable.claim_tasks('mail', 'w', null, 10)")
+    stored = "select priority from durable.tasks order by task_id"
+    assert db.execute(stored).fetchall() == [(0,), (0,), (-3,)]
+    header, a, b = (line.split() for line in run("partitions", "mail").splitlines())
+    assert header[:3] == ["partition", "ready", "running"]
+    assert (a[:3], a[-1]) == (["a", "1", "1"], "partition_concurrency")
+    assert b[:8] == ["b", "0", "1", "2", "1", "in", "60", "s"]
+    assert b[8] == "partition_rate"
+    _, listed = json.loads(run("partitions", "mail", "--json"))
+    assert (listed["rate"], listed["blocked_by"]) == ({"starts": 1, "per": 60}, None)
+    db.execute("select durable.cancel_task('mail', %s)", (task_id,))
+    assert "is cancelled" in run("reprioritize", "mail", task_id, "1", code=1)
+    assert "no queue" in run("partitions", "nowhere", code=1)
+
+
 def test_spawns_with_a_unique_key(run: Run, db: psycopg.Connection) -> None:
     spawn = ["spawn", "default", "double", "--params"]
     for keyed in (

@@ -228,6 +228,48 @@ def test_a_claim_does_not_wait_for_a_limit_that_changes(stage: Stage) -> None:
     assert ids(stage.db) == [waits]
 
 
+def test_starts_one_task_of_a_partition_in_strict_order(stage: Stage) -> None:
+    limit(stage.db, partition_order="strict")
+    begin_partition(stage)
+    one, two = stage.db.spawn("one", **KEY), stage.db.spawn("two", **KEY)
+    a, b = stage.session(), stage.session()
+    assert ids(a, "one") == [one]
+    assert ids(b, "two") == []
+    a.commit()
+    assert ids(b, "two") == []
+    assert two not in ids(stage.db)
+
+
+def test_starts_the_next_in_order_though_its_predecessor_ends_meanwhile(
+    stage: Stage,
+) -> None:
+    limit(stage.db, partition_order="strict")
+    held, waits = stage.held("one", **KEY), stage.db.spawn("two", **KEY)
+    claim = stage.session()
+    assert ids(claim) == []
+    assert stage.db.complete(held) == "ok"
+    claim.commit()
+    stage.db.apply_deferred_work()
+    assert ids(stage.db) == [waits]
+
+
+def test_keeps_the_turn_of_a_lane_to_which_the_next_task_is_being_added(
+    stage: Stage,
+) -> None:
+    """It was spawned before the task that a claim takes for the next one."""
+    limit(stage.db, partition_order="strict")
+    held, gone = stage.held("two", **KEY), stage.db.spawn("two", **KEY)
+    client = stage.session()
+    early = client.spawn("two", **KEY)
+    assert stage.db.complete(held) == "ok"
+    stage.db.spawn("one", **KEY)
+    stage.db.spawn("two", **KEY)
+    assert stage.db.cancel(gone)
+    assert ids(stage.db, "two") == []
+    client.commit()
+    assert ids(stage.db, "two") == [early]
+
+
 def test_drops_a_queue_whose_lane_a_spawn_holds(stage: Stage) -> None:
     limit(stage.db, partition_concurrency=1)
     held = stage.held(**KEY)

@@ -11,7 +11,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from durable import AsyncDurable, Durable, InvalidArgument, Rate, TaskContext, task
+from durable import (
+    AlreadyFinished,
+    AsyncDurable,
+    Durable,
+    InvalidArgument,
+    Rate,
+    Retry,
+    TaskContext,
+    task,
+)
 from durable.testing import AppFactory
 from durable.testing import Clock as MovingClock
 from tests.support.wait import aeventually
@@ -157,6 +166,66 @@ async def test_children_are_in_partitions_of_their_own(
     assert rows == [("parent", "p", 0), ("watched", "x", 2)]
 
 
+@task
+async def failing_once(name: str, ctx: Context) -> str:
+    started.append(f"{name}{ctx.attempt}")
+    await ctx.sleep_for("rest", 0.01)
+    if ctx.attempt == 1:
+        raise RuntimeError("once")
+    return name
+
+
+async def test_runs_a_partition_in_strict_order(dsn: str) -> None:
+    """Whatever the names, while tasks sleep and wait for their next attempt."""
+    async with (
+        working(dsn, failing_once, resting, concurrency=10) as (app, _),
+        AsyncDurable(dsn, tasks=[failing_once, resting]) as other,
+        other.worker(),
+    ):
+        await app.create_queue(partition_order="strict")
+        options: dict[str, Any] = {"partition_key": "k", "max_attempts": 2}
+        options["retry"] = Retry.fixed(0.01)
+        one = await app.spawn(failing_once, "a", **options)
+        two = await app.spawn(resting, None, **options)
+        three = await app.spawn(failing_once, "b", **options)
+        assert await three.result(20) == "b"
+        assert (await one.result(0), await two.result(0)) == ("a", "rested")
+    assert list(dict.fromkeys(started)) == ["a1", "a2", "rest", "b1", "b2"]
+
+
+async def test_changes_the_priority_of_a_waiting_task(dsn: str) -> None:
+    async with AsyncDurable(dsn, tasks=[watched]) as app:
+        await app.create_queue(priorities=True)
+        handles = [await app.spawn(watched, name) for name in "abc"]
+        await app.reprioritize(handles[1], -1)
+        await handles[2].reprioritize(1)
+        async with app.worker(concurrency=1):
+            assert await handles[1].result(5) == "b"
+        assert started == ["c", "a", "b"]
+        with pytest.raises(AlreadyFinished, match="is completed"):
+            await handles[1].reprioritize(1)
+        for priority in (None, True, 1.5, 2**15):
+            with pytest.raises(InvalidArgument, match="priority"):
+                await handles[1].reprioritize(priority)  # type: ignore[arg-type]
+
+
+def test_lists_partitions(dsn: str) -> None:
+    with Durable(dsn, tasks=[]) as app:
+        app.create_queue(partition_order="strict", partition_rate=Rate(2, per=60))
+        for key in "abb":
+            app.spawn("anything", partition_key=key)
+        app.set_partition_limit("c", concurrency=3, rate=Rate(1, per=0.5))
+        a, b, c = app.list_partitions()
+        assert (a.partition_key, a.ready, a.running, a.blocked) == ("a", 1, 0, None)
+        assert (a.concurrency, a.rate) == (None, None)
+        assert (b.ready, c.ready) == (2, 0)
+        assert (c.concurrency, c.rate) == (3, Rate(1, per=0.5))
+        assert app.list_partitions(limit=1, after="a") == [b]
+        assert app.list_partitions(after="c") == []
+        with pytest.raises(InvalidArgument, match="limit must be"):
+            app.list_partitions(limit=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -186,6 +255,11 @@ def test_refuses_policies(dsn: str) -> None:
             app.create_queue(concurrency=0)
         with pytest.raises(InvalidArgument, match="neither limits nor priorities"):
             app.set_partition_limit("a", concurrency=1)
+        with pytest.raises(InvalidArgument, match="partition_order in policy"):
+            app.create_queue(partition_order="fifo")  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="ageing in policy is 0"):
+            app.create_queue(ageing=0)
+        app.create_queue(ageing=timedelta(minutes=1))
         app.create_queue(partition_rate=Rate(5, per=timedelta(minutes=1)))
         app.set_partition_limit("a", concurrency=1, rate=Rate(2, per=1))
         app.set_partition_limit("a", concurrency=None)

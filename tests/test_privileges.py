@@ -35,6 +35,7 @@ FREE = ABOUT_NO_QUEUE | {"unregister_listener"}
 CLIENT = FREE | {
     *("spawn", "spawn_many", "emit_event", "cancel_task", "register_listener"),
     *("send_message", "list_definitions", "reschedule_task"),
+    "reprioritize_task",
     *("get_task_result", "get_task_results", "poll_results"),
     *("get_value", "get_stream", "get_log_lines"),
     *("create_schedule", "drop_schedule", "apply_schedules", "pause_schedule"),
@@ -64,6 +65,7 @@ OPERATING = {
     *("export_history", "list_tasks", "cancel_tasks", "retry_tasks", "delete_tasks"),
     *("list_versions", "promote_version", "set_version", "set_partition_limit"),
     *("list_children", "pause_queue", "resume_queue", "explain_task"),
+    "list_partitions",
 }
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}

@@ -71,17 +71,29 @@ select coalesce(max(count), 0) from (
   from starts
 ) as period
 """
+MOST_HELD: Final = """
+with changes as (
+  select partition_key, started_at as at, 1 as change
+  from durable.tasks where started_at is not null
+  union all select partition_key, finished_at, -1
+  from durable.tasks where started_at is not null and finished_at is not null
+)
+select coalesce(max(sum), 0) from (
+  select sum(change) over (partition by partition_key order by at, change) from changes
+) as held
+"""
 BY_PARTITION: Final = "partition by partition_key"
 UNFINISHED: Final = "select count(*) from durable.tasks where finished_at is null"
 
 
 class Seen(NamedTuple):
-    """The most that ever ran, or began within a second."""
+    """The most that ever ran, began within a second, or had started and not ended."""
 
     running: int
     running_of_one: int
     starts: int
     starts_of_one: int
+    started_of_one: int
 
 
 def look(db: psycopg.Connection) -> Seen:
@@ -97,6 +109,7 @@ def look(db: psycopg.Connection) -> Seen:
         most(MOST_AT_ONCE.format(BY_PARTITION)),
         most(MOST_STARTS.format(""), second),
         most(MOST_STARTS.format(BY_PARTITION), second),
+        most(MOST_HELD),
     )
 
 

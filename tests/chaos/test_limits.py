@@ -29,6 +29,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "rate": {"starts": 60, "period": 1},
         "partition_rate": {"starts": 9, "period": 1},
     },
+    "strict order": {"partition_order": "strict", "ageing": 0.1},
     "all limits": {
         "partition_concurrency": 2,
         "concurrency": 12,
@@ -103,6 +104,7 @@ def allowed(policy: dict[str, Any]) -> Seen:
         policy.get("partition_concurrency", unlimited),
         policy.get("rate", {}).get("starts", unlimited),
         policy.get("partition_rate", {}).get("starts", unlimited),
+        1 if "partition_order" in policy else unlimited,
     )
 
 

@@ -7,13 +7,15 @@ create function pg_temp.id(n integer) returns uuid language sql immutable as $$
 $$;
 
 select durable.create_queue('pinned', '{"versions": "pin"}'), durable.create_queue('other'),
-  durable.create_queue('laned', '{"partition_concurrency": 2, "partition_rate": {"starts": 5, "period": 60}}');
+  durable.create_queue('laned', '{"partition_concurrency": 2, "partition_rate": {"starts": 5, "period": 60}}'),
+  durable.create_queue('ordered', '{"partition_order": "strict", "ageing": 60}');
 
 insert into durable.tasks (
   queue, task_id, spawned_at, started_at, params, name, parent_task_id, state, attempt, claim, worker,
   available_at, lease_expires_at, finished_at, error, version, idempotency_key, partition_key, priority)
 select
-  one.queue, pg_temp.id(n), '2024-06-01', '2024-06-01', '{}', 'one',
+  one.queue, pg_temp.id(n), '2024-06-01',
+  case when one.queue <> 'ordered' or its.state <> 'pending' then timestamptz '2024-06-01' end, '{}', 'one',
   case when n > 0 then pg_temp.id(0) end, its.state::durable.task_state, 2,
   case its.state when 'pending' then 0 when 'running' then 1 else 2 end, 'one',
   case when its.state = 'pending' then timestamptz '2024-06-02' end,
@@ -21,9 +23,11 @@ select
   case when its.state in ('completed', 'failed') then timestamptz '2024-06-02' end,
   case when its.state = 'failed' then '{"type": "One", "message": ""}'::jsonb end,
   case when one.queue = 'pinned' then 'one' else '' end, case when n > 0 then 'key-' || n end,
-  case when one.queue = 'laned' then case its.state when 'running' then 'key-' || n else 'one' end end,
-  case when one.queue = 'laned' then 0 end
-from (values ('default'), ('pinned'), ('laned')) as one (queue)
+  case when one.queue in ('laned', 'ordered')
+    then case when its.state = 'running' or one.queue = 'ordered' and its.state = 'sleeping'
+      then 'key-' || n else 'one' end end,
+  case when one.queue in ('laned', 'ordered') then 0 end
+from (values ('default'), ('pinned'), ('laned'), ('ordered')) as one (queue)
 cross join generate_series(0, 5000) as n
 cross join lateral (
   select (array['running', 'pending', 'sleeping', 'completed', 'failed'])[n % 5 + 1] as state
@@ -33,12 +37,17 @@ insert into durable.idempotency_keys (queue, key, task_id)
 select tasks.queue, tasks.idempotency_key, tasks.task_id
 from durable.tasks where tasks.idempotency_key is not null;
 
-insert into durable.lanes (lane_id, turn_at, priority, resumes, queue, name, version, partition_key)
-select gen_random_uuid(), case when n = 0 then timestamptz '2024-06-02' end, 0, true, 'laned', 'one', '',
-  case when n = 0 then 'one' else 'key-' || n end
-from generate_series(0, 5000) as n;
+insert into durable.lanes (
+  lane_id, turn_at, waits_since, priority, resumes, queue, name, version, partition_key)
+select gen_random_uuid(), case when n = 0 then timestamptz '2024-06-02' end,
+  case when one.queue = 'ordered' then timestamptz '2024-06-02' end, 0, one.queue = 'laned', one.queue,
+  'one', '', case when n = 0 then 'one' else 'key-' || n end
+from (values ('laned'), ('ordered')) as one (queue)
+cross join generate_series(0, 5000) as n;
 insert into durable.partitions (queue, partition_key)
-select 'laned', 'key-' || n from generate_series(1, 5000) as n;
+select one.queue, 'key-' || n
+from (values ('laned'), ('ordered')) as one (queue)
+cross join generate_series(1, 5000) as n;
 insert into durable.starts (start_id, started_at, tasks, queue, partition_key)
 select gen_random_uuid(), '2024-06-02', 1, 'laned', 'one' from generate_series(1, 5000);
 insert into durable.unique_keys (queue, kind, name, key, task_id)

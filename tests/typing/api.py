@@ -29,6 +29,7 @@ from durable import (
     HistoryEntry,
     LogLine,
     Middleware,
+    PartitionInfo,
     RecordedResponse,
     Retry,
     Schedule,
@@ -331,11 +332,16 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.create_schedule(ProcessOrder, nightly), bool)
     assert_type(await app.apply_schedules([("elsewhere", nightly)]), int)
     assert_type(await app.list_schedules(), list[ScheduleInfo])
+    assert_type(await app.list_partitions(), list[PartitionInfo])
+    await app.reprioritize(handle, 5)
+    await handle.reprioritize("high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(await app.list_schedule_runs("nightly"), list[ScheduleRun])
     assert_type(await app.trigger_schedule("nightly"), AsyncTaskHandle[Any])
     Schedule.every(60, overlap="queue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="pin", max_lost_leases=None)
     await app.create_queue(history="full", max_length=10_000)
+    await app.create_queue(partition_order="strict", ageing=60)
+    await app.create_queue(partition_order="any")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(await app.pause_queue(task=ProcessOrder), bool)
     assert_type(await app.resume_queue("mail", task="process-order"), bool)
     assert_type(await handle.explain(), list[Explanation])

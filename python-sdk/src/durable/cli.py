@@ -29,6 +29,7 @@ from durable import (
     DurableError,
     HistoryEntry,
     NotFound,
+    PartitionInfo,
     QueueStats,
     ScheduleInfo,
     SpawnOptions,
@@ -332,6 +333,20 @@ def reschedule(
     typer.echo("rescheduled" if is_changed else "already started")
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def reprioritize(
+    queue: Queue,
+    task_id: TaskId,
+    priority: Annotated[int, Argument(help="Higher ones start first.")],
+    *,
+    dsn: Dsn,
+) -> None:
+    """Give an unfinished task another priority, from its next claim on."""
+    with _client(dsn, queue) as client:
+        client.reprioritize(task_id, priority)
+    typer.echo("reprioritized")
+
+
 @app.command()
 def retry(
     queue: Queue,
@@ -566,6 +581,30 @@ def stats(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
         typer.echo("  ".join([name.ljust(first), *map(str.rjust, counts, rest)]))
     for line in warnings:
         typer.echo(f"durable: {line}", err=True)
+
+
+@app.command()
+def partitions(queue: Queue, *, dsn: Dsn, as_json: AsJson = False) -> None:
+    """List the partitions of a queue: how many tasks wait, and what blocks them."""
+    found: list[PartitionInfo] = []
+    with _client(dsn, queue) as client:
+        while page := client.list_partitions(
+            limit=1000, after=found[-1].partition_key if found else None
+        ):
+            found += page
+    if as_json:
+        _print_json(found)
+        return
+    lines = [["partition", "ready", "running", "oldest", "concurrency", "rate"]]
+    lines[0] += ["blocked", "by", "until"]
+    for one in found:
+        line = [one.partition_key, str(one.ready), str(one.running)]
+        line += [_moment(one.oldest_ready_at)[:-4], str(one.concurrency or "")]
+        rate = one.rate and one.rate.as_policy()
+        line.append(f"{rate['starts']:g} in {rate['period']:g} s" if rate else "")
+        line += [one.blocked or "", str(one.blocked_by or "")]
+        lines.append([*line, _moment(one.blocked_until)])
+    _print_columns(lines)
 
 
 @app.command()

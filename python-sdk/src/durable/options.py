@@ -252,6 +252,12 @@ class QueuePolicy(TypedDict, total=False):
     partition_rate: the same, for each `partition_key`.
     priorities: True lets tasks have a `priority` or a `partition_key` without any of
         these limits.
+    partition_order: "strict" starts the tasks of a partition in the order in which they
+        are due, each when the one before it has ended, not when that sleeps or waits;
+        None, the default: without an order.
+    ageing: the seconds, or timedelta, in which tasks of a partition and name that could
+        run and do not rise by one priority, until one of them starts; None, the
+        default: a low priority waits as long as there are others.
     """
 
     keep_tasks: timedelta | float | None
@@ -266,6 +272,8 @@ class QueuePolicy(TypedDict, total=False):
     rate: Rate | None
     partition_rate: Rate | None
     priorities: bool
+    partition_order: Literal["strict"] | None
+    ageing: timedelta | float | None
 
 
 def limits_json(limits: Mapping[str, Any]) -> str:
@@ -290,7 +298,7 @@ def _with_rates(policy: Mapping[str, Any]) -> dict[str, Any]:
 def policy_json(policy: Mapping[str, Any]) -> str:
     """Return a policy as `durable.create_queue` takes and checks it."""
     given = _with_rates(policy)
-    for period in given.keys() & {"keep_tasks", "keep_events"}:
+    for period in given.keys() & {"keep_tasks", "keep_events", "ageing"}:
         given[period] = seconds(given[period], period)
     if isinstance(given.get("roles"), tuple):
         given["roles"] = list(given["roles"])
@@ -472,7 +480,8 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
-def _priority(value: object) -> int | None:
+def checked_priority(value: object) -> int | None:
+    """Return a checked priority; None for None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -516,5 +525,5 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "run_at": lambda value: moment_text(value, "run_at"),
     "version": _optional(check_version),
     "partition_key": _optional(check_partition_key),
-    "priority": _priority,
+    "priority": checked_priority,
 }

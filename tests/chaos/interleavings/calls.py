@@ -139,6 +139,14 @@ def reschedule(task: Held, seconds: float) -> Call:
     )
 
 
+def reprioritize(task: Held, priority: int) -> Call:
+    return Call(
+        f"reprioritize {task.nick} {priority}",
+        "select durable.reprioritize_task(%(queue)s, %(task_id)s, %(priority)s)",
+        {"task_id": task.task_id, "priority": priority},
+    )
+
+
 def retry(task: Held, **options: Any) -> Call:
     return Call(
         " ".join(["retry", task.nick, *options]),

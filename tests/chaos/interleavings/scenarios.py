@@ -456,6 +456,7 @@ def a_partition_that_is_full(stage: Stage) -> list[Call]:
         do.spawn("more", partition_key="k", priority=-1),
         do.spawn("below", parent=held, partition_key="new"),
         do.reschedule(next_one, 60),
+        do.reprioritize(next_one, -1),
         do.limit_partition("k", concurrency=2),
         do.limit_partition("new", concurrency=1),
         do.limits(partition_concurrency=None),
@@ -480,6 +481,32 @@ def a_queue_that_is_full(stage: Stage) -> list[Call]:
     ]
 
 
+def a_partition_in_strict_order(stage: Stage) -> list[Call]:
+    stage.done(do.limits(partition_order="strict", ageing=5, priorities=True))
+    held = stage.held("held", lease=10, partition_key="k")
+    next_one = stage.spawn("next", partition_key="k")
+    stage.spawn("last", partition_key="k", priority=-1)
+    first = stage.spawn("first", partition_key="l")
+    stage.spawn("second", partition_key="l", priority=1)
+    stage.done(do.claim())
+    return [
+        do.complete(held),
+        do.fail(held),
+        do.fail(held, retryable=True),
+        do.suspend(held, waits=[do.sleep(5)]),
+        do.cancel(held),
+        do.cancel(next_one),
+        do.expire_leases,
+        do.run_maintenance,
+        do.claim(),
+        do.spawn("more", partition_key="k", priority=-1),
+        do.reschedule(next_one, 60),
+        do.reprioritize(next_one, -1),
+        do.reprioritize(first, 2),
+        do.limits(partition_order=None),
+    ]
+
+
 SCENARIOS: Final[list[Scenario]] = [
     a_running_task_that_may_be_lost,
     a_lost_lease_without_attempts_left,
@@ -498,4 +525,5 @@ SCENARIOS: Final[list[Scenario]] = [
     a_queue_that_is_paused,
     a_partition_that_is_full,
     a_queue_that_is_full,
+    a_partition_in_strict_order,
 ]

@@ -17,7 +17,7 @@ from durable._core.payloads import PayloadConverter
 from durable._core.recorded_errors import task_error
 from durable._core.values import JSON, PLAIN, Codec
 from durable.errors import ErrorDetails, InvalidArgument, NotFound, UnreadablePayload
-from durable.options import unknown_option
+from durable.options import Rate, unknown_option
 
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
@@ -528,6 +528,41 @@ def schedule_info(queue: str, row: tuple[Any, ...]) -> ScheduleInfo:
     name, task, cron, every, time_zone, catch_up, *rest = row
     values: Any = (name, task, cron, every, time_zone, json.loads(catch_up), *rest)
     return ScheduleInfo(queue, *values)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """The tasks of a queue with one `partition_key`.
+
+    `ready` of them could be claimed now if no limit kept them, the oldest since
+    `oldest_ready_at`, and `running` are held by workers; both are counted up to 1,000.
+    `concurrency` and `rate` are limits of its own, None: those of the queue. `blocked`
+    is why no attempt of it may begin now, a kind of `explain`: "partition_concurrency",
+    "partition_order", until the task `blocked_by` ends, or "partition_rate", until
+    `blocked_until`.
+    """
+
+    queue: str
+    partition_key: str
+    ready: int
+    running: int
+    oldest_ready_at: datetime | None
+    concurrency: int | None
+    rate: Rate | None
+    blocked: str | None
+    blocked_by: UUID | None
+    blocked_until: datetime | None
+
+
+def partition_info(queue: str, row: tuple[Any, ...]) -> PartitionInfo:
+    """Return a row of `durable.list_partitions` as a value."""
+    key, ready, running, oldest, concurrency, rate, *blocked = row
+    if rate is not None:
+        known = json.loads(rate)
+        rate = Rate(known["starts"], per=known["period"])
+    return PartitionInfo(
+        queue, key, ready, running, oldest, concurrency, rate, *blocked
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,10 @@ create_queue = Statement("select durable.create_queue(%s, %s::text::jsonb)")
 set_partition_limit = Statement(
     "select durable.set_partition_limit(%s, %s, %s::text::jsonb)"
 )
+list_partitions = Statement(
+    "select partition_key, ready, running, oldest_ready_at, concurrency, rate::text,"
+    " blocked, blocked_by, blocked_until from durable.list_partitions(%s, %s, %s)"
+)
 drop_queue = Statement("select durable.drop_queue(%s)")
 list_queues = Statement("select * from durable.list_queues()")
 queue_stats = Statement(
@@ -131,6 +135,9 @@ cancel_task = Statement(
 )
 reschedule_task = Statement(
     "select durable.reschedule_task(%s, %s::uuid, %s::timestamptz)"
+)
+reprioritize_task = Statement(
+    "select durable.reprioritize_task(%s, %s::uuid, %s::integer)"
 )
 retry_task = Statement(
     f"select {_SPAWNED} from"

@@ -45,6 +45,7 @@ from durable.options import (
     SpawnOptions,
     check_no_unique_key,
     checked_identity,
+    checked_priority,
     spawn_options_json,
 )
 
@@ -237,6 +238,11 @@ class AsyncTaskHandle(Joinable[R_co]):
         statement = sql.reschedule_task(self.queue, self.task_id, at)
         ((is_changed,),) = await self._fetch(statement)
         return bool(is_changed)
+
+    async def reprioritize(self, priority: int) -> None:
+        """Give the task another priority, as `app.reprioritize` does."""
+        checked = checked_priority(priority)
+        await self._fetch(sql.reprioritize_task(self.queue, self.task_id, checked))
 
     async def children(self) -> list[TaskInfo]:
         """Return the tasks that it spawned, finished ones too, oldest first.

@@ -31,6 +31,7 @@ from durable._core.messages import Addressed, Recipient, message, queue_of, task
 from durable._core.reports import (
     AnnouncedTask,
     Explanation,
+    PartitionInfo,
     QueueStats,
     ScheduleInfo,
     ScheduleRun,
@@ -41,6 +42,7 @@ from durable._core.reports import (
     checked_filter,
     checked_limit,
     is_task,
+    partition_info,
     queue_stats,
     schedule_info,
     task_info,
@@ -310,6 +312,23 @@ class Durable:
         key = check_partition_key(partition_key)
         statement = sql.set_partition_limit(name, key, limits_json(limits))
         self._database.fetch(statement)
+
+    def list_partitions(
+        self,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        queue: str | None = None,
+    ) -> list[PartitionInfo]:
+        """Return at most `limit` partitions of a queue by key, those after `after`.
+
+        These are the keys of tasks that wait to be claimed or have started and not
+        ended, those with limits of their own, and for some time others.
+        """
+        name = self._checked_queue(queue)
+        statement = sql.list_partitions(name, checked_limit(limit), after)
+        rows = self._database.fetch(statement)
+        return [partition_info(name, row) for row in rows]
 
     def drop_queue(self, queue: str | None = None) -> bool:
         """Delete a queue and everything in it; return whether there was one."""
@@ -637,6 +656,20 @@ class Durable:
         InvalidArgument if the task's deadline comes first.
         """
         return self._handle_of(task, queue).reschedule(run_at)
+
+    def reprioritize(
+        self,
+        task: TaskHandle[Any] | TaskInfo | UUID | str,
+        priority: int,
+        *,
+        queue: str | None = None,
+    ) -> None:
+        """Give an unfinished task another priority, from its next claim on.
+
+        Of a task that runs, it counts when it has waited. Raises NotFound,
+        AlreadyFinished, and InvalidArgument if the queue has no priorities.
+        """
+        self._handle_of(task, queue).reprioritize(priority)
 
     def retry(
         self,
