@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(45);
+select plan(61);
 
 create function tap.announced(task text, options jsonb, version text default null, starts boolean default true)
 returns integer
@@ -110,6 +110,49 @@ select results_eq(
   $$ values ('job', 'v1', true, '2'), ('job', 'v2', false, '8'), ('job', null, false, '2'),
        ('none', null, true, '3') $$,
   'list_definitions() returns them by name, the one that counts first');
+
+-- the priority, and defaults of a spawn
+
+select durable.create_queue('lanes', '{"priorities": true}'), durable.announce_definitions('lanes',
+  '[{"task": "job", "options": {"priority": 5}}, {"task": "plain"}]') \g /dev/null
+create function tap.lane_of(queue text, options jsonb, task text default 'job')
+returns text
+language sql
+as $$
+  select tap.call_it('lane', (durable.spawn(queue, task, '{}', options)).task_id);
+  select format('%s %s', partition_key, priority) from tap.task('lane');
+$$;
+select is(tap.lane_of('lanes', options::jsonb), lane, format('a spawn with the options %s is in the lane "%s"', options, lane))
+from (values
+  ('{}', ' 5'),
+  ('{"max_attempts": 1}', ' 5'),
+  ('{"max_attempts": 1, "retry": null, "headers": null, "start_timeout": null, "execution_timeout": null}', ' 5'),
+  ('{"unique": {"key": "k"}}', ' 5'),
+  ('{"priority": 7}', ' 7'),
+  ('{"priority": null}', ' 0'),
+  ('{"defaults": {"partition_key": "a", "priority": 2}}', 'a 2'),
+  ('{"defaults": {"partition_key": "a"}}', 'a 5'),
+  ('{"partition_key": "b", "defaults": {"partition_key": "a", "priority": 2}}', 'b 2'),
+  ('{"partition_key": null, "priority": null, "defaults": {"partition_key": "a", "priority": 2}}', ' 0')
+) as accepted (options, lane);
+select results_eq(
+  $$ select (task('lane')).priority::integer from durable.spawn_many('lanes', '[{"task": "job"}, {"task": "job", "options": {"priority": 1}},
+       {"task": "job", "options": {"max_attempts": 1, "retry": null, "headers": null, "start_timeout": null, "execution_timeout": null}},
+       {"task": "plain"}]') as s cross join lateral call_it('lane', s.task_id) $$,
+  'values (5), (1), (5), (0)', 'so do the tasks of spawn_many()');
+select results_eq(
+  $$ select (task('lane')).priority::integer from durable.spawn_many('lanes', '[{"task": "job", "options":
+       {"max_attempts": 1, "retry": null, "headers": null, "start_timeout": null, "execution_timeout": null}}]') as s
+     cross join lateral call_it('lane', s.task_id) $$,
+  'values (5)', 'also if it gives all other options');
+select is(tap.lane_of('q', '{"defaults": {"partition_key": "a", "priority": 2}}'), ' ',
+  'a queue without limits and priorities ignores the defaults of a spawn');
+select throws_ok($$ select durable.spawn('q', 'job', '{}', '{"defaults": {"partition": "a"}}') $$, '22023', null,
+  'defaults with another key are refused');
+select is(durable.announce_definitions('lanes', '[{"task": "job", "options": {"priority": 6}}]'), 1,
+  'another priority is another definition');
+select is(tap.lane_of('lanes', '{}'), ' 6', 'which counts from then on');
+select durable.drop_queue('lanes') \g /dev/null
 
 -- retention
 

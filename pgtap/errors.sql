@@ -41,7 +41,7 @@ from (values
   ('select durable.spawn(''q'', '''')',
    '22023 | task name is empty | Pass 1 to 100 bytes of text.'),
   ('select durable.spawn(''q'', ''job'', ''{}'', ''{"retries": 3}'')',
-   '22023 | unknown key "retries" in options | Known keys: max_attempts, retry, headers, idempotency_key, start_timeout, execution_timeout, parent_task_id, deadline, version, identity, fingerprint, delay, run_at, partition_key, priority, unique, throttle, debounce.'),
+   '22023 | unknown key "retries" in options | Known keys: max_attempts, retry, headers, idempotency_key, start_timeout, execution_timeout, parent_task_id, deadline, version, identity, fingerprint, delay, run_at, partition_key, priority, defaults, unique, throttle, debounce.'),
   ('select durable.spawn(''q'', ''other'', ''{}'', ''{"idempotency_key": "k"}'')',
    'WFCON | idempotency key "k" belongs to task A with the name "job" | Use one key for one name and params.'),
   ('select durable.retry_task(''q'', id(''a''))',

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(45);
+select plan(47);
 
 -- Checkpoints as a worker saves them: name, position, after, and when.
 create function tap.called(nick text, name text, "position" integer, after integer, state text default 'done')
@@ -148,6 +148,12 @@ select is(kept('p', '{"before": "more"}'), 'often', 'a fork renumbers its checkp
 
 select started('d'), move_to(30), saved('d', 'x'), move_to(31), saved('d', 'y'), move_to(32), saved('d', 'z') \g /dev/null
 select is(kept('d', '{"before": "y"}'), 'x', 'calls without a position are taken in order');
+
+-- partition keys and priorities
+
+select throws_ok($$ select durable.fork_task('q', id('d'), '{"priority": 1}') $$, '22023', null,
+  'a queue without limits and priorities refuses them');
+select is((durable.fork_task('q', id('d'), '{"partition_key": null, "priority": null}')).created, true, 'but not none');
 
 select * from finish();
 rollback;

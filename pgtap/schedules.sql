@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(103);
+select plan(125);
 
 -- A schedule in the queue q, every hour unless said otherwise.
 create function pg_temp.scheduled(schedule text, definition jsonb default '{}')
@@ -84,7 +84,7 @@ select is_empty(
     ('{"task": "job", "cron": "* * * * *", "time_zone": "Mars/Base1"}'),
     ('{"task": "job", "every": 60, "catch_up": "first"}'), ('{"task": "job", "every": 60, "catch_up": 0}'),
     ('{"task": "job", "every": 60, "catch_up": 10001}'), ('{"task": "job", "every": 60, "catch_up": 1.5}'),
-    ('{"task": "job", "every": 60, "overlap": "queue"}'), ('{"task": "job", "every": 60, "jitter": -1}'),
+    ('{"task": "job", "every": 60, "overlap": "buffer"}'), ('{"task": "job", "every": 60, "jitter": -1}'),
     ('{"task": "job", "every": 60, "options": {"unknown": 1}}'), ('{"task": "job", "every": 60, "options": []}'),
     ('{"task": "job", "every": 60, "options": {"idempotency_key": "k"}}'),
     ('{"task": "job", "every": 60, "options": {"deadline": "2031-01-01T00:00:00Z"}}'),
@@ -141,6 +141,46 @@ select call_it('last', (pg_temp.schedule('h')).last_task_id), claimed('last'), s
   completed('last') \g /dev/null
 select is(pg_temp.fired(21600), 1, 'after one that has completed');
 select is(states('last child'), 'completed pending', 'it cancels nothing');
+
+-- overlap: buffer_one
+
+select durable.drop_schedule('q', schedule) from durable.list_schedules('q') \g /dev/null
+select move_to(0), pg_temp.scheduled('b', '{"overlap": "buffer_one"}'), pg_temp.fired(3600) \g /dev/null
+select call_it('b1', (pg_temp.schedule('b')).last_task_id), claimed('b1') \g /dev/null
+select is(pg_temp.fired(7200), 0, 'buffer_one: a tick waits while the last task has not finished');
+select is((pg_temp.schedule('b')).next_at, at(7200), 'it stays due');
+select is(durable.get_next_due('q', '{}'), null, 'it wakes no worker, since it waits for no time');
+select pg_temp.scheduled('other', '{"overlap": "allow", "every": 60}'), pg_temp.fired(7260, 1) \g /dev/null
+select is(pg_temp.ticks('other'), '7260', 'those that wait do not hold up other schedules, however many there are');
+select durable.drop_schedule('q', 'other') \g /dev/null
+select is(pg_temp.fired(3 * 86400), 0, 'it waits for days');
+select completed('b1') \g /dev/null
+select is(durable.get_next_due('q', '{}'), 1::float8, 'when that task has ended it is due');
+select is(pg_temp.fired(3 * 86400 + 1), 1, 'and handled, however late it is');
+select is(pg_temp.ticks('b'), '3600 7200', 'the ticks that came meanwhile are skipped');
+select is((pg_temp.schedule('b')).next_at, at(3 * 86400 + 3600), 'the next one comes');
+select is(durable.fire_schedules('q'), 0, 'once');
+select call_it('b2', (pg_temp.schedule('b')).last_task_id), pg_temp.fired(3 * 86400 + 3600),
+  durable.cancel_task('q', id('b2')), pg_temp.fired(3 * 86400 + 3601) \g /dev/null
+select is(pg_temp.ticks('b'), '3600 7200 262800', 'it starts after a task that was cancelled');
+select call_it('b3', (pg_temp.schedule('b')).last_task_id), claimed('b3'), pg_temp.fired(3 * 86400 + 7200),
+  failed('b3', '{"retryable": false}'), durable.retry_task('q', id('b3')) \g /dev/null
+select is(durable.fire_schedules('q'), 0, 'it waits for a failed task that is retried in time');
+select claimed('b3'), failed('b3', '{"retryable": false}') \g /dev/null
+select is(durable.fire_schedules('q'), 1, 'and starts after one that has failed for good');
+select is(durable.retry_task('q', id('b3')) is not null, true, 'which may be retried then, beside the new one');
+select is((durable.trigger_schedule('q', 'b')).created, true, 'trigger_schedule() does not wait');
+select call_it('b5', (pg_temp.schedule('b')).last_task_id), claimed('b5'), pg_temp.fired(4 * 86400),
+  completed('b5'), durable.delete_tasks('q', jsonb_build_object('task_ids', jsonb_build_array(id('b5')))) \g /dev/null
+select is(pg_temp.fired(4 * 86400 + 7200), 1, 'after a task that was deleted meanwhile');
+select is((pg_temp.schedule('b')).last_at, at(4 * 86400 + 7200), 'catch_up decides which tick is handled');
+select durable.drop_schedule('q', 'b') \g /dev/null
+select move_to(21600), pg_temp.scheduled('day', '{"overlap": "buffer_one", "catch_up": "all"}'),
+  pg_temp.fired(21600 + 86400), durable.cancel_task('q', (pg_temp.schedule('day')).last_task_id),
+  durable.fire_schedules('q'), durable.cancel_task('q', (pg_temp.schedule('day')).last_task_id), durable.fire_schedules('q')
+\g /dev/null
+select is(pg_temp.ticks('day'), '25200 28800', 'after a time without a worker no more than one tick waits');
+select durable.drop_schedule('q', 'day'), move_to(21600) \g /dev/null
 
 -- catch_up: a day without a worker, from 21600 on
 
@@ -311,6 +351,18 @@ update durable.schedules set options = '{}' where schedule = 'bad';
 select is(pg_temp.fired(3659), 0, 'it is not tried again within a minute');
 select is(pg_temp.fired(3660), 2, 'but then');
 select is((pg_temp.schedule('bad')).failed_at, null, 'and it is well again');
+
+-- a full queue
+
+select durable.drop_schedule('q', schedule) from durable.list_schedules('q') \g /dev/null
+select durable.create_queue('q', '{"max_length": 1}'), move_to(0), pg_temp.scheduled('full'), durable.spawn('q', 'job')
+\g /dev/null
+select is(pg_temp.fired(3600), 0, 'a tick waits while the queue is full');
+select results_eq($$ select next_at, failed_at, error from pg_temp.schedule('full') $$,
+  $$ values (at(3600), null::timestamptz, 'queue "q" is full: 1 tasks are ready to be claimed') $$, 'which is no failure');
+delete from durable.tasks where available_at is not null;
+select is(pg_temp.fired(3601), 1, 'it is handled as soon as there is room');
+select is((pg_temp.schedule('full')).error, null, 'and nothing is wrong any more');
 
 -- the queue
 

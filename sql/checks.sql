@@ -183,7 +183,7 @@ begin
   options := durable._checked_keys('options', options, array[
     'max_attempts', 'retry', 'headers', 'idempotency_key', 'start_timeout', 'execution_timeout',
     'parent_task_id', 'deadline', 'version', 'identity', 'fingerprint', 'delay', 'run_at',
-    'partition_key', 'priority', 'unique', 'throttle', 'debounce'
+    'partition_key', 'priority', 'defaults', 'unique', 'throttle', 'debounce'
   ]);
   _options.omitted := durable._omitted(options);
   _options.max_attempts := case when options ? 'max_attempts'
@@ -205,7 +205,7 @@ begin
   end if;
   if not options ?| array['retry', 'identity', 'fingerprint', 'start_timeout', 'execution_timeout',
     'parent_task_id', 'deadline', 'version', 'delay', 'run_at', 'partition_key', 'priority',
-    'unique', 'throttle', 'debounce']
+    'defaults', 'unique', 'throttle', 'debounce']
   then
     return _options; -- the usual case
   end if;
@@ -243,16 +243,36 @@ begin
     end if;
     perform durable._check_run_at(_options.run_at, _options.deadline);
   end if;
-  if options ->> 'partition_key' is not null then
-    if jsonb_typeof(options -> 'partition_key') <> 'string' then
+  if options ?| array['partition_key', 'priority', 'defaults'] then
+    _options := durable._with_lane(_options, options);
+  end if;
+  if options ?| array['unique', 'throttle', 'debounce'] then
+    _options := durable._with_unique_key(_options, options);
+  end if;
+  return _options;
+end;
+$$;
+
+-- Adds partition_key and priority, from defaults if they are not given. Null, where it is given,
+-- is no partition, and the priority 0.
+create or replace function durable._with_lane(
+  known durable._spawn_options, options jsonb
+) returns durable._spawn_options language plpgsql immutable as $$
+declare
+  _options durable._spawn_options := known;
+  _given jsonb := durable._checked_keys('defaults in options',
+    coalesce(nullif(options -> 'defaults', 'null'), '{}'), array['partition_key', 'priority']) || options;
+begin
+  if _given ? 'partition_key' then
+    if jsonb_typeof(_given -> 'partition_key') not in ('string', 'null') then
       perform durable._refuse_argument('partition_key in options must be a string',
         'Pass 1 to 255 bytes of text.');
     end if;
-    _options.partition_key := durable._checked_name('partition_key', options ->> 'partition_key', 255);
+    _options.partition_key := case when _given ->> 'partition_key' is null then ''
+      else durable._checked_name('partition_key', _given ->> 'partition_key', 255) end;
   end if;
-  _options.priority := durable._checked_priority(options);
-  if options ?| array['unique', 'throttle', 'debounce'] then
-    _options := durable._with_unique_key(_options, options);
+  if _given ? 'priority' then
+    _options.priority := coalesce(durable._checked_priority(_given), 0);
   end if;
   return _options;
 end;

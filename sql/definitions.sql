@@ -32,7 +32,7 @@ begin
   end if;
   insert into durable.definitions as known (
     queue, name, version, announced_at, ranked_at, latest,
-    max_attempts, start_timeout, execution_timeout, retry, headers, params_schema
+    max_attempts, start_timeout, execution_timeout, retry, headers, params_schema, priority
   )
   select given.*
   from durable._new_definitions(_queue, _version, definitions, _now, _ranked_at) as given
@@ -54,7 +54,8 @@ begin
     execution_timeout = excluded.execution_timeout,
     retry = excluded.retry,
     headers = excluded.headers,
-    params_schema = excluded.params_schema
+    params_schema = excluded.params_schema,
+    priority = excluded.priority
   where starts or durable._is_same_definition(known, excluded);
   get diagnostics _written = row_count;
   if _written > 0 then
@@ -68,9 +69,9 @@ $$;
 comment on function durable.announce_definitions is
 'Announces the tasks that a worker of the queue knows; a worker calls it before its first
 claim. definitions: [{"task": name, "options": {...}, "params_schema": a JSON Schema, at most
-262,144 bytes}, ...]; options are max_attempts, retry, headers, start_timeout and execution_timeout,
-as in spawn. A spawn that omits one of them takes it from here, and so does a task that was
-spawned earlier, at its next claim. version: of the application; it is also announced as by
+262,144 bytes}, ...]; options are max_attempts, retry, headers, start_timeout, execution_timeout
+and priority, as in spawn. A spawn that omits one of them takes it from here, and so does a task
+that was spawned earlier, at its next claim, but not the priority. version: of the application; it is also announced as by
 announce_version. starts: false for a worker that repeats its announcement once an hour; it
 then changes nothing that others have announced since.
 
@@ -84,7 +85,7 @@ returns void language plpgsql as $$
 begin
   perform durable._check_tasks(definitions, array['task', 'options', 'params_schema']);
   perform durable._checked_keys('options', given.definition -> 'options',
-    array['max_attempts', 'retry', 'headers', 'start_timeout', 'execution_timeout'])
+    array['max_attempts', 'retry', 'headers', 'start_timeout', 'execution_timeout', 'priority'])
   from jsonb_array_elements(definitions) as given (definition)
   where given.definition ? 'options';
   perform durable._refuse_argument(format('params_schema is %s bytes', length(given.schema)),
@@ -107,7 +108,8 @@ begin
       _new_definitions.queue collate "C", given.name collate "C", _new_definitions.version collate "C",
       at, _new_definitions.ranked_at, null::boolean,
       (given.options).max_attempts, (given.options).start_timeout, (given.options).execution_timeout,
-      (given.options).retry, nullif((given.options).headers, '{}'), given.params_schema
+      (given.options).retry, nullif((given.options).headers, '{}'), given.params_schema,
+      (given.options).priority
     from (
       select distinct on (definition ->> 'task')
         definition ->> 'task' as name,
@@ -123,9 +125,10 @@ create or replace function durable._is_same_definition(
   one durable.definitions, other durable.definitions
 )
 returns boolean language sql immutable as $$
-  select (one.max_attempts, one.start_timeout, one.execution_timeout, one.retry, one.headers, one.params_schema::text)
-    is not distinct from (other.max_attempts, other.start_timeout, other.execution_timeout, other.retry,
-      other.headers, other.params_schema::text);
+  select (one.max_attempts, one.start_timeout, one.execution_timeout, one.retry, one.headers,
+      one.priority, one.params_schema::text)
+    is not distinct from (other.max_attempts, other.start_timeout, other.execution_timeout,
+      other.retry, other.headers, other.priority, other.params_schema::text);
 $$;
 
 -- Marks the definition of each name that was ranked last as the latest, which spawns read. The
@@ -201,7 +204,11 @@ declare
   _options durable._spawn_options := options;
   _omitted integer := options.omitted;
 begin
-  if _omitted is null or known.name is null then
+  if known.name is null then
+    return _options;
+  end if;
+  _options.priority := coalesce(options.priority, known.priority, 0);
+  if _omitted is null then
     return _options;
   end if;
   if _omitted & 1 > 0 then
@@ -320,7 +327,7 @@ begin
       jsonb_build_object(
         'max_attempts', definitions.max_attempts, 'retry', definitions.retry,
         'headers', definitions.headers, 'start_timeout', definitions.start_timeout,
-        'execution_timeout', definitions.execution_timeout),
+        'execution_timeout', definitions.execution_timeout, 'priority', definitions.priority),
       definitions.params_schema
     from durable.definitions
     where definitions.queue = _queue

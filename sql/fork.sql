@@ -31,7 +31,7 @@ begin
   perform durable._check_fork(options);
   _to := coalesce(options ->> 'queue', queue);
   perform durable._require_queue(_to);
-  if options ?| array['partition_key', 'priority'] then
+  if coalesce(options ->> 'partition_key', options ->> 'priority') is not null then
     perform durable._require_lanes(_to);
   end if;
   _origin := durable._known_task(_queue, task_id);

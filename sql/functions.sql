@@ -81,6 +81,7 @@
 -- Schedules: cron expressions, and tasks that are spawned periodically
 \ir cron.sql
 \ir schedules.sql
+\ir ticks.sql
 
 -- Maintenance: expired leases and deadlines, deferred work, schedules, retention
 \ir recovery.sql

@@ -1,13 +1,7 @@
--- Schedules: tasks that are spawned periodically.
+-- Schedules: tasks that are spawned periodically, their definitions and what they have spawned.
 --
--- A tick is a time at which a schedule is due. The session that handles it locks the schedule's
--- row, spawns the task and sets next_at to the next tick, in one transaction. The task's
--- idempotency key consists of the schedule's name and the tick, so a backfill, or a clock that
--- was set back, does not spawn a second task.
---
--- Lock order: a row of schedules, then keys and tasks. The keys are taken only under the lock of
--- the schedule's row, so no other session holds one. fire_schedules tries all rows with SKIP
--- LOCKED.
+-- ticks.sql spawns the tasks. Lock order: a row of schedules, then keys and tasks. The keys of
+-- a schedule's tasks are taken only under the lock of its row, so no other session holds one.
 
 create or replace function durable.create_schedule(queue text, schedule text, definition jsonb)
 returns boolean language plpgsql as $$
@@ -36,13 +30,15 @@ values. definition:
 - catch_up: the ticks to handle if some are more than a minute late: "last", the latest one
   (default); "skip", none; "all"; or a number from 1 to 10,000, that many of the latest. Ticks
   that are at most a minute late are always handled.
-- overlap: if the last task has not finished at a tick: "skip" the tick (default); "cancel"
+- overlap: if the last task has not finished at a tick: "skip" the tick (default);
+  "buffer_one", the tick waits for its end, and those that come meanwhile are skipped; "cancel"
   that task and spawn another; or "allow" several.
 - jitter: the most seconds by which a task starts late; for each tick a fixed part of it.
 
 The task''s idempotency key is schedule/<schedule>/<tick in UTC>, and its header
-durable:schedule has the name and the tick. A new cron expression, interval or time zone takes
-effect from now on. Returns whether the schedule was created. Refuses bad definitions (22023)
+durable:schedule has the name and the tick. While the queue is full (WFFUL in spawn) a tick
+stays due, until it is late. A new cron expression, interval or time zone takes effect from now
+on. Returns whether the schedule was created. Refuses bad definitions (22023)
 and an unknown queue (WFQUE). Locks: the schedule''s row.';
 
 -- Creates or changes a schedule; returns 'created', 'changed' or 'same'. Without a source, the
@@ -65,6 +61,9 @@ begin
     _new := durable._schedule_with(
       case when source is null then _known end, definition, durable._now());
     _new.source := source;
+    if coalesce(_new.options ->> 'partition_key', _new.options ->> 'priority') is not null then
+      perform durable._require_lanes(_queue);
+    end if;
     if _known.schedule is not null then
       return durable._change_schedule(_known, _new);
     end if;
@@ -218,9 +217,9 @@ $$;
 create or replace function durable._checked_overlap(overlap text)
 returns text language plpgsql immutable as $$
 begin
-  if overlap collate "C" not in ('allow', 'skip', 'cancel') then
+  if overlap collate "C" not in ('allow', 'skip', 'buffer_one', 'cancel') then
     perform durable._refuse_argument(format('overlap in definition is "%s"', left(overlap, 40)),
-      'Pass "skip", "cancel" or "allow".');
+      'Pass "skip", "buffer_one", "cancel" or "allow".');
   end if;
   return overlap;
 end;
@@ -459,280 +458,6 @@ comment on function durable.backfill_schedule is
 regardless of overlap. A tick that has a task gets no other. Returns the tasks in the order of
 their ticks; created is false for those that existed. Refuses more than 10,000 ticks (22023) and
 an unknown schedule (WFNFD). Locks: the schedule''s row.';
-
--- Returns the first tick after a moment; null: there is none.
-create or replace function durable._next_tick(schedule durable.schedules, after timestamptz)
-returns timestamptz language plpgsql immutable as $$
-begin
-  if schedule.every is not null then
-    return to_timestamp((floor(extract(epoch from after) / schedule.every) + 1) * schedule.every);
-  end if;
-  return durable._next_fire(durable._parsed_cron(schedule.cron), schedule.time_zone, after);
-end;
-$$;
-
--- Returns the ticks after a moment and not after another, at most `most`, in ascending order.
-create or replace function durable._ticks(
-  schedule durable.schedules, after timestamptz, until timestamptz, most integer
-) returns setof timestamptz language plpgsql immutable as $$
-declare
-  _tick timestamptz := after;
-begin
-  for _number in 1 .. most loop
-    _tick := durable._next_tick(schedule, _tick);
-    exit when (_tick <= until) is not true;
-    return next _tick;
-  end loop;
-end;
-$$;
-
-create or replace function durable._run_prefix(schedule text)
-returns text language sql immutable as $$
-  select 'schedule/' || schedule || '/';
-$$;
-
--- Returns the idempotency key of a run: the greater, the later.
-create or replace function durable._run_key(schedule text, at timestamptz)
-returns text language sql stable as $$
-  select durable._run_prefix(schedule)
-    || to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-    || case when extract(microseconds from at)::integer % 1000000 = 0 then ''
-      else to_char(at at time zone 'UTC', '.US') end;
-$$;
-
-create or replace function durable._iso_text(at timestamptz)
-returns text language sql stable as $$
-  select to_jsonb(at at time zone 'UTC') #>> '{}' || 'Z';
-$$;
-
--- Returns the task of a run; spawns it if there is none. The caller has locked the schedule. A
--- known task is not compared: the schedule's params may have changed since.
-create or replace function durable._spawn_run(
-  schedule durable.schedules, at timestamptz, key text
-) returns durable.spawned_task language plpgsql as $$
-declare
-  _queue text collate "C" := schedule.queue;
-  _key text collate "C" := key;
-  _task_id uuid;
-  _attempt integer;
-begin
-  select idempotency_keys.task_id into _task_id
-  from durable.idempotency_keys
-  where idempotency_keys.queue = _queue and idempotency_keys.key = _key;
-  if not found then
-    return durable.spawn(_queue, schedule.task, schedule.params,
-      durable._run_options(schedule, at, key));
-  end if;
-  select tasks.attempt into _attempt
-  from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = _task_id;
-  return (_task_id, durable._run_id(_task_id, _attempt), _attempt, false);
-end;
-$$;
-
--- The jitter depends on the key alone, so a tick that is handled again has the same one.
-create or replace function durable._run_options(
-  schedule durable.schedules, at timestamptz, key text
-) returns jsonb language sql stable as $$
-  select schedule.options || jsonb_build_object('idempotency_key', key)
-    || case when schedule.options -> 'headers' = 'null' then '{}'
-      else jsonb_build_object('headers', coalesce(schedule.options -> 'headers', '{}')
-        || jsonb_build_object('durable:schedule', jsonb_build_object(
-          'name', schedule.schedule, 'at', durable._iso_text(at)))) end
-    || case when schedule.jitter is null then '{}'
-      else jsonb_build_object('run_at', durable._iso_text(at + make_interval(
-        secs => schedule.jitter * ('x' || left(md5(key), 8))::bit(32)::bigint / 4294967296))) end;
-$$;
-
-create or replace function durable.fire_schedules(queue text, batch_size integer default 100)
-returns integer language plpgsql as $$
-declare
-  _queue text collate "C" := durable._checked_queue(queue);
-  _now timestamptz := durable._now();
-  _due text[] collate "C" := array(
-    select schedules.schedule
-    from durable.schedules
-    where schedules.queue = _queue
-      and schedules.next_at <= _now
-      and (schedules.failed_at > _now - make_interval(secs => 60)) is not true
-    order by schedules.next_at
-    limit batch_size
-    for no key update skip locked);
-begin
-  return case when _due = '{}' then 0 else durable._fire_all(_queue, _due, _now, batch_size) end;
-end;
-$$;
-
-comment on function durable.fire_schedules is
-'Handles at most batch_size due ticks of schedules: spawns their tasks, as create_schedule says. A
-schedule that fails is tried again after a minute, and does not affect the others. Returns how
-many ticks it handled. Locks: tries each schedule''s row, and a task that it cancels, with SKIP
-LOCKED; waits for none.';
-
--- Returns when the next tick of a queue is to be handled; a second later, if one is due that
--- could not be handled yet: maintenance tries once a second.
-create or replace function durable._next_tick_at(queue text, at timestamptz)
-returns timestamptz language plpgsql as $$
-declare
-  _queue text collate "C" := queue;
-  _next_at timestamptz;
-begin
-  select schedules.next_at into _next_at
-  from durable.schedules
-  where schedules.queue = _queue and schedules.next_at is not null
-  order by schedules.next_at
-  limit 1;
-  return case when _next_at > at then _next_at
-    when _next_at is not null then at + make_interval(secs => 1) end;
-end;
-$$;
-
--- Handles schedules that the caller has locked; returns the number of ticks. They share a
--- subtransaction, as in recovery.sql.
-create or replace function durable._fire_all(
-  queue text, due text[], at timestamptz, batch_size integer
-) returns integer language plpgsql as $$
-declare
-  _queue text collate "C" := queue;
-  _most integer := greatest(batch_size / cardinality(due), 1);
-  _schedule text collate "C";
-  _handled integer := 0;
-begin
-  begin
-    foreach _schedule in array due loop
-      _handled := _handled + durable._fire(_queue, _schedule, at, _most);
-    end loop;
-  exception
-  when serialization_failure then
-    raise;
-  when others then
-    _handled := 0;
-    foreach _schedule in array due[1:50] loop
-      begin
-        _handled := _handled + durable._fire(_queue, _schedule, at, _most);
-      exception
-      when serialization_failure then
-        raise;
-      when others then
-        raise warning 'durable: a tick of schedule "%" cannot be handled: %', _schedule, sqlerrm;
-        update durable.schedules
-        set failed_at = _fire_all.at, error = sqlerrm
-        where schedules.queue = _queue and schedules.schedule = _schedule;
-      end;
-    end loop;
-  end;
-  return _handled;
-end;
-$$;
-
--- Handles at most `most` due ticks of a schedule; returns how many. If the last task has to be
--- cancelled and its row is locked, the tick stays due.
-create or replace function durable._fire(
-  queue text, schedule text, at timestamptz, most integer
-) returns integer language plpgsql as $$
-declare
-  _queue text collate "C" := queue;
-  _schedule text collate "C" := schedule;
-  _due durable.schedules;
-  _tick timestamptz;
-  _may_spawn boolean;
-  _spawned durable.spawned_task;
-  _handled integer := 0;
-begin
-  select * into _due
-  from durable.schedules
-  where schedules.queue = _queue and schedules.schedule = _schedule;
-  _tick := durable._first_tick(_due, at);
-  while _tick <= at and _handled < most loop
-    _may_spawn := durable._make_room(_due);
-    exit when _may_spawn is null;
-    if _may_spawn then
-      _spawned := durable._spawn_run(_due, _tick, durable._run_key(_schedule, _tick));
-      _due.last_task_id := _spawned.task_id;
-      _due.last_at := _tick;
-    end if;
-    _tick := durable._next_tick(_due, _tick);
-    _handled := _handled + 1;
-  end loop;
-  update durable.schedules
-  set
-    next_at = _tick,
-    last_at = _due.last_at,
-    failed_at = null,
-    last_task_id = _due.last_task_id,
-    error = null
-  where schedules.queue = _queue and schedules.schedule = _schedule;
-  return _handled;
-end;
-$$;
-
--- Returns the first tick of a due schedule to be handled: of those that are more than a minute
--- late only as many as the policy allows.
-create or replace function durable._first_tick(schedule durable.schedules, at timestamptz)
-returns timestamptz language plpgsql immutable as $$
-declare
-  _on_time timestamptz := at - make_interval(secs => 60);
-begin
-  if schedule.next_at >= _on_time or schedule.catch_up is null then
-    return schedule.next_at;
-  end if;
-  return least(
-    durable._next_tick(schedule, _on_time - make_interval(secs => 1e-6)),
-    durable._last_tick(schedule, at, schedule.catch_up));
-end;
-$$;
-
--- Returns the first of the last `number` due ticks; the first due one, if there are fewer; null
--- for 0. It looks further back, each time twice as far, until it has found enough.
-create or replace function durable._last_tick(
-  schedule durable.schedules, at timestamptz, number integer
-) returns timestamptz language plpgsql immutable as $$
-declare
-  _until timestamptz := at;
-  _seconds double precision := 60;
-  _from timestamptz;
-  _found timestamptz[] := array[]::timestamptz[];
-begin
-  loop
-    _from := greatest(
-      _until - make_interval(secs => _seconds), schedule.next_at - make_interval(secs => 1e-6));
-    _found := array(
-      select tick.at
-      from durable._ticks(schedule, _from, _until, 2147483647) as tick (at)
-    ) || _found;
-    exit when cardinality(_found) >= number or _from < schedule.next_at;
-    _until := _from;
-    _seconds := _seconds * 2;
-  end loop;
-  return case when number > 0 then _found[greatest(cardinality(_found) - number + 1, 1)] end;
-end;
-$$;
-
--- Applies the policy for a last task that has not finished. Returns whether the tick may spawn a
--- task; null: that task has to be cancelled, and is locked.
-create or replace function durable._make_room(schedule durable.schedules)
-returns boolean language plpgsql as $$
-declare
-  _queue text collate "C" := schedule.queue;
-begin
-  if schedule.overlap = 'allow' or not durable._is_live(_queue, schedule.last_task_id) then
-    return true;
-  elsif schedule.overlap = 'skip' then
-    return false;
-  end if;
-  perform from durable.tasks
-  where tasks.queue = _queue and tasks.task_id = schedule.last_task_id
-    and tasks.finished_at is null
-  for no key update skip locked;
-  if not found then
-    return case when not durable._is_live(_queue, schedule.last_task_id) then true end;
-  end if;
-  perform durable._end_task(_queue, schedule.last_task_id, 'cancelled', jsonb_build_object(
-    'type', '$Cancelled', 'message', format('schedule "%s" is due again', schedule.schedule)));
-  perform durable._ended(_queue, array[schedule.last_task_id]);
-  return true;
-end;
-$$;
 
 create or replace function durable.list_schedules(
   queue text, page_size integer default 1000, after text default null

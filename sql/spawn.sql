@@ -29,7 +29,7 @@ begin
         _now + make_interval(secs => known.start_timeout),
         case when known.name is null then 31 end,
         case when durable._has_lanes(queues) then '' end,
-        case when durable._has_lanes(queues) then 0 end
+        case when durable._has_lanes(queues) then coalesce(known.priority, 0) end
       from durable.queues
       left join durable.definitions as known
         on known.queue = _queue and known.name = _name and known.latest is not null
@@ -75,18 +75,20 @@ comment on function durable.spawn is
   than its parent''s.
 - version: of the application that spawns it; it counts if the queue''s policy is gate.
 - partition_key: what it belongs to for the queue''s limits, at most 255 bytes; default: nothing.
-- priority: from -32768 to 32767, default 0; higher ones start first. Both are for queues whose
-  policy has limits or priorities.
+- priority: from -32768 to 32767; higher ones start first. Both are for queues whose policy has
+  limits or priorities.
+- defaults: {"partition_key", "priority"}, those of the task, which count if the spawn gives no
+  others. In a queue without limits and priorities they are ignored.
 
 Only one of idempotency_key, unique, throttle and debounce may be given, and the last three not
 with parent_task_id. Each has keys of its own, at most 255 bytes, which stay as long as their
 tasks.
 
-An option that is given holds, also as null. If max_attempts, retry, start_timeout or execution_timeout
-is omitted, the definition that workers have announced for this name (announce_definitions)
-provides it, else 5 attempts and no limits. Headers are added to the announced ones; null
-means no headers at all. If no worker has announced the name yet, the first claim after an
-announcement fills in the omitted options.
+An option that is given holds, also as null. If max_attempts, retry, start_timeout,
+execution_timeout or priority is omitted, the definition that workers have announced for this
+name (announce_definitions) provides it, else 5 attempts, no limits and the priority 0. Headers
+are added to the announced ones; null means no headers at all. If no worker has announced the
+name yet, the first claim after an announcement fills in the omitted options but the priority.
 
 Returns the task; created is false if the key belongs to a task of the same name and params,
 or to one that counts for the unique key. Refuses bad arguments, and a partition_key or priority
@@ -112,7 +114,7 @@ declare
   _has_room boolean := _options.parent_task_id is not null; -- children are exempt
   _in_lane boolean;
 begin
-  if num_nonnulls(_options.partition_key, _options.priority) > 0 then
+  if coalesce(options ->> 'partition_key', options ->> 'priority') is not null then
     perform durable._require_lanes(_queue);
   end if;
   if _options.unique_key is not null then
@@ -150,7 +152,7 @@ begin
       _options.deadline, coalesce(case when queues.versions = 'gate' then _options.version end, ''),
       case when known.name is null then _options.omitted end,
       case when durable._has_lanes(queues) then coalesce(_options.partition_key, '') end,
-      case when durable._has_lanes(queues) then coalesce(_options.priority, 0) end
+      case when durable._has_lanes(queues) then coalesce(_options.priority, known.priority, 0) end
     from durable.queues
     left join durable.definitions as known
       on known.queue = _queue and known.name = _defaults_of and known.latest is not null
@@ -374,7 +376,9 @@ $$;
 create or replace function durable._completed(queue text, new durable._new_task[])
 returns durable._new_task[] language plpgsql as $$
 begin
-  perform from unnest(new) as task where (task.options).omitted is not null limit 1;
+  perform from unnest(new) as task
+  where (task.options).omitted is not null or (task.options).priority is null
+  limit 1;
   if not found then
     return new;
   end if;
@@ -384,7 +388,7 @@ begin
       from (
         select distinct task.name, coalesce((task.options).version, '') as version
         from unnest(new) as task
-        where (task.options).omitted is not null
+        where (task.options).omitted is not null or (task.options).priority is null
       ) as asked
       cross join lateral durable._definition(_completed.queue, asked.name, asked.version) as definition
       where definition.name is not null

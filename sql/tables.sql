@@ -582,6 +582,7 @@ create table durable.definitions (
   retry             jsonb,
   headers           jsonb,
   params_schema     json,
+  priority          smallint,
   primary key (queue, name, version)
 );
 
@@ -600,6 +601,7 @@ comment on column durable.definitions.execution_timeout is 'As in tasks.';
 comment on column durable.definitions.retry             is 'As in tasks.';
 comment on column durable.definitions.headers           is 'The headers that every task of this name gets, unless its spawn gives others; null: none.';
 comment on column durable.definitions.params_schema     is 'The JSON Schema of its params; null: unknown.';
+comment on column durable.definitions.priority          is 'The priority of tasks whose spawn gives none; null: 0.';
 comment on index  durable.definitions_latest_idx is 'Read by every spawn.';
 
 create table durable.task_values (
@@ -716,7 +718,7 @@ create table durable.schedules (
   options      jsonb            not null,
   primary key (queue, schedule),
   constraint schedules_have_a_cron_or_an_interval check (num_nonnulls(cron, every) = 1),
-  constraint schedules_have_a_policy_of_overlap check (overlap in ('allow', 'skip', 'cancel')),
+  constraint schedules_have_a_policy_of_overlap check (overlap in ('allow', 'skip', 'buffer_one', 'cancel')),
   constraint schedules_have_a_known_source check (source in ('applied', 'declared')),
   constraint schedules_are_paused_or_due check ((paused_at is null) = (next_at is not null))
 );
@@ -726,10 +728,10 @@ create index schedules_source_idx on durable.schedules (queue, source) where sou
 
 comment on table  durable.schedules              is 'Tasks to be spawned periodically. A time at which one is due is a tick.';
 comment on column durable.schedules.created_at   is 'When it was created.';
-comment on column durable.schedules.next_at      is 'The next tick to be handled; null: paused.';
+comment on column durable.schedules.next_at      is 'The next tick to be handled; it has passed if that waits. Null: paused.';
 comment on column durable.schedules.paused_at    is 'When it was paused; null: it is not.';
 comment on column durable.schedules.last_at      is 'The tick of last_task_id, or when it was triggered; null: no task yet.';
-comment on column durable.schedules.failed_at    is 'When next_at could not be handled; it is tried again after a minute. Null: it has not failed.';
+comment on column durable.schedules.failed_at    is 'When next_at failed; it is tried again after a minute. Null: it has not.';
 comment on column durable.schedules.last_task_id is 'The task that it has spawned last.';
 comment on column durable.schedules.jitter       is 'Seconds by which tasks start late at most, a fixed part of it for each tick; null: none.';
 comment on column durable.schedules.every        is 'Seconds between ticks, which are multiples of it since 1970 in UTC; null: it has a cron expression.';
@@ -739,9 +741,9 @@ comment on column durable.schedules.schedule     is 'Its name, at most 100 bytes
 comment on column durable.schedules.task         is 'The name of its tasks.';
 comment on column durable.schedules.cron         is 'The cron expression; null: it has an interval.';
 comment on column durable.schedules.time_zone    is 'The time zone of the cron expression.';
-comment on column durable.schedules.overlap      is 'What happens at a tick if last_task_id has not finished: allow, spawn another; skip the tick; cancel it, and spawn another.';
+comment on column durable.schedules.overlap      is 'What happens at a tick if last_task_id has not finished: allow, spawn another; skip the tick; buffer_one, the tick waits; cancel it, and spawn another.';
 comment on column durable.schedules.source       is 'applied, by apply_schedules; declared, by announce_schedules; null: by create_schedule.';
-comment on column durable.schedules.error        is 'Why it failed at failed_at.';
+comment on column durable.schedules.error        is 'Why it failed at failed_at or, without that, that the queue is full.';
 comment on column durable.schedules.params       is 'The params of its tasks.';
 comment on column durable.schedules.options      is 'The options of its tasks, as in spawn.';
 comment on index  durable.schedules_next_idx   is 'Read by fire_schedules and get_next_due.';

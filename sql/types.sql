@@ -170,8 +170,8 @@ create type durable.listed_schedule as (
 comment on type durable.listed_schedule is
 'A schedule: its definition, as create_schedule takes it; source, the function that defined it:
 applied (apply_schedules), declared (announce_schedules, which workers call), else null; its next
-tick, null while it is paused; the tick of its last task, and that task; and if the last tick could
-not be handled, since when and why.';
+tick, null while it is paused; the tick of its last task, and that task; and if a due tick could
+not be handled, why, and when it failed, null if it only waits for room in the queue.';
 
 create type durable.schedule_run as (
   scheduled_at timestamptz, triggered boolean, task_id uuid, state text, attempt integer,

@@ -35,6 +35,10 @@ MARK_FULL = "update durable.queues set is_full = true where queue = 'default'"
 async def quick(params: None, ctx: Context) -> None: ...
 
 
+async def is_full(app: AsyncDurable, length: int) -> bool:
+    return (await app.queue_stats()).ready == length
+
+
 async def limit(app: AsyncDurable, most: int | None) -> None:
     await app.create_queue(max_length=most)
 
@@ -98,6 +102,44 @@ def test_overshoots_by_some_percent_without_a_worker(db: psycopg.Connection) -> 
     ((ready, is_full),) = row.fetchall()
     assert 1000 <= ready <= 1150  # on average 1010
     assert is_full
+
+
+async def test_a_producer_waits_until_workers_have_made_room(dsn: str) -> None:
+    async with AsyncDurable(dsn, tasks=[quick]) as app:
+        await limit(app, 5)
+        longest = 0
+
+        async def look() -> None:
+            nonlocal longest
+            while True:
+                longest = max(longest, (await app.queue_stats()).ready)
+
+        looking = asyncio.create_task(look())
+        batches: Any = {"batch_size": 5, "on_full": "wait"}
+        producing = asyncio.create_task(
+            app.spawn_in_batches(quick, [None] * 23, **batches)
+        )
+        await aeventually(lambda: is_full(app, 5))
+        assert not producing.done()
+        async with app.worker() as worker:
+            assert await producing == 23
+            await worker.drain()
+        looking.cancel()
+        stats = await app.queue_stats()
+    assert (stats.completed, stats.ready) == (23, 0)
+    assert longest < 10
+
+
+async def test_a_producer_that_does_not_wait_can_continue(dsn: str) -> None:
+    keyed = [(quick, None, {"idempotency_key": f"{n}"}) for n in range(12)]
+    async with AsyncDurable(dsn, tasks=[quick]) as app:
+        await limit(app, 5)
+        with pytest.raises(QueueFull):
+            await app.spawn_in_batches(keyed, batch_size=5)
+        async with app.worker():
+            assert await app.spawn_in_batches(keyed, batch_size=5, on_full="wait") == 7
+        with pytest.raises(InvalidArgument, match="on_full is 'drop'"):
+            await app.spawn_in_batches(keyed, on_full="drop")  # type: ignore[call-overload]
 
 
 def test_a_spawn_that_fills_the_queue_makes_no_other_spawn_wait(stage: Stage) -> None:

@@ -37,6 +37,7 @@ from tests.support.roles import Roles
 from tests.support.stage import Stage
 from tests.support.wait import aeventually
 
+MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 FIRE = "select durable.fire_schedules('default')"
@@ -210,6 +211,26 @@ async def test_catches_up_after_days_without_a_worker(
     assert told == {"report-a": ["a 05-02"], "report-b": ["b 05-04"]}, (
         "a second task of report-a would overlap the first"
     )
+
+
+@task(schedule=Schedule.every(HOUR, overlap="buffer_one"))
+async def slow(params: None, ctx: TaskContext) -> None:
+    await ctx.sleep_for("145 minutes", timedelta(minutes=145))
+
+
+async def test_starts_a_tick_that_waited_when_the_last_task_has_ended(
+    durable_app: AppFactory[Any], durable_clock: Clock
+) -> None:
+    durable_clock.freeze(datetime(2026, 5, 1, 0, 30, tzinfo=UTC))
+    async with durable_app(tasks=[slow]) as app:
+        await durable_clock.advance(hours=9)
+        found = await app.list_schedule_runs("slow")
+    minutes = [
+        (run.scheduled_at.hour, round((run.started_at - run.scheduled_at) / MINUTE))
+        for run in reversed(found)
+        if run.started_at is not None
+    ]
+    assert minutes == [(1, 0), (2, 85), (4, 110), (6, 135)]
 
 
 async def test_creates_changes_and_drops_what_the_code_of_a_task_declares(

@@ -114,9 +114,13 @@ class NotifyCustomer(Task[Slip, None]):
 
 class ProcessOrder(Task[Order, str]):
     max_attempts = 5
+    priority = 5
     schedule = Schedule.every(timedelta(hours=1), params=Order(id=1), catch_up=3)
     non_retryable = (ValueError,)
     replay_check = "strict"
+
+    def partition_key(self, order: Order) -> str:
+        return f"order {order.id}"
 
     async def run(self, order: Order, ctx: TaskContext[Shop]) -> str:
         assert_type(ctx.state, Shop)
@@ -234,7 +238,13 @@ async def count_orders(order: Order, ctx: TaskContext) -> int:
     return order.id
 
 
-@task(name="weigh-order", max_attempts=3, retry=Retry.none())
+@task(
+    name="weigh-order",
+    max_attempts=3,
+    retry=Retry.none(),
+    priority=-1,
+    partition_key=lambda order: str(order.id),
+)
 def weigh_order(order: Order, ctx: SyncTaskContext) -> float:
     return order.id
 
@@ -288,6 +298,14 @@ class WrongParams(Task[Order, str]):
         return slip.carrier
 
 
+class WrongPartitionKey(Task[Order, str]):
+    def partition_key(self, params: Order) -> int:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return params.id
+
+    async def run(self, params: Order, ctx: TaskContext[Any]) -> str:
+        return ""
+
+
 class WrongOption(Task[Order, str]):
     max_attempts = "five"  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
@@ -329,6 +347,10 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.set_version(None, from_version="2026.10"), int)
     nightly = Schedule.cron("@daily", time_zone="Europe/Vienna", params=Order(id=1))
     assert_type(nightly, Schedule)
+    Schedule.every(60, overlap="buffer_one")
+    orders = [Order(id=1), Order(id=2)]
+    many = app.spawn_in_batches(ProcessOrder, orders, on_full="wait", batch_size=9)
+    assert_type(await many, int)
     assert_type(await app.create_schedule(ProcessOrder, nightly), bool)
     assert_type(await app.apply_schedules([("elsewhere", nightly)]), int)
     assert_type(await app.list_schedules(), list[ScheduleInfo])

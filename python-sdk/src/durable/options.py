@@ -29,6 +29,7 @@ __all__ = [
     "Debounce",
     "Isolation",
     "OnConflict",
+    "OnFull",
     "PartitionLimits",
     "QueuePolicy",
     "Rate",
@@ -38,12 +39,12 @@ __all__ = [
     "TaskOptions",
     "Throttle",
     "Unique",
+    "check_choice",
     "check_no_unique_key",
     "checked_headers",
     "checked_identity",
     "checked_max_attempts",
     "checked_non_retryable",
-    "checked_replay_check",
     "limits_json",
     "nearest",
     "policy_json",
@@ -94,6 +95,9 @@ class TaskOptions(TypedDict, total=False):
         cancelled; None: no limit.
     execution_timeout: seconds or timedelta from the first start to the end, after
         which the task is cancelled; None: no limit.
+    priority: from -32768 to 32767, higher ones start first; by default 0. In a queue
+        whose policy has neither limits nor priorities that of a spawn is refused, and
+        that of a task has no effect. None, in a spawn: 0.
     queue: the queue to spawn it in; None is the same as leaving it out.
     """
 
@@ -102,6 +106,7 @@ class TaskOptions(TypedDict, total=False):
     headers: Mapping[str, JSON] | None
     start_timeout: timedelta | float | None
     execution_timeout: timedelta | float | None
+    priority: int | None
     queue: str | None
 
 
@@ -111,6 +116,10 @@ OnConflict: TypeAlias = Literal["return", "reject", "replace"]
 return: return that task. reject: raise Conflict. replace: return it, too, and give it
 the new params, options and time if no worker has ever started it.
 """
+
+
+OnFull: TypeAlias = Literal["raise", "wait"]
+"""What a producer does while its queue is full: raise QueueFull, or wait for room."""
 
 
 class Unique(TypedDict):
@@ -168,9 +177,8 @@ class SpawnOptions(TaskOptions, total=False):
         is "gate". By default the application's own; None: the latest.
     partition_key: 1-255 bytes, what the task belongs to for the limits of its queue,
         such as a tenant or an account. The partitions of a queue take turns. None: no
-        partition.
-    priority: from -32768 to 32767, higher ones start first. None: 0. Both are refused
-        in a queue whose policy has neither limits nor priorities.
+        partition. By default what the task's `partition_key` returns. Refused as
+        `priority` is.
     """
 
     idempotency_key: str | None
@@ -183,7 +191,6 @@ class SpawnOptions(TaskOptions, total=False):
     run_at: datetime | None
     version: str | None
     partition_key: str | None
-    priority: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,13 +376,14 @@ def checked_non_retryable(classes: object) -> tuple[type[Exception], ...]:
     return classes
 
 
-def checked_replay_check(value: object) -> None:
-    """Raise InvalidArgument unless the value is a `ReplayCheck`."""
-    if value not in get_args(ReplayCheck):
-        raise InvalidArgument(
-            f"replay_check is {value!r}",
-            hint=f"Choose one of {', '.join(get_args(ReplayCheck))}.",
-        )
+def check_choice(value: object, literal: object, what: str) -> str:
+    """Return a value that a Literal allows; InvalidArgument for any other."""
+    choices = get_args(literal)
+    if value in choices:
+        return str(value)
+    raise InvalidArgument(
+        f"{what} is {value!r:.100}", hint=f"Choose one of {', '.join(choices)}."
+    )
 
 
 def checked_max_attempts(value: object) -> int | None:
@@ -468,12 +476,8 @@ def _unique_key(
     return check
 
 
-def _checked_on_conflict(value: object, what: str) -> OnConflict:
-    policies: tuple[OnConflict, ...] = get_args(OnConflict)
-    for policy in policies:
-        if value in (policy, None):
-            return policy
-    raise InvalidArgument(f"{what} is {value!r}", hint=f"Choose one of {policies}.")
+def _checked_on_conflict(value: object, what: str) -> str:
+    return check_choice("return" if value is None else value, OnConflict, what)
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -495,13 +499,15 @@ def checked_priority(value: object) -> int | None:
 _INT2_MIN: Final = -(2**15)
 _INT2_MAX: Final = 2**15 - 1
 _INT4_MAX: Final = 2**31 - 1
-# Options that a definition or the parent may provide: a None of the spawn overrides it.
+# Options that the task or the parent may provide: a None of the spawn overrides it.
 _NULLABLE: Final = (
     "max_attempts",
     "retry",
     "start_timeout",
     "execution_timeout",
     "identity",
+    "partition_key",
+    "priority",
 )
 
 _UNIQUE_KEYS: Final = ("unique", "throttle", "debounce")

@@ -26,7 +26,7 @@ from durable._core.values import Codec, codec
 from durable.errors import InvalidArgument
 from durable.options import ReplayCheck, nearest
 from durable.schedules import Schedule, checked_schedules
-from durable.task import Task, options_of
+from durable.task import Task, options_of, partition_key_of
 
 __all__ = ["AnyTask", "Registry", "TaskDefinition", "define"]
 
@@ -49,6 +49,7 @@ class TaskDefinition(Generic[P, R]):
     params_codec: Codec[P]
     result_codec: Codec[R]
     options: Mapping[str, Any]
+    partition_key: Callable[[P], str | None] | None
     non_retryable: tuple[type[Exception], ...]
     replay_check: ReplayCheck
     schedules: tuple[Schedule, ...]
@@ -93,6 +94,7 @@ def define(task: AnyTask) -> TaskDefinition[Any, Any]:
         params_codec=params,
         result_codec=result,
         options=options_of(task),
+        partition_key=partition_key_of(task),
         non_retryable=task.non_retryable,
         replay_check=task.replay_check,
         schedules=checked_schedules(task.schedule),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 from zoneinfo import ZoneInfo
 
 from durable._core.arguments import check_schedule_name, required_seconds
 from durable._core.values import JSON
 from durable.errors import InvalidArgument
-from durable.options import spawn_options_json, unknown_option
+from durable.options import check_choice, spawn_options_json, unknown_option
 from durable.retry import Retry
 
 __all__ = ["Overlap", "Schedule", "ScheduleOptions", "checked_schedules"]
 
-Overlap: TypeAlias = Literal["skip", "cancel", "allow"]
+Overlap: TypeAlias = Literal["skip", "buffer_one", "cancel", "allow"]
 """What happens at a tick if the schedule's last task has not finished."""
 
 _LARGEST_CATCH_UP: Final = 10_000
@@ -32,11 +32,13 @@ class ScheduleOptions(TypedDict, total=False):
         worker was running: "last", the default, the latest of them; "skip", none;
         "all"; or a number, that many of the latest.
     overlap: what happens at a tick if the last task has not finished: "skip" the tick,
-        the default; "cancel" that task and spawn another; or "allow" several.
+        the default; "buffer_one", it waits for the end of that task, and ticks that
+        come meanwhile are skipped; "cancel" that task and spawn another; or "allow"
+        several.
     jitter: seconds or timedelta by which a task starts late at most; for each tick it
         is a fixed part of it.
-    max_attempts, retry, headers, identity, start_timeout, execution_timeout: as for a
-        spawn; by default those of the task.
+    max_attempts, retry, headers, identity, start_timeout, execution_timeout,
+        partition_key, priority: as for a spawn; by default those of the task.
     """
 
     name: str
@@ -50,6 +52,8 @@ class ScheduleOptions(TypedDict, total=False):
     identity: Mapping[str, JSON] | None
     start_timeout: timedelta | float | None
     execution_timeout: timedelta | float | None
+    partition_key: str | None
+    priority: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +155,8 @@ def _catch_up(value: object) -> str | int:
     )
 
 
-def _overlap(value: object) -> str:
-    if value not in get_args(Overlap):
-        raise InvalidArgument(
-            f"overlap is {value!r:.100}",
-            hint=f"Choose one of {', '.join(get_args(Overlap))}.",
-        )
-    return str(value)
-
-
 _POLICIES: Final[dict[str, tuple[Any, Callable[[Any], Any]]]] = {
     "catch_up": ("last", _catch_up),
-    "overlap": ("skip", _overlap),
+    "overlap": ("skip", lambda value: check_choice(value, Overlap, "overlap")),
     "jitter": (0, lambda value: required_seconds(value, "jitter")),
 }

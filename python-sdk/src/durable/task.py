@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from inspect import getattr_static, signature
 from types import FunctionType, new_class
 from typing import (
     TYPE_CHECKING,
@@ -24,14 +25,18 @@ from typing import (
 import typing_extensions
 
 from durable._core.annotations import keyword_parameters
-from durable._core.arguments import check_task_name, default_task_name
+from durable._core.arguments import (
+    check_partition_key,
+    check_task_name,
+    default_task_name,
+)
 from durable._core.values import JSON
 from durable.errors import InvalidArgument
 from durable.options import (
     ReplayCheck,
     TaskOptions,
+    check_choice,
     checked_non_retryable,
-    checked_replay_check,
     spawn_options_json,
 )
 from durable.retry import Retry
@@ -40,7 +45,7 @@ from durable.schedules import Schedule, checked_schedules
 if TYPE_CHECKING:
     from durable import SyncTaskContext, TaskContext
 
-__all__ = ["Task", "options_of", "task"]
+__all__ = ["Task", "options_of", "partition_key_of", "task"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -89,6 +94,10 @@ class Task(ABC, Generic[P, R, Rest]):
     execution_timeout: ClassVar[timedelta | float | None]
     """Seconds or timedelta from the first start; then the task is cancelled."""
 
+    priority: ClassVar[int | None]
+    """From -32768 to 32767, higher ones start first, in queues whose policy has limits
+    or priorities; default 0. Others ignore it."""
+
     non_retryable: ClassVar[tuple[type[Exception], ...]] = ()
     """Exceptions that fail the task without another attempt."""
 
@@ -117,6 +126,15 @@ class Task(ABC, Generic[P, R, Rest]):
         It is the dict of them; type checkers compare it with the signature of `run`.
         """
         return dict(keywords)
+
+    def partition_key(self, params: P, /) -> str | None:  # noqa: ARG002
+        """Return what a task belongs to for the limits of its queue, such as a tenant.
+
+        It is called with the params of each spawn that has no `partition_key` of its
+        own; None, the default: it is in no partition. Queues without limits and
+        priorities ignore it. Workers do not call it.
+        """
+        return None
 
     @abstractmethod
     def run(
@@ -147,13 +165,33 @@ def options_of(
         _refuse_none_as_headers(given)
         check_task_name(source.name)
         checked_non_retryable(source.non_retryable)
-        checked_replay_check(source.replay_check)
+        check_choice(source.replay_check, ReplayCheck, "replay_check")
         checked_schedules(source.schedule)
-        return spawn_options_json({}, given)
+        _check_partition_key(source)
+        options = spawn_options_json({}, given)
     except InvalidArgument as error:
         raise InvalidArgument(
             f"{_class_of(source).__qualname__}: {error.args[0]}", hint=error.hint
         ) from error
+    if (priority := options.pop("priority", None)) is not None:
+        options["defaults"] = {"priority": priority}
+    return options
+
+
+def partition_key_of(
+    source: type[Task[P, Any, ...]] | Task[P, Any, ...],
+) -> Callable[[P], str | None] | None:
+    """Return the function that a task's partition keys come from; None: it has none."""
+    cls = _class_of(source)
+    key: Any = cls.partition_key
+    if key is Task.partition_key:
+        return None
+    if isinstance(key, str):  # of a decorated function
+        return lambda _: key
+    owner: Any = source
+    if isinstance(source, type) and _has_partition_key_method(cls):
+        owner = source()
+    return cast("Callable[[P], str | None]", owner.partition_key)
 
 
 if TYPE_CHECKING:
@@ -184,6 +222,7 @@ class TaskArguments(TaskOptions, total=False):
     """The options of `@task`, which are those of a Task class."""
 
     name: str
+    partition_key: str | Callable[[Any], str | None]
     non_retryable: tuple[type[Exception], ...]
     replay_check: ReplayCheck
     schedule: Schedule | Sequence[Schedule]
@@ -244,6 +283,8 @@ def _task_of(
             f"@task has no option {unknown[0]}: there are"
             f" {', '.join(sorted(TASK_OPTIONS))}"
         )
+    if callable(key := options.get("partition_key")):
+        options = {**options, "partition_key": staticmethod(key)}
     body = {
         "run": staticmethod(function),
         "__doc__": function.__doc__,
@@ -262,6 +303,29 @@ def _class_of(
     source: type[Task[Any, Any, ...]] | Task[Any, Any, ...],
 ) -> type[Task[Any, Any, ...]]:
     return source if isinstance(source, type) else type(source)
+
+
+def _check_partition_key(
+    source: type[Task[Any, Any, ...]] | Task[Any, Any, ...],
+) -> None:
+    cls = _class_of(source)
+    key: Any = cls.partition_key
+    if isinstance(key, str):
+        check_partition_key(key)
+        return
+    arguments = [None] * (1 + _has_partition_key_method(cls))
+    try:
+        signature(key).bind(*arguments)
+    except TypeError as error:
+        raise InvalidArgument(
+            f"partition_key cannot be called with params: {error}",
+            hint="For instance def partition_key(self, params): return params.tenant.",
+        ) from error
+
+
+def _has_partition_key_method(cls: type[Task[Any, Any, ...]]) -> bool:
+    """Whether `partition_key` takes an instance, and is no static or class method."""
+    return isinstance(getattr_static(cls, "partition_key"), FunctionType)
 
 
 def _refuse_none_as_headers(given: Mapping[str, Any]) -> None:

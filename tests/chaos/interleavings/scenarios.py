@@ -341,6 +341,25 @@ def schedules_that_are_due(stage: Stage) -> list[Call]:
     ]
 
 
+def a_tick_that_waits_for_the_last_task(stage: Stage) -> list[Call]:
+    definition = {"task": "s", "every": 3600, "overlap": "buffer_one"}
+    stage.done(do.create_schedule("s", **definition))
+    last = stage.triggered("s")
+    return [
+        do.fire_schedules,
+        do.run_maintenance,
+        do.create_schedule("s", overlap="skip"),
+        do.with_schedule("pause_schedule", "s"),
+        do.trigger_schedule("s"),
+        do.complete(last),
+        do.fail(last, retryable=False),
+        do.cancel(last),
+        do.retry(last),
+        do.delete_many(last),
+        do.claim(),
+    ]
+
+
 def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
     held = stage.held("held", idempotency_key="k")
     sleeper = stage.held("sleeper", held)
@@ -520,6 +539,7 @@ SCENARIOS: Final[list[Scenario]] = [
     two_tasks_in_one_batch,
     what_is_for_one_version,
     schedules_that_are_due,
+    a_tick_that_waits_for_the_last_task,
     a_queue_on_its_way_out,
     many_at_once,
     a_queue_that_is_paused,

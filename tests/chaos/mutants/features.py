@@ -369,6 +369,30 @@ PAUSES: Final = [
     ),
 ]
 
+DEFAULTS: Final = [
+    Mutant(
+        "refuses the defaults of a spawn where they do not count",
+        "spawn.sql",
+        "  if coalesce(options ->> 'partition_key', options ->> 'priority') is not null then",
+        "  if num_nonnulls(_options.partition_key, _options.priority) > 0 then",
+        "pgtap/definitions.sql",
+    ),
+    Mutant(
+        "lets the defaults of a spawn override what it gives",
+        "checks.sql",
+        "array['partition_key', 'priority']) || options;",
+        "array['partition_key', 'priority']) || options || coalesce(options -> 'defaults', '{}');",
+        "pgtap/definitions.sql",
+    ),
+    Mutant(
+        "forgets the announced priority where all other options are given",
+        "spawn.sql",
+        "  where (task.options).omitted is not null or (task.options).priority is null\n  limit 1;",
+        "  where (task.options).omitted is not null\n  limit 1;",
+        "pgtap/definitions.sql",
+    ),
+]
+
 FEATURES: Final = [
     *PAUSES,
     *PUBLISHING,
@@ -379,4 +403,5 @@ FEATURES: Final = [
     *LOOPS,
     *MANY,
     *HISTORY,
+    *DEFAULTS,
 ]

@@ -500,8 +500,9 @@ class ScheduleInfo:
     `catch_up`, `overlap` and `jitter` see `durable.schedules.ScheduleOptions`. `source`
     is "declared" by a task's code, "applied" by `apply_schedules`, or None. `next_at`
     is its next tick, None while it is paused, since `paused_at`. `last_at` is the tick
-    of `last_task_id`, the task that it spawned last. If the next tick could not be
-    handled at `failed_at`, `error` says why; it is tried again.
+    of `last_task_id`, the task that it spawned last. If a due tick could not be
+    handled, `error` says why; it is tried again, a minute after `failed_at`, which is
+    None if it only waits for room in the queue.
     """
 
     queue: str

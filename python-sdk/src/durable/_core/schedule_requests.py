@@ -57,7 +57,12 @@ def schedule_request(
     home, registry = application.queue, application.registry
     spawned = spawn_request(registry, home, task, params, given)
     encoded = spawned.encoded(application.payloads)
-    rest = json_text(dict(schedule.definition)).removeprefix("{")
+    definition = dict(schedule.definition)
+    key = json.loads(spawned.options).get("defaults", {}).get("partition_key")
+    if key is not None:  # the task's other options are in its definition
+        options = {"defaults": {"partition_key": key}}
+        definition["options"] = options | definition["options"]
+    rest = json_text(definition).removeprefix("{")
     name = json.dumps(spawned.task)
     return ScheduleRequest(
         spawned.queue,

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from durable._core.arguments import check_task_name
+from durable._core.arguments import check_partition_key, check_task_name
 from durable._core.payloads import PayloadConverter
 from durable._core.reports import checked_limit
 from durable._core.values import PLAIN, Codec, json_text
@@ -97,11 +97,17 @@ def spawn_request(
         )
     known = registry.definition_for(task)
     valid = _valid(known.params_codec, params)
+    options = spawn_options_json(known.options, given)
+    if known.partition_key is not None and "partition_key" not in given:
+        key = known.partition_key(valid)
+        if key is not None:
+            chosen = {"partition_key": check_partition_key(key)}
+            options["defaults"] = options.get("defaults", {}) | chosen
     return SpawnRequest(
         given.get("queue") or known.queue or queue,
         known.name,
         known.params_codec.dump(valid),
-        json_text(spawn_options_json(known.options, given)),
+        json_text(options),
         known.result_codec,
     )
 

@@ -400,8 +400,10 @@ def announcement(queue: str, application: Application, *, starts: bool) -> State
 
 def _announced(definition: TaskDefinition[Any, Any]) -> dict[str, Any]:
     announced: dict[str, Any] = {"task": definition.name}
-    if definition.options:
-        announced["options"] = dict(definition.options)
+    options = dict(definition.options)
+    options |= options.pop("defaults", {})
+    if options:
+        announced["options"] = options
     schema = definition.params_codec.json_schema()
     if schema is not None and len(json_text(schema)) <= _LARGEST_SCHEMA:
         announced["params_schema"] = schema

@@ -69,12 +69,14 @@ from durable._worker.hosting import until_signalled
 from durable._worker.options import WorkerOptions, worker_of
 from durable._worker.worker import Worker
 from durable.codecs import PayloadCodec
-from durable.errors import InvalidArgument, UnknownQueue
+from durable.errors import InvalidArgument, QueueFull, UnknownQueue
 from durable.middleware import Middleware
 from durable.options import (
+    OnFull,
     PartitionLimits,
     QueuePolicy,
     SpawnOptions,
+    check_choice,
     limits_json,
     policy_json,
 )
@@ -469,6 +471,7 @@ class AsyncDurable:
         params: Iterable[P],
         *,
         batch_size: int = ...,
+        on_full: OnFull = ...,
         **options: Unpack[SpawnOptions],
     ) -> int: ...
     @overload
@@ -478,6 +481,7 @@ class AsyncDurable:
         params: Iterable[Any],
         *,
         batch_size: int = ...,
+        on_full: OnFull = ...,
         **options: Unpack[SpawnOptions],
     ) -> int: ...
     @overload
@@ -486,6 +490,7 @@ class AsyncDurable:
         tasks: Iterable[tuple[Any, ...]],
         *,
         batch_size: int = ...,
+        on_full: OnFull = ...,
         **options: Unpack[SpawnOptions],
     ) -> int: ...
     async def spawn_in_batches(
@@ -494,20 +499,38 @@ class AsyncDurable:
         params: Iterable[Any] | None = None,
         *,
         batch_size: int = 1000,
+        on_full: OnFull = "raise",
         **options: Any,
     ) -> int:
         """Spawn any number of tasks, `batch_size` of them in each transaction.
 
         Takes what `spawn_many` takes, but reads it batch by batch, so a generator of
-        millions needs little memory. Returns how many tasks were created. If it raises,
-        as `spawn_many` does, earlier batches have been spawned: give each task an
-        idempotency key, and call it again with all of them.
+        millions needs little memory. While the queue is full, `on_full="wait"` waits
+        until workers have made room for the next batch; "raise" raises QueueFull.
+        Returns how many tasks were created. If it raises, as `spawn_many` does, earlier
+        batches have been spawned: give each task an idempotency key, and call it again
+        with all of them.
         """
         created = 0
+        waits = check_choice(on_full, OnFull, "on_full") == "wait"
         batches = batches_by(self._application, tasks, params, options, batch_size)
         for requests in batches:
-            created += sum(new for *_, new in await self._spawn_all(requests))
+            rows = await self._spawn_with_room(requests, waits=waits)
+            created += sum(new for *_, new in rows)
         return created
+
+    async def _spawn_with_room(
+        self, requests: Sequence[SpawnRequest[Any]], *, waits: bool
+    ) -> list[tuple[Any, ...]]:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self._spawn_all(requests)
+            except QueueFull:
+                if not waits:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _spawn_all(
         self, requests: Sequence[SpawnRequest[Any]]
