@@ -138,8 +138,8 @@ def test_has_the_same_methods_in_both_clients(
 ) -> None:
     one, other = getattr(durable, asynchronous), getattr(durable, synchronous)
     if asynchronous == "Worker":
-        assert set(members(one)) == {"drain"}
-        assert set(members(other)) == {"drain", "worker_id"}
+        assert set(members(one)) == {"drain", "health"}
+        assert set(members(other)) == {"drain", "health", "worker_id"}
         return
     assert set(members(one)) == set(members(other))
     for name, member in members(one).items():

@@ -23,9 +23,11 @@ from durable import (
     Task,
     TaskContext,
     TaskFailed,
+    UnknownQueue,
     current,
     task,
 )
+from durable.middleware import Sending
 from durable.options import JSON
 from durable.registry import AnyTask
 from durable.testing import AppFactory, run_inline
@@ -581,3 +583,92 @@ def test_takes_only_instances(wrong: Any) -> None:
 def test_costs_nothing_where_nothing_is_overridden() -> None:
     hooks = AsyncDurable(middleware=[Middleware(), Tenancy()])._application.hooks
     assert (len(hooks.spawn), len(hooks.run_task), len(hooks.run_step)) == (1, 1, 0)
+
+
+class Sends(Middleware):
+    """Notes what is sent, and how it ends."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+
+    def spawn(
+        self,
+        task: str,  # noqa: ARG002
+        queue: str,  # noqa: ARG002
+        headers: Mapping[str, JSON],  # noqa: ARG002
+    ) -> Mapping[str, JSON]:
+        return {"sends": len(self.sent)}
+
+    @contextmanager
+    def send(self, sending: Sending) -> Iterator[None]:
+        of = (sending.operation, sending.queue, sending.name, sending.count)
+        self.sent.append(of)
+        try:
+            yield
+        except Exception as error:
+            self.sent.append(("!", type(error).__name__))
+            raise
+        assert len(sending.task_ids) == sending.count * (sending.operation != "emit")
+
+
+@task
+async def sends(ctx: Context) -> None:
+    child = await ctx.spawn("child", "waits")
+    await ctx.spawn_many("two", "waits", [{}, {}], queue="other")
+    await ctx.emit_event("event")
+    await ctx.send(child, "topic")
+    await ctx.sleep_for("nap", HOUR)
+    with suppress(UnknownQueue):
+        await ctx.spawn("nowhere", "waits", queue="nowhere")
+
+
+@task(name="sends")
+def sends_sync(ctx: SyncContext) -> None:
+    child = ctx.spawn("child", "waits")
+    ctx.spawn_many("two", "waits", [{}, {}], queue="other")
+    ctx.emit_event("event")
+    ctx.send(child, "topic")
+    ctx.sleep_for("nap", HOUR)
+    with suppress(UnknownQueue):
+        ctx.spawn("nowhere", "waits", queue="nowhere")
+
+
+@pytest.mark.parametrize("source", [sends, sends_sync])
+async def test_wraps_what_a_task_sends_once(
+    dsn: str, clock: Clock, source: AnyTask
+) -> None:
+    hook = Sends()
+    async with AsyncDurable(dsn) as app:
+        await app.create_queue("other")
+    await done(dsn, source, hook, clock=clock)
+    assert hook.sent == [
+        ("spawn", "default", "sends", 1),
+        ("spawn", "default", "waits", 1),
+        ("spawn", "other", "waits", 2),
+        ("emit", "default", "event", 1),
+        ("send", "default", "topic", 1),
+        ("spawn", "nowhere", "waits", 1),
+        ("!", "UnknownQueue"),
+    ]
+
+
+def test_wraps_what_a_client_sends_and_the_hook_of_its_headers(
+    dsn: str, db: psycopg.Connection
+) -> None:
+    hook = Sends()
+    with Durable(dsn, middleware=[hook]) as app:
+        handle = app.spawn("a")
+        app.spawn_many([("a", {}), ("b", {})])
+        app.spawn_in_batches("a", [{}, {}, {}], batch_size=2)
+        app.emit_event("event")
+        handle.send("topic")
+        with pytest.raises(UnknownQueue):
+            app.send(handle.task_id, "topic", queue="nowhere")
+    assert hook.sent == [
+        *[("spawn", "default", "a", 1), ("spawn", "default", None, 2)],
+        *[("spawn", "default", "a", 2), ("spawn", "default", "a", 1)],
+        *[("emit", "default", "event", 1), ("send", "default", "topic", 1)],
+        *[("send", "nowhere", "topic", 1), ("!", "UnknownQueue")],
+    ]
+    rows = db.execute("select headers from durable.tasks order by task_id").fetchall()
+    assert [headers["sends"] for (headers,) in rows] == [1, 2, 2, 3, 3, 4]

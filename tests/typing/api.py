@@ -48,6 +48,7 @@ from durable import (
     task,
 )
 from durable.encryption import AESGCMCodec
+from durable.middleware import Sending, run_info
 from durable.options import JSON
 from durable.testing import crash_everywhere, run_inline, spawned, sync
 
@@ -212,7 +213,13 @@ class Traced(Middleware):
     def run_step(
         self, ctx: TaskContext | SyncTaskContext, name: str
     ) -> AbstractContextManager[int]:
+        assert_type(run_info(ctx).attempt, int)
         return nullcontext(7)
+
+    @contextmanager
+    def send(self, sending: Sending) -> Generator[None, None, None]:
+        yield
+        assert_type(sending.task_ids, Sequence[UUID])
 
 
 class WrongHook(Middleware):

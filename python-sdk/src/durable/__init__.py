@@ -43,7 +43,7 @@ from durable._task._sync.context import SyncTaskContext
 from durable._task.current import current
 from durable._worker.hosting import ThreadedWorker
 from durable._worker.options import WorkerOptions
-from durable._worker.worker import Worker
+from durable._worker.worker import Worker, WorkerHealth
 from durable.batch import BatchTask
 from durable.children import ChildHandle
 from durable.codecs import PayloadCodec, Sealed
@@ -137,6 +137,7 @@ __all__ = [
     "UnreadablePayload",
     "VersionStats",
     "Worker",
+    "WorkerHealth",
     "WorkerOptions",
     "WrongIsolation",
     "current",

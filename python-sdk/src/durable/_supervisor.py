@@ -24,16 +24,17 @@ import threading
 import time
 import traceback
 from concurrent.futures import Future
-from typing import Final, Unpack
+from typing import Any, Final, Unpack
 
 from durable import errors
 from durable._client._async.client import AsyncDurable
 from durable._client._sync.client import Durable
-from durable._db.application import application_of
+from durable._db.application import Application, application_of
 from durable._worker.hosting import run_until_signalled
 from durable._worker.options import Settings, WorkerOptions, settings_of, worker_of
 from durable._worker.signals import stop_signals
 from durable.errors import DatabaseUnavailable, DurableError, InvalidArgument
+from durable.telemetry.logs import JSONFormatter
 
 __all__ = ["configure_logging", "load_app", "run_worker"]
 
@@ -52,23 +53,51 @@ _LOG_FORMAT: Final = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)
 
 
 def run_worker(
-    app: str, *, processes: int = 1, **options: Unpack[WorkerOptions]
+    app: str,
+    *,
+    processes: int = 1,
+    health: str | None = None,
+    **options: Unpack[WorkerOptions],
 ) -> None:
     """Run workers of an application, given as "module:name", until a stop signal.
 
     That is SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT exits at once. With
-    several processes, this one supervises them. Raises InvalidArgument if there is no
+    several processes, this one supervises them. `health` is "HOST:PORT", where it
+    answers `/healthz`, `/readyz` and `/metrics`; further processes take the ports that
+    follow. Raises InvalidArgument if there is no
     such app, and permanent errors: SchemaVersion, UnknownQueue, Forbidden, and
     DatabaseUnavailable if the server rejects the database, the role or the password.
     """
     if type(processes) is not int or processes < 1:
         raise InvalidArgument("processes must be an int of at least 1")
-    found = load_app(app)
+    application = application_of(load_app(app))
+    address = None
+    if health is not None:
+        from durable.telemetry.serving import address_of  # noqa: PLC0415 - seldom used
+
+        address = address_of(health)
     if processes > 1:
-        settings = settings_of(application_of(found), options)
-        _Supervisor(app, processes, settings).run()
+        settings = settings_of(application, options)
+        _Supervisor(app, processes, settings, address).run()
     else:
-        run_until_signalled(worker_of(application_of(found), options))
+        _run_one(application, options, address)
+
+
+def _run_one(
+    application: Application,
+    options: WorkerOptions,
+    address: tuple[str, int] | None,
+    gone: Future[None] | None = None,
+) -> None:
+    """Run the worker of this process, with its health endpoint."""
+    if address is None:
+        run_until_signalled(worker_of(application, options), gone)
+        return
+    from durable.telemetry.health import health_server, measured  # noqa: PLC0415
+
+    registry = measured(application)  # before the worker takes the middleware
+    worker = worker_of(application, options)
+    run_until_signalled(worker, gone, health_server(worker, registry, *address))
 
 
 def load_app(app: str) -> AsyncDurable | Durable:
@@ -89,28 +118,53 @@ def load_app(app: str) -> AsyncDurable | Durable:
     return found
 
 
-def configure_logging(level: int | None) -> None:
+def configure_logging(level: int | None, log_format: str | None = None) -> None:
     """Log to stderr from this level on, INFO by default.
 
-    If the application has configured logging, only the level is changed.
+    If the application has configured logging, its handlers stay, and only what is given
+    is changed. The format "json" makes each record a line of JSON.
     """
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    root = logging.getLogger()
     if level is not None:
-        logging.getLogger().setLevel(level)
+        root.setLevel(level)
+    if log_format == "json":
+        for handler in root.handlers:
+            handler.setFormatter(JSONFormatter())
+
+
+def _log_format() -> str | None:
+    """Return the format of this process, for those that it starts."""
+    handlers = logging.getLogger().handlers
+    is_json = any(isinstance(one.formatter, JSONFormatter) for one in handlers)
+    return "json" if is_json else None
 
 
 class _Supervisor:
     """Keeps a number of processes running until a stop signal."""
 
-    def __init__(self, app: str, processes: int, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: str,
+        processes: int,
+        settings: Settings,
+        address: tuple[str, int] | None = None,
+    ) -> None:
         root = logging.getLogger()
-        order = {
+        order: dict[str, Any] = {
             "app": app,
             "options": settings._asdict(),
             "path": sys.path,
             "level": root.level if root.handlers else None,
+            "log_format": _log_format(),
+            "health": None,
         }
-        self._children = [_Child(json.dumps(order)) for _ in range(processes)]
+        self._children = []
+        for number in range(processes):
+            if address is not None:
+                host, port = address
+                order["health"] = host, port and port + number
+            self._children.append(_Child(json.dumps(order)))
         self._stopping = threading.Event()
         self._ended_by: int | None = None
 
@@ -243,9 +297,9 @@ def work_alone() -> None:
     sys.path[:] = order["path"]
     try:
         found = _loaded(order["app"])
-        configure_logging(order["level"])
+        configure_logging(order["level"], order["log_format"])
         gone.set_running_or_notify_cancel()
-        run_until_signalled(worker_of(application_of(found), order["options"]), gone)
+        _run_one(application_of(found), order["options"], order["health"], gone)
     except DurableError as error:
         if isinstance(error, DatabaseUnavailable) and error.sqlstate is None:
             raise  # it may be temporary

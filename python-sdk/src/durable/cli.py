@@ -6,6 +6,7 @@ Commands call the client's public API. An error is one line on stderr; the exit 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -14,7 +15,8 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TextIO
+from importlib import resources
+from typing import Annotated, Any, Final, Literal, TextIO
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -191,17 +193,25 @@ def worker(
             help="Log from this level on. Default: the app's, or info.",
         ),
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        Option(metavar="text|json", help="Default: the app's, or text."),
+    ] = None,
+    health: Annotated[
+        str | None,
+        Option(metavar="HOST:PORT", help="Serve /healthz, /readyz and /metrics here."),
+    ] = None,
 ) -> None:
     """Run workers of an application until SIGTERM, SIGINT or SIGHUP.
 
     A second SIGTERM or SIGINT ends the processes at once.
     """
     load_app(application)  # first, since it may configure logging
-    configure_logging(log_level)
+    configure_logging(log_level, log_format)
     options = WorkerOptions(concurrency=concurrency, lease=lease)
     if queue:
         options["queues"] = queue
-    durable.run_worker(application, processes=processes, **options)
+    durable.run_worker(application, processes=processes, health=health, **options)
 
 
 @app.command()
@@ -726,6 +736,43 @@ def next_fires(
         found = client.next_fires(cron, time_zone=time_zone, count=count)
     for at in found:
         typer.echo(at.astimezone(ZoneInfo(time_zone)).isoformat(sep=" "))
+
+
+@app.command()
+def metrics(
+    *,
+    dsn: Dsn = "",
+    queue: Annotated[
+        list[str] | None, Option(help="Only this queue; repeatable.")
+    ] = None,
+    listen: Annotated[
+        str | None, Option(metavar="HOST:PORT", help="Serve them here at /metrics.")
+    ] = None,
+    grafana: Annotated[
+        bool, Option("--grafana", help="Print a dashboard for Grafana instead.")
+    ] = False,
+    alerts: Annotated[
+        bool, Option("--alerts", help="Print alert rules for Prometheus instead.")
+    ] = False,
+) -> None:
+    """Print the metrics of queues as text for Prometheus, or serve them."""
+    from durable.telemetry.queues import QueueReader, serve_queues  # noqa: PLC0415
+    from durable.telemetry.serving import address_of  # noqa: PLC0415
+
+    if grafana or alerts:
+        file = "grafana.json" if grafana else "alerts.yml"
+        shipped = resources.files("durable.telemetry").joinpath(file)
+        typer.echo(shipped.read_text(), nl=False)
+        return
+    if not dsn:
+        raise typer.BadParameter(f"pass --dsn, or set {ENVIRONMENT}")
+    with _client(dsn) as client:
+        reader = QueueReader(client, queue)
+        if listen is None:
+            typer.echo(reader.text(), nl=False)
+        else:
+            configure_logging(None)
+            asyncio.run(serve_queues(reader, *address_of(listen)))
 
 
 @app.command()

@@ -5,9 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
+from uuid import UUID
 
 from durable._core.spawn_requests import SpawnRequest
 from durable._core.values import JSON, json_text
@@ -17,11 +28,57 @@ from durable.options import checked_headers
 if TYPE_CHECKING:
     from durable import SyncTaskContext, TaskContext
 
-__all__ = ["Hooks", "Middleware", "around"]
+__all__ = [
+    "NOTHING",
+    "Hooks",
+    "Middleware",
+    "Operation",
+    "RunInfo",
+    "Sending",
+    "around",
+    "run_info",
+]
 
 R = TypeVar("R")
 AnyContext: TypeAlias = "TaskContext[Any] | SyncTaskContext[Any]"
+Operation: TypeAlias = Literal["spawn", "emit", "send"]
 Around: TypeAlias = Callable[..., AbstractContextManager[Any]]
+NOTHING: Final = nullcontext[None]()
+
+
+@dataclass(slots=True)
+class Sending:
+    """A spawn, an event or a message on its way to the database.
+
+    `name` is that of the task, the event or the topic; of tasks with several names, it
+    is None. `count` is the number of tasks of a spawn. `task_ids` are the tasks that it
+    has returned, once it has succeeded; for a message, its receiver.
+    """
+
+    operation: Operation
+    queue: str
+    name: str | None
+    count: int = 1
+    task_ids: Sequence[UUID] = field(default=())
+
+
+class RunInfo(NamedTuple):
+    """Facts about a run for its middleware, which the task's own code must not use.
+
+    `attempt` is that of `ctx.attempt`, whose reading has a price: the order of calls is
+    not checked in later attempts. `resumed` says that an earlier run of the task has
+    begun. It was claimed at `claimed_at`, and could have been since `available_at`.
+    """
+
+    attempt: int
+    resumed: bool
+    spawned_at: datetime
+    available_at: datetime
+    claimed_at: datetime
+    claim: int
+    run_id: UUID
+    step: str | None
+    step_try: int
 
 
 class Middleware:
@@ -53,6 +110,15 @@ class Middleware:
         raised by the spawn.
         """
         return None
+
+    def send(self, sending: Sending) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """Return a context manager for one spawn, event or message.
+
+        It is entered before the statement is sent, and before `spawn` is called for the
+        tasks of a client, and left when the database has answered. In a task, it is
+        entered once: a replay sends nothing. Exceptions are treated as in `run_task`.
+        """
+        return nullcontext()
 
     def run_task(self, ctx: AnyContext) -> AbstractContextManager[Any]:  # noqa: ARG002
         """Return a context manager for one run of a task.
@@ -89,8 +155,29 @@ class Hooks:
                     f"middleware= takes instances of Middleware, not {one!r}"
                 )
         self.spawn = _overridden(given, "spawn")
+        self.send = _overridden(given, "send")
         self.run_task = _overridden(given, "run_task")
         self.run_step = _overridden(given, "run_step")
+
+    def sending(
+        self,
+        operation: Operation,
+        queue: str,
+        name: str | None,
+        count: int = 1,
+        *,
+        ids: Sequence[UUID] = (),
+        run: _Run | None = None,
+    ) -> AbstractContextManager[Sending | None]:
+        """Return the middleware around what is sent, by a client or by a run."""
+        if not self.send:
+            return NOTHING
+        return self._sending(Sending(operation, queue, name, count, ids), run)
+
+    @contextmanager
+    def _sending(self, sending: Sending, run: _Run | None) -> Iterator[Sending]:
+        with around(self.send, run, sending):
+            yield sending
 
     def with_headers(
         self, request: SpawnRequest[R], parents: Mapping[str, Any]
@@ -115,14 +202,20 @@ def _overridden(middleware: Sequence[Middleware], name: str) -> list[Any]:
     return [getattr(m, name) for m in middleware if getattr(type(m), name) is not base]
 
 
+def run_info(ctx: AnyContext) -> RunInfo:
+    """Return facts about the run of a context, and the step that is running in it."""
+    info: RunInfo = ctx._run.info  # noqa: SLF001 - not for the task's own code
+    return info
+
+
 class _Run(Protocol):
     @property
     def exit_reason(self) -> Suspended | None: ...
 
 
 @contextmanager
-def around(hooks: Sequence[Around], run: _Run, *args: Any) -> Iterator[None]:
-    """Enter the context managers of the hooks around a run or a step.
+def around(hooks: Sequence[Around], run: _Run | None, *args: Any) -> Iterator[None]:
+    """Enter the context managers of the hooks around a run, a step or a statement.
 
     They do not see that the run has exited as an exception, and cannot suppress one.
     """
@@ -135,7 +228,8 @@ def around(hooks: Sequence[Around], run: _Run, *args: Any) -> Iterator[None]:
                 yield
             except BaseException as error:
                 raised = error
-                if run.exit_reason is None and not isinstance(error, Suspended):
+                is_over = run is not None and run.exit_reason is not None
+                if not is_over and not isinstance(error, Suspended):
                     raise
         if raised is not None:
             raise raised

@@ -119,19 +119,15 @@ class Settings(Protocol):
     registry: Registry
     version: str | None
 
-    def prepared(self, request: SpawnRequest[R]) -> SpawnRequest[R]:
-        """Return a request with middleware's headers, and encoded params."""
-
 
 def request_by(
     application: Settings, task: AnyTask | str, params: Any, given: Mapping[str, Any]
 ) -> SpawnRequest[Any]:
-    """Check a spawn by a client of the application, and encode it for storage."""
+    """Check a spawn by a client of the application."""
     if application.version is not None:
         given = {"version": application.version, **given}
     queue, registry = application.queue, application.registry
-    request = spawn_request(registry, queue, task, params, given)
-    return application.prepared(request)
+    return spawn_request(registry, queue, task, params, given)
 
 
 def requests_by(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Final, TypeAlias, TypeVar
 
 from durable._core.arguments import check_queue_name, check_version
+from durable._core.messages import Message
 from durable._core.payloads import PayloadConverter
 from durable._core.spawn_requests import SpawnRequest
 from durable._db.conninfo import known_conninfo
 from durable._db.django import address_in_tests
 from durable.codecs import PayloadCodec
-from durable.middleware import Hooks, Middleware
+from durable.middleware import NOTHING, Hooks, Middleware, Sending
 from durable.registry import AnyTask, Registry
 
 R = TypeVar("R")
@@ -58,6 +59,11 @@ class Application:
         self.middleware = tuple(middleware)
         self.hooks = Hooks(self.middleware)
 
+    def add_middleware(self, one: Middleware) -> None:
+        """Add middleware as the innermost, for calls from now on."""
+        self.middleware += (one,)
+        self.hooks = Hooks(self.middleware)
+
     @property
     def conninfo(self) -> str:
         """The conninfo of the database. Raises InvalidArgument if none was given."""
@@ -82,6 +88,27 @@ class Application:
         if self.hooks.spawn:
             request = self.hooks.with_headers(request, parents or {})
         return request.encoded(self.payloads)
+
+    def spawning(
+        self, *requests: SpawnRequest[Any]
+    ) -> AbstractContextManager[Sending | None]:
+        """Return the middleware around a client's spawn of tasks of one queue."""
+        if not self.hooks.send:
+            return NOTHING
+        names = {request.task for request in requests}
+        name = names.pop() if len(names) == 1 else None
+        return self.hooks.sending("spawn", requests[0].queue, name, len(requests))
+
+    def emitting(
+        self, event: str, queue: str | None
+    ) -> AbstractContextManager[Sending | None]:
+        """Return the middleware around a client's event."""
+        return self.hooks.sending("emit", queue or self.queue, event)
+
+    def sending(self, message: Message) -> AbstractContextManager[Sending | None]:
+        """Return the middleware around a client's message."""
+        receiver = [message.task_id]
+        return self.hooks.sending("send", message.queue, message.topic, ids=receiver)
 
 
 def application_of(app: Any) -> Application:

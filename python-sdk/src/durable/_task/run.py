@@ -69,7 +69,7 @@ from durable.errors import (
     TaskCancelled,
     UnreadablePayload,
 )
-from durable.middleware import around
+from durable.middleware import Operation, RunInfo, Sending, around
 from durable.registry import TaskDefinition
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Child(NamedTuple):
 
     call: Call
     name: str
+    task: str
     queue: str
     text: str
     codec: Codec[Any]
@@ -181,6 +182,7 @@ class Run:
         self._exit_timer: asyncio.TimerHandle | None = None
         self._refusals = 0
         self.context: Any = None  # that of the task's code, for middleware
+        self.failed_tries: dict[str, int] = {}  # of steps with retries
         self._step_hooks = services.application.hooks.run_step
         self._spawns: dict[str, Batcher[str, str]] = {}  # by the children's queue
         self._logger: logging.Logger | None = None
@@ -224,9 +226,27 @@ class Run:
         return {
             "queue": claimed.queue,
             "task_id": str(claimed.task_id),
+            "task_name": claimed.name,
             "run_id": str(claimed.run_id),
             "attempt": claimed.attempt,
         }
+
+    @property
+    def info(self) -> RunInfo:
+        """The facts for middleware, with the step of the caller's context."""
+        claimed, execution = self.claimed, inside_a_step.get()
+        step = None if execution is None else execution.step
+        return RunInfo(
+            attempt=claimed.attempt,
+            resumed=not claimed.is_first_claim,
+            spawned_at=claimed.spawned_at,
+            available_at=claimed.available_at,
+            claimed_at=claimed.claimed_at,
+            claim=claimed.claim,
+            run_id=claimed.run_id,
+            step=step,
+            step_try=1 if step is None else self.failed_tries.get(step, 0) + 1,
+        )
 
     def database_now(self) -> datetime:
         """Return the database's time: that of the claim plus the time since."""
@@ -666,7 +686,8 @@ class Run:
             place = call.position, call.after
             return sql.emit_from_task(*self._claim, call.key, event, sealed, *place)
 
-        return await self._effect(call, statement)
+        sending = self._sending("emit", self.claimed.queue, event)
+        return await self._effect(call, statement, sending)
 
     async def send(self, call: Call, message: Message) -> Resolved:
         """Send a message, with the checkpoint that records it."""
@@ -675,11 +696,30 @@ class Run:
             place = call.position, call.after
             return sql.send_from_task(*self._claim, call.key, *message, *place)
 
-        own_queue = message.queue == self.claimed.queue
-        return await self._effect(call, statement, own_queue=own_queue)
+        queue, receiver = message.queue, [message.task_id]
+        sending = self._sending("send", queue, message.topic, ids=receiver)
+        own_queue = queue == self.claimed.queue
+        return await self._effect(call, statement, sending, own_queue=own_queue)
+
+    def _sending(
+        self,
+        operation: Operation,
+        queue: str,
+        name: str | None,
+        count: int = 1,
+        ids: Sequence[UUID] = (),
+    ) -> contextlib.AbstractContextManager[Sending | None]:
+        """Return the middleware around what the task sends."""
+        hooks = self.services.application.hooks
+        return hooks.sending(operation, queue, name, count, ids=ids, run=self)
 
     async def _effect(
-        self, call: Call, statement: Callable[[], Statement], *, own_queue: bool = True
+        self,
+        call: Call,
+        statement: Callable[[], Statement],
+        sending: contextlib.AbstractContextManager[Sending | None],
+        *,
+        own_queue: bool = True,
     ) -> Resolved:
         saved, branch = await self.begin(call)
         if saved is not None:
@@ -687,7 +727,8 @@ class Run:
         try:
             await self.save_failures(call.position)
             fetch = partial(self.services.call_connection.fetch, own_queue=own_queue)
-            ((is_new,),) = await self.write("effect", fetch, statement())
+            with sending:
+                ((is_new,),) = await self.write("effect", fetch, statement())
             await self.resume(call)
             text = "true" if is_new else "false"
             return self.checkpoints.add(call.key, Resolved("done", text))
@@ -718,16 +759,34 @@ class Run:
         return [known[call.key] for call in calls]
 
     async def _spawn(self, children: Sequence[Child]) -> None:
-        queue = children[0].queue
-        answers = await self.write(f"spawn in {queue}", self._submit, queue, children)
-        await self.resume(children[0].call)
+        queue, count = children[0].queue, len(children)
+        tasks = {child.task for child in children}
+        task = tasks.pop() if len(tasks) == 1 else None
+        with self._sending("spawn", queue, task, count) as sending:
+            answers = await self.write(
+                f"spawn in {queue}", self._submit, queue, children
+            )
+            await self.resume(children[0].call)
+            self._add_children(children, answers, sending)
+
+    def _add_children(
+        self,
+        children: Sequence[Child],
+        answers: Sequence[str | Exception],
+        sending: Sending | None,
+    ) -> None:
+        """Add the checkpoints of spawned children; raise the first that was refused."""
         refused: Exception | None = None
+        spawned: list[str] = []
         for child, answer in zip(children, answers, strict=True):
             if isinstance(answer, Exception):
                 kept = self.keep_failure(child.call, answer)
                 refused = refused or kept
             else:
                 self.checkpoints.add(child.call.key, Resolved("done", answer))
+                spawned.append(answer)
+        if sending is not None:
+            sending.task_ids = [UUID(json.loads(one)["task_id"]) for one in spawned]
         if refused is not None:
             raise refused
 

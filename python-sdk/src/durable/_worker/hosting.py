@@ -10,11 +10,12 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self
 
 from durable._worker.signals import stop_signals
-from durable._worker.worker import Worker
+from durable._worker.worker import Worker, WorkerHealth
 
 __all__ = ["ThreadedWorker", "run_until_signalled", "until_signalled"]
 
@@ -22,18 +23,21 @@ logger = logging.getLogger("durable.worker")
 
 
 async def until_signalled(
-    worker: Worker, supervisor_gone: Future[None] | None = None
+    worker: Worker,
+    supervisor_gone: Future[None] | None = None,
+    beside: AbstractAsyncContextManager[Any] | None = None,
 ) -> None:
     """Run a worker until SIGTERM, SIGINT or SIGHUP; a second signal ends the process.
 
     It also stops when its supervisor has ended. That does not count as a signal: an
-    init system may signal the supervisor and each of its processes.
+    init system may signal the supervisor and each of its processes. `beside` is entered
+    before the worker starts, and left after it has stopped.
     """
     loop = asyncio.get_running_loop()
     stop_requested = asyncio.Event()
 
     async def work() -> None:
-        async with worker:
+        async with beside or contextlib.nullcontext(), worker:
             await stop_requested.wait()
 
     def stop() -> None:
@@ -73,10 +77,12 @@ def _frozen_heap() -> Iterator[None]:
 
 
 def run_until_signalled(
-    worker: Worker, supervisor_gone: Future[None] | None = None
+    worker: Worker,
+    supervisor_gone: Future[None] | None = None,
+    beside: AbstractAsyncContextManager[Any] | None = None,
 ) -> None:
     """Run `until_signalled` from synchronous code."""
-    _run(until_signalled(worker, supervisor_gone))
+    _run(until_signalled(worker, supervisor_gone, beside))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -147,6 +153,10 @@ class ThreadedWorker:
     def worker_id(self) -> str:
         """The id under which the worker claims tasks."""
         return self._worker.worker_id
+
+    def health(self) -> WorkerHealth:
+        """Return the worker's state, without asking the database."""
+        return self._worker.health()
 
     def drain(self) -> int:
         """Work until no task is claimable or running here; waiting tasks don't count.

@@ -16,7 +16,15 @@ from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeAlias,
+)
 from uuid import UUID
 
 import psycopg
@@ -27,7 +35,11 @@ from durable._core.outcomes import Resolved
 from durable._core.schedule_requests import declared_schedules
 from durable._db.application import Application
 from durable._db.django import close_shared_connections
-from durable._db.reconnecting import ReconnectingConnection, wait_until_open
+from durable._db.reconnecting import (
+    NeededConnection,
+    ReconnectingConnection,
+    wait_until_open,
+)
 from durable._task.current import start_task_function
 from durable._task.publisher import kept_logs
 from durable._task.run import Claimed, Run
@@ -40,13 +52,32 @@ from durable.errors import Forbidden
 if TYPE_CHECKING:
     from durable._worker.options import Settings
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "WorkerHealth"]
 
 logger = logging.getLogger("durable.worker")
 
 _EXIT_SECONDS: Final = 10.0
 _SHOWN_TASKS: Final = 10
 _YOUNG_OBJECTS: Final = 10_000  # until a garbage collection; Python's default is 700
+
+
+HealthState: TypeAlias = Literal[
+    "starting", "working", "no database", "draining", "stopped"
+]
+
+
+class WorkerHealth(NamedTuple):
+    """The health of a worker.
+
+    `state` is "starting" until it has connected and claims tasks, "working",
+    "no database" while a connection is missing that it needs to claim more, "draining"
+    while it lets its tasks finish, or "stopped". It holds `running` tasks, of at most
+    `concurrency` at once.
+    """
+
+    state: HealthState
+    running: int
+    concurrency: int
 
 
 class Worker:
@@ -127,6 +158,19 @@ class Worker:
         ):
             raise self._fatal
 
+    def health(self) -> WorkerHealth:
+        """Return the worker's state, without asking the database."""
+        state: HealthState = "working"
+        if not self._is_entered:
+            state = "stopped"
+        elif not self.has_started:
+            state = "starting"
+        elif self._host_task is None or self._stopping:
+            state = "draining"
+        elif not all(connection.is_open for connection in self._needed):
+            state = "no database"
+        return WorkerHealth(state, len(self._runs), self._settings.concurrency)
+
     async def drain(self) -> int:
         """Work until no task is claimable or running here; waiting tasks don't count.
 
@@ -178,6 +222,7 @@ class Worker:
         self._exits.push_async_callback(leases.stop)
         claiming = services.claim_connection
         needed = (claiming, services.flush_connection, services.call_connection, leases)
+        self._needed: Sequence[NeededConnection] = needed
         self._claims = Claims(application, settings, self.worker_id, claiming, needed)
         self._exits.callback(self._claims.close)
         await wait_until_open(needed)

@@ -95,7 +95,7 @@ def request_of(
     name = task if isinstance(task, str) else task.name
     if name not in application.registry.by_name:
         raise InvalidArgument(application.registry.unknown(name))
-    return request_by(application, task, params, options)
+    return application.prepared(request_by(application, task, params, options))
 
 
 def spawn_on(session: psycopg.Connection[Any], request: SpawnRequest[Any]) -> UUID:

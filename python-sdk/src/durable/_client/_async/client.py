@@ -428,8 +428,13 @@ class AsyncDurable:
         unfinished task has the key of `unique`, which rejects another; nothing has been
         written then.
         """
-        request = request_by(self._application, task, params, options)
-        (row,) = await self._database.fetch(_spawn(request))
+        application = self._application
+        request = request_by(application, task, params, options)
+        with application.spawning(request) as sending:
+            statement = _spawn(application.prepared(request))
+            (row,) = await self._database.fetch(statement)
+            if sending is not None:
+                sending.task_ids = _ids([row])
         return self._handle(request, row)
 
     @overload
@@ -537,8 +542,14 @@ class AsyncDurable:
     ) -> list[tuple[Any, ...]]:
         if not requests:
             return []
-        statement = sql.spawn_many(one_queue(requests), tasks_json(requests))
-        return await self._database.fetch(statement, slow=True)
+        application, queue = self._application, one_queue(requests)
+        with application.spawning(*requests) as sending:
+            prepared = [application.prepared(request) for request in requests]
+            statement = sql.spawn_many(queue, tasks_json(prepared))
+            rows = await self._database.fetch(statement, slow=True)
+            if sending is not None:
+                sending.task_ids = _ids(rows)
+        return rows
 
     @overload
     async def spawn_with(
@@ -567,8 +578,13 @@ class AsyncDurable:
         given to a sync client or the reverse, InvalidArgument for a connection outside
         a transaction.
         """
-        request = request_by(self._application, task, params, options)
-        row = await drivers.execute_async(conn, _spawn(request))
+        application = self._application
+        request = request_by(application, task, params, options)
+        with application.spawning(request) as sending:
+            statement = _spawn(application.prepared(request))
+            row = await drivers.execute_async(conn, statement)
+            if sending is not None:
+                sending.task_ids = _ids([row])
         return self._handle(request, row)
 
     async def emit_event(
@@ -584,9 +600,9 @@ class AsyncDurable:
         The first payload counts; later ones are ignored. Pydantic serializes it as
         `as_type`, by default as its class.
         """
-        ((first,),) = await self._database.fetch(
-            self._emit(event, payload, queue, as_type)
-        )
+        statement = self._emit(event, payload, queue, as_type)
+        with self._application.emitting(event, queue):
+            ((first,),) = await self._database.fetch(statement)
         return bool(first)
 
     async def emit_event_with(
@@ -603,7 +619,8 @@ class AsyncDurable:
         As `spawn_with`: it takes effect if and when that transaction commits.
         """
         statement = self._emit(event, payload, queue, as_type)
-        row = await drivers.execute_async(conn, statement)
+        with self._application.emitting(event, queue):
+            row = await drivers.execute_async(conn, statement)
         return bool(row[0])
 
     def _emit(
@@ -656,7 +673,8 @@ class AsyncDurable:
         home = queue_of(task, queue, self.queue)
         sent = message(task, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
         sealed = sent.encoded(self._application.payloads)
-        row = await drivers.execute_async(conn, sql.send_message(*sealed))
+        with self._application.sending(sealed):
+            row = await drivers.execute_async(conn, sql.send_message(*sealed))
         return bool(row[0])
 
     # -- one task ----------------------------------------------------------------
@@ -1094,6 +1112,10 @@ class AsyncDurable:
             ((moved,),) = await self._database.fetch(batch)
             total += moved
         return total
+
+
+def _ids(rows: Iterable[tuple[Any, ...]]) -> list[UUID]:
+    return [UUID(str(row[0])) for row in rows]
 
 
 def _spawn(request: SpawnRequest[Any]) -> Statement:

@@ -192,7 +192,8 @@ class AsyncTaskHandle(Joinable[R_co]):
             self, self.queue, topic, payload, dedup_key=dedup_key, as_type=as_type
         )
         sealed = sent.encoded(self._payloads)
-        ((is_new,),) = await self._fetch(sql.send_message(*sealed))
+        with self._backend.application.sending(sealed):
+            ((is_new,),) = await self._fetch(sql.send_message(*sealed))
         return bool(is_new)
 
     async def cancel(

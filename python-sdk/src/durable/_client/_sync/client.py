@@ -418,8 +418,13 @@ class Durable:
         unfinished task has the key of `unique`, which rejects another; nothing has been
         written then.
         """
-        request = request_by(self._application, task, params, options)
-        (row,) = self._database.fetch(_spawn(request))
+        application = self._application
+        request = request_by(application, task, params, options)
+        with application.spawning(request) as sending:
+            statement = _spawn(application.prepared(request))
+            (row,) = self._database.fetch(statement)
+            if sending is not None:
+                sending.task_ids = _ids([row])
         return self._handle(request, row)
 
     @overload
@@ -527,8 +532,14 @@ class Durable:
     ) -> list[tuple[Any, ...]]:
         if not requests:
             return []
-        statement = sql.spawn_many(one_queue(requests), tasks_json(requests))
-        return self._database.fetch(statement, slow=True)
+        application, queue = self._application, one_queue(requests)
+        with application.spawning(*requests) as sending:
+            prepared = [application.prepared(request) for request in requests]
+            statement = sql.spawn_many(queue, tasks_json(prepared))
+            rows = self._database.fetch(statement, slow=True)
+            if sending is not None:
+                sending.task_ids = _ids(rows)
+        return rows
 
     @overload
     def spawn_with(
@@ -557,8 +568,13 @@ class Durable:
         given to a sync client or the reverse, InvalidArgument for a connection outside
         a transaction.
         """
-        request = request_by(self._application, task, params, options)
-        row = drivers.execute(conn, _spawn(request))
+        application = self._application
+        request = request_by(application, task, params, options)
+        with application.spawning(request) as sending:
+            statement = _spawn(application.prepared(request))
+            row = drivers.execute(conn, statement)
+            if sending is not None:
+                sending.task_ids = _ids([row])
         return self._handle(request, row)
 
     def emit_event(
@@ -574,7 +590,9 @@ class Durable:
         The first payload counts; later ones are ignored. Pydantic serializes it as
         `as_type`, by default as its class.
         """
-        ((first,),) = self._database.fetch(self._emit(event, payload, queue, as_type))
+        statement = self._emit(event, payload, queue, as_type)
+        with self._application.emitting(event, queue):
+            ((first,),) = self._database.fetch(statement)
         return bool(first)
 
     def emit_event_with(
@@ -591,7 +609,8 @@ class Durable:
         As `spawn_with`: it takes effect if and when that transaction commits.
         """
         statement = self._emit(event, payload, queue, as_type)
-        row = drivers.execute(conn, statement)
+        with self._application.emitting(event, queue):
+            row = drivers.execute(conn, statement)
         return bool(row[0])
 
     def _emit(
@@ -644,7 +663,8 @@ class Durable:
         home = queue_of(task, queue, self.queue)
         sent = message(task, home, topic, payload, dedup_key=dedup_key, as_type=as_type)
         sealed = sent.encoded(self._application.payloads)
-        row = drivers.execute(conn, sql.send_message(*sealed))
+        with self._application.sending(sealed):
+            row = drivers.execute(conn, sql.send_message(*sealed))
         return bool(row[0])
 
     # -- one task ----------------------------------------------------------------
@@ -1079,6 +1099,10 @@ class Durable:
             ((moved,),) = self._database.fetch(batch)
             total += moved
         return total
+
+
+def _ids(rows: Iterable[tuple[Any, ...]]) -> list[UUID]:
+    return [UUID(str(row[0])) for row in rows]
 
 
 def _spawn(request: SpawnRequest[Any]) -> Statement:

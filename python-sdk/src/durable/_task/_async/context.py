@@ -586,7 +586,8 @@ class TaskContext(Generic[State_co]):
             f'"position":{call.position},"after":{call.after},'
         )
         text = task_json(request, extra)
-        return Child(call, name, request.queue, text, request.result_codec)
+        kind = request.result_codec
+        return Child(call, name, request.task, request.queue, text, kind)
 
     async def _spawn(self, child: Child) -> ChildHandle[Any]:
         (handle,) = await self._spawn_many([child])

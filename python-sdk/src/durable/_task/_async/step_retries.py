@@ -67,7 +67,7 @@ async def with_retries(
         begun = time.monotonic()
         is_new = try_ not in run.checkpoints.saved
         if is_new:
-            again = False
+            again, run.failed_tries[call.key] = False, failures
             try:
                 return await step(failed)
             except Exception:
@@ -86,7 +86,7 @@ async def with_retries(
                 seconds,
                 error_text(raised),
                 exc_info=raised,
-                extra=run.ids,
+                extra={**run.ids, "step": call.key},
             )
         value = _failed_try(next_at, raised)
         saved = await calls.record(Call(try_, call.position, call.after, begun), value)

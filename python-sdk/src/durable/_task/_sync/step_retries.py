@@ -68,7 +68,7 @@ def with_retries(
         begun = time.monotonic()
         is_new = try_ not in run.checkpoints.saved
         if is_new:
-            again = False
+            again, run.failed_tries[call.key] = False, failures
             try:
                 return step(failed)
             except Exception:
@@ -87,7 +87,7 @@ def with_retries(
                 seconds,
                 error_text(raised),
                 exc_info=raised,
-                extra=run.ids,
+                extra={**run.ids, "step": call.key},
             )
         value = _failed_try(next_at, raised)
         saved = calls.record(Call(try_, call.position, call.after, begun), value)
