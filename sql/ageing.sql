@@ -86,7 +86,7 @@ begin
       null, null, null)::durable._lane
     from durable.lanes
     where lanes.queue = _queue and lanes.lane_id = _pick_aged_lane.lane_id
-      and lanes.turn_at is not null
+      and (lanes.turn_at is not null) is true
     for no key update skip locked
   );
 end;

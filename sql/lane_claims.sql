@@ -142,12 +142,13 @@ create or replace function durable._queue_room(
 declare
   _queue text collate "C" := policy.queue;
   _period interval := make_interval(secs => policy.rate_period);
+  _running boolean := true; -- no other index has it, so a session's old plan is never a worse one
 begin
   if policy.concurrency is not null then
     select policy.concurrency - count(*) into slots
     from durable.tasks
     where tasks.queue = _queue
-      and tasks.lease_expires_at is not null
+      and (tasks.lease_expires_at is not null) = _running
       and tasks.partition_key is not null
       and tasks.started_at is not null
       and tasks.finished_at is null;
@@ -366,6 +367,7 @@ create or replace function durable._with_room(
 ) returns durable._lane[] language plpgsql as $$
 declare
   _queue text collate "C" := policy.queue;
+  _running boolean := true; -- see _queue_room
 begin
   return array(
     select
@@ -396,12 +398,13 @@ begin
         select count(*)
         from durable.tasks
         where tasks.queue = _queue
+          and (tasks.lease_expires_at is not null) = _running
           and tasks.partition_key = lane.partition_key collate "C"
-          and tasks.lease_expires_at is not null
           and tasks.partition_key is not null
           and tasks.started_at is not null
           and tasks.finished_at is null
       ) end as free
+      offset 0 -- counted once
     ) as slots
     left join lateral (
       select
@@ -642,7 +645,8 @@ declare
 begin
   update durable.lanes
   set turn_at = at
-  where (lanes.queue = _queue) is true and lanes.ctid = any (_places) and lanes.turn_at <= at;
+  where (lanes.queue = _queue) is true and lanes.ctid = any (_places)
+    and (lanes.turn_at <= at) is true;
 end;
 $$;
 

@@ -191,6 +191,7 @@ create or replace function durable._is_idle_partition(
 declare
   _queue text collate "C" := policy.queue;
   _key text collate "C" := partition_key;
+  _running boolean := true; -- see _queue_room
 begin
   return (_key <> '' or not durable._has_lanes(policy))
     and exists (
@@ -206,8 +207,8 @@ begin
     and not exists (
       select from durable.tasks
       where tasks.queue = _queue
+        and (tasks.lease_expires_at is not null) = _running
         and tasks.partition_key = _key
-        and tasks.lease_expires_at is not null
         and tasks.partition_key is not null
         and tasks.started_at is not null
         and tasks.finished_at is null);

@@ -85,6 +85,7 @@ create or replace function durable._listed_partition(
 declare
   _queue text collate "C" := policy.queue;
   _key text collate "C" := partition_key;
+  _running boolean := true; -- see _queue_room
   _lane durable._lane;
   _listed durable.listed_partition;
 begin
@@ -96,7 +97,7 @@ begin
     select
     from durable.tasks
     where tasks.queue = _queue
-      and tasks.lease_expires_at is not null
+      and (tasks.lease_expires_at is not null) = _running
       and tasks.partition_key = _key
       and tasks.partition_key is not null
       and tasks.started_at is not null

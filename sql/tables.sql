@@ -518,7 +518,8 @@ create index lanes_waiting_idx
   on durable.lanes (queue, name, version, priority, resumes, waits_since, lane_id)
   where waits_since is not null and turn_at is not null;
 create index lanes_partition_idx
-  on durable.lanes (queue, partition_key, name, version, priority, resumes);
+  on durable.lanes (queue, partition_key, name, version, priority, resumes)
+  where partition_key is not null; -- always: but it can serve no search for a lane_id
 
 comment on table  durable.lanes               is 'Where claims look for tasks, in queues with lanes: at least one row for each name, version, partition, priority and resumes of waiting tasks. Several rows for one lane do no harm.';
 comment on column durable.lanes.lane_id       is 'A random uuid.';

@@ -304,6 +304,65 @@ def test_costs_the_same_when_many_tasks_arrive(
     pytest.fail(f"too slow: {slow}")
 
 
+POLICIES: dict[str, dict[str, Any]] = {
+    "limits of partitions": {
+        "partition_concurrency": 2,
+        "partition_rate": {"starts": 1000, "period": 60},
+    },
+    "strict order": {"partition_order": "strict"},
+    "priorities that age": {"priorities": True, "ageing": 60},
+}
+RUN_OTHERS = """
+insert into durable.tasks (
+  task_id, spawned_at, started_at, max_attempts, queue, name, params, partition_key,
+  priority, state, claim, worker, lease_expires_at)
+select gen_random_uuid(), now(), now(), 5, 'limited', 'a', '{}', 'other-' || n % 1000,
+  0, 'running', 1, 'x', now() + interval '1 day'
+from generate_series(1, 10000) as n
+"""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("analyzed", [False, True], ids=["never analyzed", "analyzed"])
+def test_claims_with_limits_do_not_read_what_runs_in_other_partitions(
+    db: psycopg.Connection, policy: str, *, analyzed: bool
+) -> None:
+    tables = ("tasks", "lanes", "partitions", "starts")
+    for table in tables:
+        db.execute(f"alter table durable.{table} set (autovacuum_enabled = false)")
+    given = json.dumps(POLICIES[policy])
+    db.execute("select durable.create_queue('limited', %s)", [given])
+    worker = Worker(db, batch=BATCH)
+    run_partitions(worker, 3)
+    if analyzed:
+        for table in tables:
+            db.execute(f"vacuum analyze durable.{table}")
+    run_partitions(worker, 3)  # the session has its plans
+    db.execute(RUN_OTHERS)
+    worker.costs.clear()
+    run_partitions(worker, BATCH)
+    assert {
+        what: cost.rows
+        for what, cost in worker.costs.items()
+        if cost.rows > MOST_ROWS_PER_TASK * BATCH
+    } == {}
+
+
+def run_partitions(worker: Worker, keys: int) -> None:
+    """Spawn, claim and complete a task of each of so many partitions."""
+    tasks = [
+        {"task": "a", "options": {"partition_key": f"key-{n}"}} for n in range(keys)
+    ]
+    some = json.dumps(tasks)
+    worker.call("spawn_many", "select durable.spawn_many('limited', %s)", some)
+    claim = "select task_id, claim from durable.claim_tasks('limited', 'w', '{a}', %s)"
+    helds = worker.call("claim_tasks", claim, keys)
+    assert len(helds) == keys
+    done = elements([(task_id, held) for task_id, held in helds], result=1)
+    worker.call("flush", "select durable.flush('limited', null, %s, null)", done)
+    worker.call("maintenance", "select durable.run_maintenance('limited', 100)")
+
+
 def test_emits_to_ten_thousand_waiters_in_batches(db: psycopg.Connection) -> None:
     worker = make_plans(db, analyzed=False)
     sleep(db, 10_000, event="news")
