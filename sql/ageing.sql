@@ -83,7 +83,7 @@ declare
 begin
   return array(
     select row(lanes.lane_id, lanes.name, lanes.version, lanes.partition_key, lanes.priority, null,
-      null, null, null)::durable._lane
+      null, null, null, lanes.turn_at, lanes.ctid)::durable._lane
     from durable.lanes
     where lanes.queue = _queue and lanes.lane_id = _pick_aged_lane.lane_id
       and (lanes.turn_at is not null) is true

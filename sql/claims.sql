@@ -65,7 +65,8 @@ begin
   if _has_lanes then
     return query
       select * from durable._claim_lanes(
-        _queue, _names, _versions, _version, _worker, _left, _now, lease, _is_logged);
+        _queue, _names, _versions, _version, _worker, _left, _now, lease, _is_logged,
+        after_at is not null);
     return;
   end if;
   for _name, _from, _start_at, _start_id in
@@ -104,10 +105,10 @@ the queue''s policy has versions. Returns nothing from a paused queue, and no ta
 name (pause_queue).
 
 Where the policy has limits or priorities, these decide which tasks come first and how many
-there are, and after_at and after_ids do not count. Refuses an unknown queue (WFQUE), bad
-arguments (22023) and, where there are limits or priorities, a transaction stricter than READ
-COMMITTED (WFISO). Locks: the claimed tasks, and what limits them, tried with SKIP LOCKED; waits
-for none.';
+there are; an after_at that is not null then lets the claim start where the last one of its
+session ended. Refuses an unknown queue (WFQUE), bad arguments (22023) and, where there are
+limits or priorities, a transaction stricter than READ COMMITTED (WFISO). Locks: the claimed
+tasks, and what limits them, tried with SKIP LOCKED; waits for none.';
 
 create or replace function durable._batch_or_refuse(batch_size integer, lease double precision)
 returns integer language plpgsql immutable as $$

@@ -6,10 +6,11 @@
 
 -- Claims tasks of a queue with lanes, as claim_tasks does: of the highest priority first, those
 -- that continue an attempt before those that begin one, and then lane by lane. It looks at no
--- more than 200 lanes, so that any number of full partitions costs a claim little.
+-- more than 200 lanes, so that any number of full partitions costs a claim little. continues:
+-- start where this session's last claim ended.
 create or replace function durable._claim_lanes(
   queue text, names text[], versions text[], claimer text, worker text, batch_size integer,
-  at timestamptz, lease double precision, is_logged boolean
+  at timestamptz, lease double precision, is_logged boolean, continues boolean
 ) returns setof durable.claimed_task language plpgsql as $$
 declare
   _queue text collate "C" := queue;
@@ -49,7 +50,8 @@ begin
       exit when _room <= 0 or _most <= 0;
       if _aged is null then
         _lanes := durable._pick_lanes(
-          _queue, names, versions, _priority, _resumes, at, _most, _seen);
+          _queue, names, versions, _priority, _resumes, at, _most, _seen,
+          case when continues then durable._reached_turn(_queue, _priority, _resumes) end);
         _seen := _seen || array(select lane.lane_id from unnest(_lanes) as lane);
       else
         _lanes := durable._pick_aged_lane(_queue, _aged);
@@ -87,6 +89,7 @@ declare
   _share integer;
   _started_at timestamptz;
   _served uuid[] := array[]::uuid[];
+  _behind uuid[];
 begin
   select held.busy, held.made into _busy, _made
   from durable._hold_partitions(policy, lanes) as held;
@@ -123,13 +126,44 @@ begin
         and (policy.partition_order = 'strict' -- of which it is not known whether they have tasks
           or lane.lane_id <> all (array(select without.lane_id from unnest(_full) as without)))),
     resumes, at);
+  if others_wait then
+    _behind := case when room > 0
+      then array(select lane.lane_id from unnest(lanes) as lane) else _served end;
+    perform durable._put_behind(_queue, lanes, _behind, at);
+    perform durable._set_reached_turn(_queue, lanes, resumes, _behind);
+  end if;
   if policy.ageing is not null then
     perform durable._reset_age(policy, _served, at);
   end if;
-  if others_wait then
-    perform durable._put_behind(_queue, case when room > 0
-      then array(select lane.lane_id from unnest(lanes) as lane) else _served end, at);
+end;
+$$;
+
+-- Returns the turn up to which this session's last claim has put the lanes of a priority behind.
+-- As long as an old snapshot keeps their former rows, they are all before that turn, and a claim
+-- that starts there need not read them. A lane that got an earlier turn since then is not found,
+-- so a worker starts at the beginning now and then, as it does in queues without lanes. The
+-- position is a setting of the session: a claim can lose it, or find another worker's, and is
+-- only slower, or later, then.
+create or replace function durable._reached_turn(queue text, priority smallint, resumes boolean)
+returns timestamptz language sql stable as $$
+  select (nullif(current_setting('durable.reached_turns', true), '')::jsonb
+    ->> concat_ws(' ', queue, priority, resumes))::timestamptz;
+$$;
+
+create or replace function durable._set_reached_turn(
+  queue text, lanes durable._lane[], resumes boolean, served uuid[]
+) returns void language plpgsql as $$
+declare
+  _reached jsonb := nullif(current_setting('durable.reached_turns', true), '')::jsonb;
+begin
+  if length(_reached::text) > 4000 then
+    _reached := null; -- of many priorities: the latest count
   end if;
+  perform set_config('durable.reached_turns', (coalesce(_reached, '{}') || jsonb_build_object(
+    concat_ws(' ', queue, lanes[1].priority, resumes),
+    coalesce(min(lane.turn_at) filter (where lane.lane_id <> all (served)), max(lane.turn_at))
+  ))::text, false)
+  from unnest(lanes) as lane;
 end;
 $$;
 
@@ -199,11 +233,11 @@ end;
 $$;
 
 -- Locks the lanes of a priority whose turn it is, for each name at most `most`, except those that
--- were `seen`, and returns them. If several rows are for one lane, all but one are deleted, if
+-- were `seen` or whose turn is before from_turn, and returns them. If several rows are for one lane, all but one are deleted, if
 -- nobody holds them.
 create or replace function durable._pick_lanes(
   queue text, names text[], versions text[], priority smallint, resumes boolean,
-  at timestamptz, most integer, seen uuid[]
+  at timestamptz, most integer, seen uuid[], from_turn timestamptz
 ) returns durable._lane[] language plpgsql as $$
 declare
   _queue text collate "C" := queue;
@@ -213,7 +247,7 @@ begin
   select
     array_agg(
       row(picked.lane_id, picked.name, picked.version, picked.partition_key, _pick_lanes.priority,
-        null, null, null, null)::durable._lane
+        null, null, null, null, picked.turn_at, picked.place)::durable._lane
       order by picked.turn_at, picked.lane_id) filter (where picked.number = 1),
     array_agg(picked.lane_id) filter (where picked.number > 1)
   into _lanes, _repeated
@@ -226,7 +260,8 @@ begin
     cross join unnest(versions) as bound (version)
     cross join lateral (
       select
-        lanes.lane_id, lanes.name, lanes.version, lanes.partition_key, lanes.turn_at
+        lanes.lane_id, lanes.name, lanes.version, lanes.partition_key, lanes.turn_at,
+        lanes.ctid as place
       from durable.lanes
       where lanes.queue = _queue
         and lanes.name = known.name collate "C"
@@ -234,6 +269,7 @@ begin
         and lanes.priority = _pick_lanes.priority
         and lanes.resumes = _pick_lanes.resumes
         and lanes.turn_at <= at
+        and lanes.turn_at >= coalesce(from_turn, '-infinity')
         and lanes.lane_id <> all (seen)
       order by lanes.turn_at, lanes.lane_id
       limit most
@@ -373,9 +409,10 @@ begin
     select
       row(lane.lane_id, lane.name, lane.version, lane.partition_key, lane.priority,
         least(slots.free, begun.free),
-        case when (slots.free <= 0) is not true then begun.opens_at end, null, null)::durable._lane
-    from unnest(lanes) with ordinality as lane (
-      lane_id, name, version, partition_key, priority, free, opens_at, next_at, next_id, number)
+        case when (slots.free <= 0) is not true then begun.opens_at end, null, null, lane.turn_at,
+        lane.place)::durable._lane
+    from unnest(lanes) with ordinality as lane (lane_id, name, version, partition_key, priority,
+      free, opens_at, next_at, next_id, turn_at, place, number)
     left join lateral (
       select partitions.concurrency, partitions.rate_starts, partitions.rate_period
       from durable.partitions
@@ -435,9 +472,9 @@ begin
   with due as (
     select
       lane.*, head.task_id, head.available_at,
-      row_number() over (partition by lane.number order by head.available_at, head.task_id) as place
-    from unnest(lanes) with ordinality as lane (
-      lane_id, name, version, partition_key, priority, free, opens_at, next_at, next_id, number)
+      row_number() over (partition by lane.number order by head.available_at, head.task_id) as rank
+    from unnest(lanes) with ordinality as lane (lane_id, name, version, partition_key, priority,
+      free, opens_at, next_at, next_id, turn_at, place, number)
     cross join lateral (
       select tasks.available_at, tasks.task_id
       from durable.tasks
@@ -458,17 +495,17 @@ begin
   ), allowed as (
     select
       due.*,
-      due.place <= share
+      due.rank <= share
         and (due.task_id = due.next_id) is not false
         and (due.free >= row_number() over (
-          partition by due.partition_key order by due.place, due.number)) is not false
+          partition by due.partition_key order by due.rank, due.number)) is not false
         as is_allowed
     from due
   ), ranked as materialized (
     select
       allowed.*,
       allowed.is_allowed and batch_size >= row_number() over (
-        partition by allowed.is_allowed order by allowed.place, allowed.number) as is_chosen
+        partition by allowed.is_allowed order by allowed.rank, allowed.number) as is_chosen
     from allowed
   )
   select
@@ -636,12 +673,15 @@ begin
 end;
 $$;
 
--- Puts those of these lanes that are due behind the others. Updates by ctid: see _lease_by_ctid.
-create or replace function durable._put_behind(queue text, lane_ids uuid[], at timestamptz)
-returns void language plpgsql as $$
+-- Puts those of these lanes behind the others that were served, are due, and that this claim has
+-- not written yet: their rows are where it found them. Updates by ctid: see _lease_by_ctid.
+create or replace function durable._put_behind(
+  queue text, lanes durable._lane[], served uuid[], at timestamptz
+) returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-  _places tid[] := durable._places_of_lanes(queue, lane_ids);
+  _places tid[] := array(
+    select lane.place from unnest(lanes) as lane where lane.lane_id = any (served));
 begin
   update durable.lanes
   set turn_at = at

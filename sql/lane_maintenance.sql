@@ -85,7 +85,7 @@ begin
   for _lane in
     select
       row(found.lane_id, found.name, found.version, found.partition_key, found.priority, null, null,
-        null, null)::durable._lane as lane,
+        null, null, null, null)::durable._lane as lane,
       found.resumes, found.waits_since
     from (
       (select * from durable.lanes

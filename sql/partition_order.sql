@@ -164,5 +164,5 @@ $$;
 create or replace function durable._lane_of(task durable.tasks)
 returns durable._lane language sql immutable as $$
   select row(null, task.name, task.version, task.partition_key, task.priority, null, null, null,
-    null)::durable._lane;
+    null, null, null)::durable._lane;
 $$;

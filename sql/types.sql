@@ -200,7 +200,8 @@ create type durable._due as (places tid[], waited_since timestamptz[], known dur
 
 create type durable._lane as (
   lane_id uuid, name text, version text, partition_key text, priority smallint, free integer,
-  opens_at timestamptz, next_at timestamptz, next_id uuid
+  opens_at timestamptz, next_at timestamptz, next_id uuid, turn_at timestamptz,
+  place tid
 );
 
 create type durable._lane_head as (

@@ -104,8 +104,8 @@ LIMITS: Final = [
     Mutant(
         "serves one partition until it is empty",
         "lane_claims.sql",
-        "order by allowed.place, allowed.number",
-        "order by allowed.number, allowed.place",
+        "order by allowed.rank, allowed.number",
+        "order by allowed.number, allowed.rank",
         "pgtap/lanes.sql",
     ),
     Mutant(
