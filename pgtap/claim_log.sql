@@ -87,8 +87,8 @@ select is((select string_agg(kind, ' ' order by at, attempt) from durable.task_h
 
 -- version policies still apply
 
-select durable.create_queue('q', '{"versions": "gate"}'), durable.announce_version('q', 'v2'),
-  durable.announce_version('q', 'v1') \g /dev/null
+select durable.create_queue('q', '{"versions": "gate"}'), durable.announce_worker('q', 'w2', '{"version": "v2"}'),
+  durable.announce_worker('q', 'w1', '{"version": "v1"}') \g /dev/null
 select durable.promote_version('q', 'v2'), spawned('v') \g /dev/null
 select is((select count(*) from durable.claim_tasks('q', 'w', array['job'], 9, 30, version => 'v1')), 0::bigint,
   'a full history does not let another version claim');

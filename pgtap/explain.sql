@@ -20,14 +20,17 @@ as $$
   limit 1;
 $$;
 
-create function tap.announced(name text)
-returns integer
+-- Lets a worker announce itself, with a task of this name.
+create function tap.announced(name text, version text default null)
+returns void
 language sql
 as $$
   select durable.announce_definitions('q', jsonb_build_array(jsonb_build_object('task', name)));
+  select durable.announce_worker('q', 'worker of ' || name,
+    jsonb_build_object('names', array[name], 'version', version));
 $$;
 
-select announced('job'), durable.register_listener('q') \g /dev/null
+select announced('job') \g /dev/null
 
 -- ready, running, finished
 
@@ -130,30 +133,31 @@ select is(reasons('p'), 'queued', 'what is resumed is no reason');
 -- workers
 
 select spawned('u', '{}', 'unknown') \g /dev/null
-select is(reasons('u'), 'unknown_name queued', 'a name that nobody has announced');
-select is((reason('u', 'unknown_name')).message, 'no worker has announced a task named "unknown"', 'ever');
+select is(reasons('u'), 'unknown_name queued', 'a name that no worker knows');
+select is((reason('u', 'unknown_name')).message, 'no worker knows a task named "unknown"', 'or has known');
 select announced('unknown') \g /dev/null
-select is(reasons('u'), 'queued', 'or has now');
-select move_to(40 + 5400) \g /dev/null
+select is(reasons('u'), 'queued', 'or does now');
+select move_to(100), announced('job') \g /dev/null
 select is((reason('u', 'unknown_name')).detail, jsonb_build_object('name', 'unknown', 'announced_at', at(40)),
-  'or not for long');
-select announced('unknown'), durable.unregister_listener('q') \g /dev/null
-select is(reasons('u'), 'no_worker queued', 'no worker listens for tasks');
-select started('busy') \g /dev/null
-select is(reasons('u'), 'queued', 'or holds one');
-select completed('busy'), durable.announce_version('q', '1') \g /dev/null
-select is(reasons('u'), 'queued', 'or announced its version');
+  'or for the last minute');
+select move_to(159) \g /dev/null
+select is(reasons('u'), 'unknown_name queued', 'a worker is alive for a minute');
+select move_to(160) \g /dev/null
+select is(reasons('u'), 'no_worker queued', 'and then none is');
+select spawned('never', '{}', 'never known') \g /dev/null
+select is(reasons('never'), 'no_worker unknown_name queued', 'a name that has never been known');
 
 -- versions
 
-select durable.register_listener('q'), durable.create_queue('q', '{"versions": "gate"}') \g /dev/null
+select announced('unknown'), announced('new', '1'), durable.create_queue('q', '{"versions": "gate"}') \g /dev/null
 select is(reasons('u'), 'queued', 'the latest version may claim it');
-select move_to(40 + 5460) \g /dev/null
+select move_to(220), announced('unknown') \g /dev/null
 select is((reason('u', 'no_version')).message,
-  'only workers of version "1" may claim it, and none was seen since 2030-01-01 01:30:40 UTC', 'but must be alive');
+  'only workers of version "1" may claim it, and none is alive; one was last seen at 2030-01-01 00:02:40 UTC',
+  'but must be alive');
 select spawned('v', '{"version": "2"}', 'unknown') \g /dev/null
 select is((reason('v', 'no_version')).message,
-  'only workers of version "2" may claim it, and none was seen yet', 'and that which it is bound to');
+  'only workers of version "2" may claim it, and none is alive', 'and that which it is bound to');
 select durable.create_queue('q', '{"versions": null}') \g /dev/null
 select is(reasons('v'), 'queued', 'unless versions do not count');
 
@@ -167,7 +171,6 @@ select throws_ok($$ select durable.explain_task('none', gen_random_uuid()) $$, '
   'explain_task() refuses an unknown queue');
 select throws_ok($$ select durable.explain_task('q', '00000000-0000-0000-0000-000000000000') $$, 'WFNFD', null,
   'and an unknown task');
-select durable.unregister_listener('q') \g /dev/null
 
 -- limits
 

@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(21);
+select plan(27);
 
 create function tap.told(nick text)
 returns text
@@ -73,6 +73,29 @@ select is(durable.export_history('q', id('a'))::text, json_build_object('version
     json_build_object('name', 'one', 'position', 0, 'after', 0, 'state', 'done', 'value', 'null'::json, 'attempt', 1, 'order', 1)))::text,
   'export_history() has everything that a replay needs');
 select is(durable.export_history('q', id('c')) ->> 'checkpoints', '[]', 'or nothing');
+
+-- with those of descendants
+
+create function pg_temp.timeline(nick text, depth integer default 2, after timestamptz default null, page_size integer default 100)
+returns text
+language sql
+as $$
+  select string_agg(concat_ws(' ', entry.depth, entry.task, entry.kind), ', ' order by place)
+  from durable.task_timeline('q', tap.id(nick), depth, after, page_size) with ordinality
+    as entry (queue, task_id, depth, parent_task_id, task, at, kind, name, attempt, worker, duration_ms, detail, place);
+$$;
+
+select spawned('top', '{}', 'top'), move_to(2000) \g /dev/null
+select spawned_below('top', 'mid'), spawned_below('mid', 'low') \g /dev/null
+select is(pg_temp.timeline('top'), '0 top spawned, 1 job spawned, 2 job spawned', 'task_timeline() has the descendants');
+select is(pg_temp.timeline('top', 1), '0 top spawned, 1 job spawned', 'down to a depth');
+select is(pg_temp.timeline('top', 2, null, 1), '0 top spawned, 1 job spawned', 'some of them');
+select move_to(2001), durable.cancel_task('q', id('low')) \g /dev/null
+select is(pg_temp.timeline('top', 2, at(2000)), '2 job cancelled', 'and entries since a time');
+select is((select count(*) from durable.task_timeline('q', id('top')) where parent_task_id = id('mid') and task_id = id('low')),
+  2::bigint, 'each with its task');
+select throws_ok($$ select durable.task_timeline('q', '00000000-0000-0000-0000-000000000000') $$, 'WFNFD', null,
+  'of a known task');
 
 select * from finish();
 rollback;

@@ -250,7 +250,7 @@ select results_eq(
 select throws_ok(format('select durable.fork_task(%L, %L, %L)', 'q', id('origin'), '{"queue": "other", "priority": 1}'),
   '22023', null, 'fork_task() refuses a priority where it does not count');
 select is_empty('select * from lost', 'they all have lanes');
-select pg_temp.policy('{"versions": "gate"}'), durable.announce_version('q', 'v1') \g /dev/null
+select pg_temp.policy('{"versions": "gate"}'), durable.announce_worker('q', 'w1', '{"version": "v1"}') \g /dev/null
 select durable.set_version('q', 'v1', ids('child fork')) \g /dev/null
 select durable.reschedule_task('q', id('anew'), at(1210)) \g /dev/null
 select is_empty('select * from lost', 'also those of another version and time');

@@ -68,8 +68,8 @@ select completed('two') \g /dev/null
 select is(pg_temp.claim(array['one', 'two']), 'urgent', 'then the third');
 select is(pg_temp.reason('urgent'), null, 'a task does not wait for itself');
 select completed('urgent') \g /dev/null
-select durable.create_queue('q', '{"versions": "gate"}'), durable.announce_version('q', 'v1'),
-  durable.announce_version('q', 'v2'), pg_temp.spawn('old', options => '{"version": "v1"}'),
+select durable.create_queue('q', '{"versions": "gate"}'), durable.announce_worker('q', 'w1', '{"version": "v1"}'),
+  durable.announce_worker('q', 'w2', '{"version": "v2"}'), pg_temp.spawn('old', options => '{"version": "v1"}'),
   pg_temp.spawn('new', options => '{"version": "v2"}') \g /dev/null
 select is(pg_temp.claim(null, 'v2') || pg_temp.claim(null, 'v2'), '', 'the first is of another version');
 select durable.set_version('q', 'v2', ids('old')) \g /dev/null

@@ -19,6 +19,14 @@ as $$
   select nullif(tasks.version::text, '') from durable.tasks where tasks.task_id = id(nick);
 $$;
 
+create function tap.announced(version text)
+returns setof text
+language sql
+as $$
+  select * from durable.announce_worker('q', 'worker of ' || version,
+    jsonb_build_object('version', version));
+$$;
+
 create function tap.policy(versions text)
 returns boolean
 language sql
@@ -81,10 +89,10 @@ select released('a b') \g /dev/null
 select policy('gate'), move_to(1001) \g /dev/null
 select is(taken(null, 1), 'a', 'until a version is announced, any worker claims tasks without one');
 select released('a') \g /dev/null
-select is(array(select * from durable.announce_version('q', '1')), array[]::text[],
-  'announce_version() returns no missing version');
-select move_to(1002), durable.announce_version('q', '2') \g /dev/null
-select move_to(1003), durable.announce_version('q', '1') \g /dev/null
+select is(array(select announced('1')), array[]::text[],
+  'announce_worker() returns no missing version');
+select move_to(1002), announced('2') \g /dev/null
+select move_to(1003), announced('1') \g /dev/null
 select is(
   (select string_agg(version, ' ') from durable.list_versions('q') where latest), '2',
   'the latest version is the one that appeared last, not the one seen last');
@@ -96,8 +104,8 @@ select is(version_of('c') || version_of('d'), '10', 'a spawn stores its version'
 select is(taken('1'), 'c', 'which claims it, latest or not');
 select is(taken('2'), 'a b', 'and no other version does');
 select released('a b c') \g /dev/null
-select is(array(select * from durable.announce_version('q', '2')), array['0'],
-  'announce_version() returns a version that nobody runs');
+select is(array(select announced('2')), array['0'],
+  'announce_worker() returns a version that nobody runs');
 select ok(durable.promote_version('q', '1'), 'promote_version()');
 select move_to(1004), durable.set_version('q', null, array[id('a')]) \g /dev/null
 select is(taken('1', 1), 'a', 'makes another version the latest');

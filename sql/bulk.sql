@@ -17,6 +17,7 @@ declare
   _busy uuid[] := array[]::uuid[];
   _matching uuid[];
   _last uuid;
+  _progress durable.bulk_progress;
   _id uuid;
 begin
   perform durable._require_queue(_queue);
@@ -37,7 +38,9 @@ begin
     end if;
   end loop;
   perform durable._ended(_queue, _cancelled);
-  return (cardinality(_cancelled), _busy, _last);
+  _progress := (cardinality(_cancelled), _busy, _last);
+  perform durable._audit_bulk(_queue, 'cancel_tasks', filter, _progress, reason);
+  return _progress;
 end;
 $$;
 
@@ -61,6 +64,7 @@ declare
   _busy uuid[] := array[]::uuid[];
   _matching uuid[];
   _last uuid;
+  _progress durable.bulk_progress;
   _id uuid;
   _task durable.tasks;
   _key text;
@@ -99,7 +103,9 @@ begin
     retried.task_id, durable._deadline_of(_queue, retried.task_id))
   from unnest(_retried) as retried (task_id);
   perform durable._notify_listeners(_queue, 'work');
-  return (cardinality(_retried), _busy, _last);
+  _progress := (cardinality(_retried), _busy, _last);
+  perform durable._audit_bulk(_queue, 'retry_tasks', filter, _progress);
+  return _progress;
 end;
 $$;
 
@@ -127,12 +133,15 @@ declare
   _wanted durable._task_filter := durable._checked_filter(filter, false);
   _matching uuid[];
   _last uuid;
+  _progress durable.bulk_progress;
 begin
   perform durable._require_queue(_queue);
   perform durable._check_page_size(page_size);
   select walk.matching, walk.last into _matching, _last
   from durable._walk(_queue, _wanted, after, page_size) as walk;
-  return (durable._delete_tasks(_queue, _matching, 'infinity'), array[]::uuid[], _last);
+  _progress := (durable._delete_tasks(_queue, _matching, 'infinity'), array[]::uuid[], _last);
+  perform durable._audit_bulk(_queue, 'delete_tasks', filter, _progress);
+  return _progress;
 end;
 $$;
 

@@ -28,6 +28,8 @@ begin
     perform durable._defer(_queue, 'cascade', task_id);
   end if;
   perform durable._on_finished(_queue, task_id || _cancelled);
+  perform durable._audit(_queue, 'cancel_task', task_id,
+    jsonb_strip_nulls(jsonb_build_object('reason', reason)));
   return true;
 end;
 $$;

@@ -74,6 +74,7 @@ begin
   return jsonb_strip_nulls(jsonb_build_object(
     'type', coalesce(left(error ->> 'type', 255), 'Error'),
     'message', durable._end_of(coalesce(error ->> 'message', error::text)),
+    'step', left(error ->> 'step', 512),
     'traceback', durable._end_of(error ->> 'traceback')));
 end;
 $$;

@@ -25,7 +25,7 @@ begin
   perform durable._check_definitions(definitions);
   perform from durable.queues where queues.queue = _queue for no key update; -- one call at a time
   if _version <> '' then
-    perform durable.announce_version(_queue, _version);
+    perform durable._add_version(_queue, _version, _now);
     select coalesce(max(versions.promoted_at), _now) into _ranked_at
     from durable.versions
     where versions.queue = _queue and versions.version = _version;
@@ -71,8 +71,9 @@ comment on function durable.announce_definitions is
 claim. definitions: [{"task": name, "options": {...}, "params_schema": a JSON Schema, at most
 262,144 bytes}, ...]; options are max_attempts, retry, headers, start_timeout, execution_timeout
 and priority, as in spawn. A spawn that omits one of them takes it from here, and so does a task
-that was spawned earlier, at its next claim, but not the priority. version: of the application; it is also announced as by
-announce_version. starts: false for a worker that repeats its announcement once an hour; it
+that was spawned earlier, at its next claim, but not the priority. version: of the application;
+one that is new in the queue becomes its latest. starts: false for a worker that repeats its
+announcement once an hour; it
 then changes nothing that others have announced since.
 
 A definition that nobody has announced for a day is deleted if a newer version''s exists; the

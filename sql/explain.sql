@@ -45,8 +45,8 @@ have to be removed. kind is one of
 - expired: a limit has passed, maintenance cancels it; expires_first: its limit comes before
   the time from which it may be claimed.
 - queue_paused, name_paused: see pause_queue.
-- no_worker: no worker holds a task of the queue or listens for one; unknown_name: no worker has
-  announced its name for 90 minutes; no_version: no worker of a version that may claim it.
+- no_worker: no worker of the queue was seen within the last minute (see announce_worker);
+  unknown_name: none of them knows its name; no_version: none has a version that may claim it.
 - locked: an open transaction of another session has locked its row.
 - deferred: work for it was deferred, which maintenance does.
 - concurrency, rate: the queue''s limit; partition_concurrency, partition_rate: that of its
@@ -224,75 +224,58 @@ returns setof durable.explanation language sql stable as $$
   order by paused.place;
 $$;
 
--- Whether a session holds a channel: see register_listener.
-create or replace function durable._has_listener(queue text, channel text)
-returns boolean language sql stable as $$
-  select exists (
-    select
-    from pg_locks
-    where pg_locks.locktype = 'advisory'
-      and pg_locks.mode = 'ExclusiveLock'
-      and pg_locks.granted
-      and pg_locks.database = (select oid from pg_database where datname = current_database())
-      and pg_locks.classid::bigint = hashtext('durable.' || channel)::bigint & 4294967295
-      and pg_locks.objid::bigint = hashtext(queue)::bigint & 4294967295
-      and pg_locks.objsubid = 2);
-$$;
-
--- A worker announces its names when it starts and once an hour. There is no heartbeat of
--- workers without a version, so signs of life are the leases that they hold and, while they
--- are idle, the channel that one of them listens to.
+-- A name is unknown if no live worker knows it; without a live worker, if none has ever known it.
 create or replace function durable._explain_workers(task durable.tasks, at timestamptz)
 returns setof durable.explanation language sql stable as $$
+  with alive as (
+    select worker_sessions.names
+    from durable.worker_sessions
+    where worker_sessions.queue = task.queue and durable._is_alive(worker_sessions.seen_at, at)
+  )
   select
-    'no_worker', 'no worker holds a task of its queue or listens for one',
+    'no_worker', 'no worker of its queue was seen within the last minute',
     jsonb_build_object('queue', task.queue)
-  where task.available_at <= at
-    and not exists (
-      select from durable.tasks
-      where tasks.queue = task.queue and tasks.lease_expires_at > at)
-    and not exists (
-      select from durable.versions
-      where versions.queue = task.queue and versions.last_seen_at > at - make_interval(secs => 60))
-    and not durable._has_listener(task.queue, 'work')
+  where task.available_at <= at and not exists (select from alive)
   union all
   select
     'unknown_name',
-    format('no worker has announced a task named "%s"%s', task.name,
-      ' since ' || durable._readable_time(known.announced_at)),
+    format('no worker knows a task named "%s"%s', task.name,
+      '; the last one was announced at ' || durable._readable_time(known.announced_at)),
     jsonb_strip_nulls(jsonb_build_object('name', task.name, 'announced_at', known.announced_at))
   from (
     select max(definitions.announced_at)
     from durable.definitions
     where definitions.queue = task.queue and definitions.name = task.name
   ) as known (announced_at)
-  where (known.announced_at > at - make_interval(mins => 90)) is not true;
+  where not exists (select from alive where task.name = any (alive.names))
+    and (known.announced_at is null or exists (select from alive));
 $$;
 
--- Only versions that were seen within the last minute count as alive, as in list_versions.
 create or replace function durable._explain_version(task durable.tasks, at timestamptz)
 returns setof durable.explanation language sql stable as $$
   select
     'no_version',
-    format('only workers of version "%s" may claim it, and none was seen%s', needed.version,
-      coalesce(' since ' || durable._readable_time(needed.last_seen_at), ' yet')),
-    jsonb_strip_nulls(jsonb_build_object('version', needed.version, 'last_seen_at', needed.last_seen_at))
+    format('only workers of version "%s" may claim it, and none is alive%s', needed.version,
+      '; one was last seen at ' || durable._readable_time(session.seen_at)),
+    jsonb_strip_nulls(jsonb_build_object('version', needed.version, 'last_seen_at', session.seen_at))
   from durable.queues
   cross join lateral (
-    select task.version as version, (
-      select versions.last_seen_at
-      from durable.versions
-      where versions.queue = task.queue and versions.version = task.version)
+    select task.version as version
     where task.version <> ''
     union all
-    (select versions.version, versions.last_seen_at
+    (select versions.version
     from durable.versions
     where task.version = '' and queues.versions = 'gate' and versions.queue = task.queue
     order by versions.promoted_at desc, versions.version desc
     limit 1)
-  ) as needed (version, last_seen_at)
+  ) as needed (version)
+  cross join lateral (
+    select max(worker_sessions.seen_at)
+    from durable.worker_sessions
+    where worker_sessions.queue = task.queue and worker_sessions.version = needed.version
+  ) as session (seen_at)
   where queues.queue = task.queue and queues.versions is not null
-    and (needed.last_seen_at > at - make_interval(secs => 60)) is not true;
+    and durable._is_alive(session.seen_at, at) is not true;
 $$;
 
 -- The transaction that has locked or changed a row is its xmax, as long as it is the only one;

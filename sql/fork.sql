@@ -51,6 +51,8 @@ begin
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
   end if;
+  perform durable._audit(_queue, 'fork_task', task_id,
+    options - array['params', 'headers', 'fingerprint']);
   _history := durable._history_until(_queue, task_id, options);
   perform durable._insert_tasks(_to, array[_new], _now, null);
   perform durable._copy_history(_to, _new.task_id, _history);

@@ -67,6 +67,7 @@
 \ir ageing.sql
 \ir limits.sql
 \ir claim_log.sql
+\ir workers.sql
 \ir versions.sql
 \ir definitions.sql
 \ir attempts.sql
@@ -96,6 +97,8 @@
 \ir views.sql
 \ir history.sql
 \ir explain.sql
+\ir lookup.sql
+\ir diagnose.sql
 
 -- Functions of an older version, the settings of functions, the public interface
 \ir obsolete_functions.sql

@@ -4,13 +4,14 @@
 --   durable_client    spawns, emits, sends, cancels, reads results, manages schedules
 --   durable_worker    that, and everything a worker calls
 --   durable_operator  reads the views, manages queues, retries
+--   durable_reader    calls the functions that change nothing, but for those of workers
 --
 -- Grant one of them to a login, or single functions. If the installing role may not create
 -- roles, they are left out with a notice, and single functions can be granted.
 --
 -- The owner's default privileges would grant every new object to others. So an install and an
 -- upgrade revoke all rights on private objects from everybody, and rights on public ones from
--- PUBLIC, from the three roles and from the grantees of the default privileges. Other grants of
+-- PUBLIC, from the four roles and from the grantees of the default privileges. Other grants of
 -- public functions, of views and of the schema's usage are an operator's, and stay.
 
 revoke all on schema durable from public;
@@ -33,7 +34,8 @@ begin
       union
       select pg_roles.oid
       from pg_roles
-      where pg_roles.rolname in ('durable_client', 'durable_worker', 'durable_operator')
+      where pg_roles.rolname in
+        ('durable_client', 'durable_worker', 'durable_operator', 'durable_reader')
     ),
     object as (
       select 'schema durable' as name, nspowner as owner, nspacl as acl, true as is_public
@@ -85,7 +87,9 @@ do $$
 declare
   _role text;
 begin
-  foreach _role in array array['durable_client', 'durable_worker', 'durable_operator'] loop
+  foreach _role in array array[
+    'durable_client', 'durable_worker', 'durable_operator', 'durable_reader']
+  loop
     if to_regrole(_role) is null then
       begin
         execute format('create role %I nologin', _role);
@@ -95,7 +99,19 @@ begin
     end if;
   end loop;
 
-  grant usage on schema durable to durable_client, durable_worker, durable_operator;
+  grant usage on schema durable
+  to durable_client, durable_worker, durable_operator, durable_reader;
+
+  grant execute on function
+    durable.list_queues, durable.list_definitions, durable.errors, durable.version,
+    durable.list_schedules, durable.list_schedule_runs, durable.next_fires,
+    durable.get_task_result, durable.get_task_results, durable.poll_results,
+    durable.get_value, durable.get_stream, durable.get_log_lines, durable.queue_stats,
+    durable.list_tasks, durable.list_children, durable.task_history, durable.task_timeline,
+    durable.export_history, durable.explain_task, durable.list_versions, durable.list_workers,
+    durable.list_audit, durable.find_task, durable.get_task, durable.list_events,
+    durable.list_published, durable.list_partitions, durable.diagnose
+  to durable_reader;
 
   grant execute on function
     durable.spawn, durable.spawn_many, durable.emit_event, durable.send_message,
@@ -116,17 +132,19 @@ begin
     durable.spawn_children_in, durable.emit_from_task, durable.send_from_task,
     durable.recv_message, durable.publish, durable.load_published, durable.run_maintenance,
     durable.expire_leases, durable.expire_tasks, durable.apply_deferred_work, durable.cleanup,
-    durable.prune_events, durable.fire_schedules, durable.announce_version,
-    durable.announce_definitions, durable.announce_schedules
+    durable.prune_events, durable.fire_schedules, durable.announce_worker,
+    durable.remove_worker, durable.announce_definitions, durable.announce_schedules
   to durable_worker;
 
   grant execute on function
     durable.create_queue, durable.drop_queue, durable.retry_task, durable.queue_stats,
     durable.fork_task, durable.list_tasks, durable.cancel_tasks, durable.retry_tasks,
-    durable.delete_tasks, durable.task_history, durable.export_history, durable.list_children,
+    durable.delete_tasks, durable.task_history, durable.task_timeline, durable.export_history, durable.list_children,
     durable.run_maintenance, durable.expire_leases, durable.expire_tasks,
     durable.apply_deferred_work, durable.cleanup, durable.prune_events, durable.fire_schedules,
-    durable.list_versions, durable.promote_version, durable.set_version,
+    durable.diagnose, durable.find_task, durable.get_task, durable.list_events, durable.list_published,
+    durable.list_audit, durable.list_workers, durable.list_versions, durable.promote_version,
+    durable.set_version,
     durable.pause_queue, durable.resume_queue, durable.explain_task, durable.set_partition_limit,
     durable.list_partitions
   to durable_operator;

@@ -244,6 +244,49 @@ returns setof durable._history_row language sql stable as $$
   where waits.queue = task.queue and waits.task_id = task.task_id and task.finished_at is null;
 $$;
 
+create or replace function durable.task_timeline(
+  queue text, task_id uuid, depth integer default 2, after timestamptz default null,
+  page_size integer default 100
+) returns setof durable.timeline_entry language plpgsql stable as $$
+declare
+  _root durable.tasks := durable._known_task(queue, task_id);
+begin
+  perform durable._check_page_size(page_size);
+  return query
+    with recursive family as (
+      select
+        0 as level, _root.queue collate "C" as queue, _root.task_id as task_id,
+        null::uuid as parent_task_id, _root.name collate "C" as name
+      union all
+      select
+        family.level + 1, child.child_queue collate "C", (child.child).task_id,
+        family.task_id, (child.child).name collate "C"
+      from family
+      cross join lateral (
+        select *
+        from durable.list_children(family.queue, family.task_id, page_size)
+      ) as child
+      where family.level < depth
+    )
+    select
+      member.queue::text, member.task_id, member.level, member.parent_task_id, member.name::text,
+      entry.at, entry.kind, entry.name, entry.attempt, entry.worker, entry.duration_ms,
+      entry.detail
+    from (select * from family limit page_size + 1) as member
+    cross join lateral durable.task_history(member.queue, member.task_id) with ordinality
+      as entry (at, kind, name, attempt, worker, duration_ms, detail, place)
+    where (entry.at <= after) is not true
+    order by member.level, member.task_id, entry.place;
+end;
+$$;
+
+comment on function durable.task_timeline is
+'Returns the history of a task and those of its descendants down to depth (0: none), of at most
+page_size of them, in one call: the task''s own first, then level by level, each as task_history
+returns it. after: only entries since then, and those without a time, so a live page asks again
+with the last time that it has seen. Descendants in queues that the caller may not use are left
+out. Refuses an unknown queue (WFQUE), an unknown task (WFNFD) and a bad page_size (22023).';
+
 create or replace function durable.export_history(queue text, task_id uuid)
 returns json language plpgsql stable as $$
 declare

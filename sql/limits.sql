@@ -116,6 +116,8 @@ begin
   set concurrency = _concurrency, rate_starts = _rate.starts, rate_period = _rate.period
   where partitions.queue = _queue and partitions.partition_key = _key;
   perform durable._reopen_lanes(_queue, _key);
+  perform durable._audit(_queue, 'set_partition_limit', null,
+    jsonb_build_object('partition_key', partition_key, 'limits', limits));
 end;
 $$;
 

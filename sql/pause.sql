@@ -22,7 +22,12 @@ begin
       || jsonb_build_object(_name, jsonb_build_object('at', _now, 'by', _by))
     where queues.queue = _queue and (queues.paused_names ? _name) is not true;
   end if;
-  return found;
+  if not found then
+    return false;
+  end if;
+  perform durable._audit(_queue, 'pause_queue', null,
+    jsonb_strip_nulls(jsonb_build_object('task', _name)));
+  return true;
 end;
 $$;
 
@@ -50,6 +55,8 @@ begin
     return false;
   end if;
   perform durable._notify_listeners(_queue, 'work');
+  perform durable._audit(_queue, 'resume_queue', null,
+    jsonb_strip_nulls(jsonb_build_object('task', task)));
   return true;
 end;
 $$;

@@ -10,16 +10,18 @@ returns boolean language plpgsql as $$
 declare
   _queue text collate "C" := queue;
   _new durable.queues;
+  _before jsonb;
   _created boolean;
 begin
   perform durable._checked_name('queue name', queue, 100);
   perform durable._checked_keys('policy', policy, array[
     'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions', 'history', 'max_length',
     'concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities',
-    'partition_order', 'ageing'
+    'partition_order', 'ageing', 'keep_audit'
   ]);
   _new.keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _new.keep_events := durable._number('policy', policy, 'keep_events', 0);
+  _new.keep_audit := durable._number('policy', policy, 'keep_audit', 0);
   _new.roles := durable._checked_roles(policy -> 'roles');
   _new.max_lost_leases := durable._checked_count('policy', policy, 'max_lost_leases');
   _new.versions := durable._checked_version_policy(policy -> 'versions');
@@ -27,18 +29,21 @@ begin
   _new.max_length := durable._checked_count('policy', policy, 'max_length');
   _new := durable._checked_lane_policy(policy, _new);
 
-  insert into durable.queues (queue, created_at, keep_tasks, keep_events)
-  values (_queue, durable._now(), 2592000, 2592000)
+  insert into durable.queues (queue, created_at, keep_tasks, keep_events, keep_audit)
+  values (_queue, durable._now(), 2592000, 2592000, 7776000)
   on conflict do nothing;
   _created := found;
   if _created then
     perform durable._purge_queue(_queue);
     insert into durable.cleanup_cursors (queue) values (_queue) on conflict do nothing;
+  elsif policy <> '{}' then
+    _before := durable._locked_policy(_queue);
   end if;
   update durable.queues
   set
     keep_tasks = case when policy ? 'keep_tasks' then _new.keep_tasks else queues.keep_tasks end,
     keep_events = case when policy ? 'keep_events' then _new.keep_events else queues.keep_events end,
+    keep_audit = case when policy ? 'keep_audit' then _new.keep_audit else queues.keep_audit end,
     roles = case when policy ? 'roles' then _new.roles else queues.roles end,
     max_lost_leases = case when policy ? 'max_lost_leases' then _new.max_lost_leases else queues.max_lost_leases end,
     versions = case when policy ? 'versions' then _new.versions else queues.versions end,
@@ -55,6 +60,10 @@ begin
   then
     perform durable._set_lane_policy(_queue, policy, _new);
   end if;
+  if _created or _before <> durable._locked_policy(_queue) then
+    perform durable._audit(_queue, 'create_queue', null,
+      jsonb_build_object('created', _created, 'policy', policy));
+  end if;
   return _created;
 end;
 $$;
@@ -65,6 +74,7 @@ keep their values. policy:
 
 - keep_tasks, keep_events: seconds to keep finished tasks and events; default 30 days;
   null: for ever.
+- keep_audit: the same for what list_audit returns; default 90 days.
 - roles: names of the roles whose members may use it; default null: every caller that may
   call the functions. A change counts from the next call that sees it.
 - max_lost_leases: a task fails after losing this many leases in a row without saving
@@ -99,6 +109,21 @@ Returns whether it was created. Refuses an empty name or one longer than 100 byt
 keys, unknown roles and bad values (22023), and new limits in a transaction stricter than READ
 COMMITTED (WFISO). Locks: the queue''s row and, if limits change, what claims lock to count;
 claims then do not wait, but start nothing: commit at once.';
+
+-- Locks a queue's row, and returns it without the column that maintenance changes.
+create or replace function durable._locked_policy(queue text)
+returns jsonb language plpgsql as $$
+declare
+  _queue text collate "C" := queue;
+  _policy jsonb;
+begin
+  select to_jsonb(queues) - 'is_full' into _policy
+  from durable.queues
+  where queues.queue = _queue
+  for no key update;
+  return _policy;
+end;
+$$;
 
 -- Returns the names of the roles, as the table stores them.
 create or replace function durable._checked_roles(roles jsonb)
@@ -138,6 +163,7 @@ begin
     return false;
   end if;
   perform durable._purge_queue(_queue);
+  perform durable._audit(_queue, 'drop_queue');
   return true;
 end;
 $$;
@@ -192,6 +218,7 @@ begin
   delete from durable.partitions where partitions.queue = _queue;
   delete from durable.starts where starts.queue = _queue;
   delete from durable.versions where versions.queue = _queue;
+  delete from durable.worker_sessions where worker_sessions.queue = _queue;
   delete from durable.definitions where definitions.queue = _queue;
   delete from durable.schedules where schedules.queue = _queue;
 end;

@@ -35,6 +35,7 @@ begin
   if _run_at < _task.available_at then
     perform durable._notify_listeners(_queue, 'work');
   end if;
+  perform durable._audit(_queue, 'reschedule_task', task_id, jsonb_build_object('run_at', _run_at));
   return true;
 end;
 $$;
@@ -87,6 +88,8 @@ begin
   if _task.available_at is not null then
     perform durable._notify_listeners(_queue, 'work');
   end if;
+  perform durable._audit(_queue, 'reprioritize_task', task_id,
+    jsonb_build_object('priority', priority));
 end;
 $$;
 

@@ -33,7 +33,9 @@ begin
   for no key update;
   if not found then
     perform durable._refuse_unknown_task(_queue, task_id);
-  elsif _task.state = 'sleeping' and _task.error is not null and not _spawns_new then
+  end if;
+  perform durable._audit(_queue, 'retry_task', task_id, options - array['params', 'fingerprint']);
+  if _task.state = 'sleeping' and _task.error is not null and not _spawns_new then
     if options ? 'deadline' then
       perform durable._refuse_argument(
         format('task %s has not ended, so its deadline stands', task_id),

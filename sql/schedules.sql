@@ -13,6 +13,10 @@ begin
   perform durable._checked_name('schedule', schedule, 100);
   _change := durable._write_schedule(_queue, schedule, definition, null);
   perform durable._notify_listeners(_queue, 'work');
+  if _change <> 'same' then
+    perform durable._audit(_queue, 'create_schedule', null,
+      jsonb_build_object('schedule', schedule, 'definition', definition - 'params'));
+  end if;
   return _change = 'created';
 end;
 $$;
@@ -250,7 +254,11 @@ declare
 begin
   delete from durable.schedules
   where schedules.queue = _queue and schedules.schedule = _schedule;
-  return found;
+  if not found then
+    return false;
+  end if;
+  perform durable._audit(_queue, 'drop_schedule', null, jsonb_build_object('schedule', schedule));
+  return true;
 end;
 $$;
 
@@ -260,9 +268,16 @@ Locks: the schedule''s row.';
 
 create or replace function durable.apply_schedules(queue text, schedules jsonb)
 returns integer language plpgsql as $$
+declare
+  _changed integer;
 begin
   perform durable._require_queue(queue);
-  return durable._apply_schedules(queue, schedules, 'applied', null);
+  _changed := durable._apply_schedules(queue, schedules, 'applied', null);
+  if _changed > 0 then
+    perform durable._audit(queue, 'apply_schedules', null,
+      jsonb_build_object('schedules', _changed));
+  end if;
+  return _changed;
 end;
 $$;
 
@@ -350,7 +365,11 @@ begin
   set paused_at = durable._now(), next_at = null
   where schedules.queue = _queue and schedules.schedule = _known.schedule
     and schedules.paused_at is null;
-  return found;
+  if not found then
+    return false;
+  end if;
+  perform durable._audit(_queue, 'pause_schedule', null, jsonb_build_object('schedule', schedule));
+  return true;
 end;
 $$;
 
@@ -376,6 +395,8 @@ begin
     return false;
   end if;
   perform durable._notify_listeners(_queue, 'work');
+  perform durable._audit(_queue, 'resume_schedule', null,
+    jsonb_build_object('schedule', schedule));
   return true;
 end;
 $$;
@@ -419,6 +440,8 @@ begin
   update durable.schedules
   set last_at = _now, last_task_id = _spawned.task_id
   where schedules.queue = _queue and schedules.schedule = _known.schedule;
+  perform durable._audit(_queue, 'trigger_schedule', _spawned.task_id,
+    jsonb_build_object('schedule', schedule));
   return _spawned;
 end;
 $$;
@@ -450,6 +473,11 @@ begin
     _left := _left - 1;
     return next durable._spawn_run(_known, _tick, durable._run_key(schedule, _tick));
   end loop;
+  if _left < 10000 then
+    perform durable._audit(_queue, 'backfill_schedule', null,
+      jsonb_build_object('schedule', schedule, 'start_at', start_at, 'end_at', end_at,
+        'tasks', 10000 - _left));
+  end if;
 end;
 $$;
 

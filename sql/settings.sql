@@ -17,7 +17,7 @@ do $$
 declare
   _unpinned text[] := array[
     'spawn', 'get_task_result', 'poll_results', 'unregister_listener', 'create_queue', 'drop_queue',
-    'list_queues', 'list_definitions', 'list_versions', 'queue_stats', 'errors', 'version'];
+    'list_queues', 'list_definitions', 'queue_stats', 'errors', 'version'];
   _pinned text[] := array[ -- private functions that an unpinned one calls
     '_enlist', '_take_key', '_same_task', '_spawn_unique', '_hold_parent', '_deadline_of', '_waiting_versions',
     '_forget_versions', '_change_fingerprint', '_require_room', '_is_full'];

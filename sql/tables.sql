@@ -97,8 +97,10 @@ create table durable.queues (
   priorities            boolean,
   partition_order       text collate "C",
   ageing                double precision,
+  keep_audit            double precision,
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
   constraint queues_keep_events_for_a_time check (keep_events >= 0),
+  constraint queues_keep_audit_for_a_time check (keep_audit >= 0),
   constraint queues_have_room_for_a_lost_lease check (max_lost_leases > 0),
   constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate')),
   constraint queues_have_a_full_history_or_none check (history = 'full'),
@@ -129,9 +131,10 @@ comment on column durable.queues.partition_rate_period is 'See partition_rate_st
 comment on column durable.queues.priorities            is 'True: its tasks may have priorities and partition keys without any of these limits; else null.';
 comment on column durable.queues.partition_order       is 'strict: a task of a partition starts when all before it have ended; null: tasks of a partition do not wait for each other.';
 comment on column durable.queues.ageing                is 'Seconds in which a lane of which no task starts rises by one priority; null: never.';
+comment on column durable.queues.keep_audit            is 'Seconds an entry of audit is kept; null: for ever.';
 
-insert into durable.queues (queue, created_at, keep_tasks, keep_events)
-values ('default', clock_timestamp(), 2592000, 2592000);
+insert into durable.queues (queue, created_at, keep_tasks, keep_events, keep_audit)
+values ('default', clock_timestamp(), 2592000, 2592000, 7776000);
 
 create table durable.cleanup_cursors (
   queue            text collate "C" primary key,
@@ -555,7 +558,6 @@ create table durable.versions (
   queue         text collate "C" not null,
   version       text collate "C" not null,
   first_seen_at timestamptz      not null,
-  last_seen_at  timestamptz      not null,
   promoted_at   timestamptz      not null,
   primary key (queue, version)
 );
@@ -566,9 +568,34 @@ comment on table  durable.versions               is 'The versions of the applica
 comment on column durable.versions.queue         is 'The queue that the workers work on.';
 comment on column durable.versions.version       is 'Its name, as the workers announce it, at most 100 bytes.';
 comment on column durable.versions.first_seen_at is 'When a worker first announced it.';
-comment on column durable.versions.last_seen_at  is 'When a worker last announced it, to within 10 seconds.';
 comment on column durable.versions.promoted_at   is 'When it became the latest: the version of a queue with the greatest value is the latest.';
 comment on index  durable.versions_latest_idx is 'Read by claims in a queue whose policy is gate: the latest version.';
+
+create table durable.worker_sessions (
+  started_at timestamptz      not null,
+  seen_at    timestamptz      not null,
+  draining   boolean          not null,
+  pid        integer,
+  slots      integer,
+  queue      text collate "C" not null,
+  worker     text collate "C" not null,
+  version    text collate "C" not null,
+  host       text collate "C",
+  names      text[] collate "C" not null,
+  primary key (queue, worker)
+) with (fillfactor = 50);
+
+comment on table  durable.worker_sessions            is 'The workers that have announced themselves in a queue and not stopped since, for an hour after their last sign of life.';
+comment on column durable.worker_sessions.started_at is 'When it first announced itself.';
+comment on column durable.worker_sessions.seen_at    is 'When it last did. No index has this column, so that its updates stay on their page.';
+comment on column durable.worker_sessions.draining   is 'Whether it claims no more, because it is stopping.';
+comment on column durable.worker_sessions.pid        is 'Its process, as its host numbers it; null: unknown.';
+comment on column durable.worker_sessions.slots      is 'How many tasks it runs at once, in all its queues; null: unknown.';
+comment on column durable.worker_sessions.queue      is 'A queue that it works on.';
+comment on column durable.worker_sessions.worker     is 'The name under which it claims.';
+comment on column durable.worker_sessions.version    is 'The version of the application; empty: none.';
+comment on column durable.worker_sessions.host       is 'The name of its machine; null: unknown.';
+comment on column durable.worker_sessions.names      is 'The names of the tasks that it knows.';
 
 create table durable.definitions (
   queue             text collate "C" not null,
@@ -696,6 +723,26 @@ comment on column durable.claim_log.attempt is 'The attempt.';
 comment on column durable.claim_log.queue   is 'The task''s queue.';
 comment on column durable.claim_log.worker  is 'The worker that claimed or released it.';
 comment on column durable.claim_log.waits   is 'What it was suspended for: names of checkpoints; null: nothing, it was released.';
+
+create table durable.audit (
+  audit_id uuid             not null,
+  at       timestamptz      not null,
+  task_id  uuid,
+  queue    text collate "C" not null,
+  action   text collate "C" not null,
+  by       jsonb            not null,
+  detail   jsonb,
+  primary key (queue, audit_id)
+);
+
+comment on table  durable.audit          is 'What operators have done: one row for each call that changed something. A queue''s rows outlive it.';
+comment on column durable.audit.audit_id is 'A uuid v7.';
+comment on column durable.audit.at       is 'When it was done.';
+comment on column durable.audit.task_id  is 'The task that it concerned; null: none, or several.';
+comment on column durable.audit.queue    is 'The queue that it concerned.';
+comment on column durable.audit.action   is 'The function that was called.';
+comment on column durable.audit.by       is 'The caller, as _caller returns it.';
+comment on column durable.audit.detail   is 'What it was called with, without params, and how many tasks it changed; null: nothing.';
 
 create table durable.schedules (
   created_at   timestamptz      not null,

@@ -95,11 +95,28 @@ create type durable.history_entry as (
 comment on type durable.history_entry is
 'An entry of a task''s history; without a time (at) it has not ended.';
 
+create type durable.timeline_entry as (
+  queue text, task_id uuid, depth integer, parent_task_id uuid, task text, at timestamptz,
+  kind text, name text, attempt integer, worker text, duration_ms integer, detail jsonb
+);
+
+comment on type durable.timeline_entry is
+'An entry of the history of a task, or of a descendant of it: depth is 0 for the task itself, and
+task the name; the rest as in history_entry.';
+
 create type durable.explanation as (kind text, message text, detail jsonb);
 
 comment on type durable.explanation is
 'A reason why a task is where it is: kind, of the closed set in explain_task; message, a
 sentence in English with times in UTC; detail, its facts, or null.';
+
+create type durable.finding as (
+  severity text, code text, subject text, message text, remedy text
+);
+
+comment on type durable.finding is
+'Something that needs an operator: severity is error, warning or info; code, of the closed set in
+diagnose; subject, the queue, session, table or setting; remedy, what to do or the SQL for it.';
 
 create type durable.version_statistics as (
   queue text, version text, latest boolean, alive boolean, first_seen_at timestamptz,
@@ -110,6 +127,57 @@ create type durable.version_statistics as (
 comment on type durable.version_statistics is
 'A version in a queue: whether it is the latest, whether a worker announced it within the last
 minute (alive), how many live tasks are bound to it, and how many of these are claimable now.';
+
+create type durable.task_record as (
+  queue text, task_id uuid, name text, state text, attempt integer, max_attempts integer,
+  worker text, version text, parent_task_id uuid, parent_queue text, idempotency_key text,
+  unique_kind text, unique_key text, partition_key text, priority smallint, params jsonb,
+  headers jsonb, result jsonb, error jsonb, retry jsonb, spawned_at timestamptz,
+  available_at timestamptz, started_at timestamptz, lease_expires_at timestamptz,
+  expires_at timestamptz, deadline timestamptz, finished_at timestamptz
+);
+
+comment on type durable.task_record is
+'A task. worker: the one that holds it, or held it last; unique_kind: for which option of its spawn
+it has unique_key; error: of its end or, while it sleeps until the next attempt, of the last one;
+available_at: from when it may be claimed, null if the clock alone does not make it claimable;
+expires_at: when its start_timeout, execution_timeout or deadline ends.';
+
+create type durable.listed_event as (
+  name text, emitted_at timestamptz, payload jsonb, waiting bigint
+);
+
+comment on type durable.listed_event is
+'An event: when it was emitted, null if it was not, its payload, and how many tasks wait for it, at
+most 1,000.';
+
+create type durable.listed_publication as (
+  kind text, name text, entries integer, updated_at timestamptz, closed boolean
+);
+
+comment on type durable.listed_publication is
+'What a task has published: kind is value, with its key as name, or stream, with the number of its
+entries and whether it was closed.';
+
+create type durable.listed_worker as (
+  queue text, worker text, version text, host text, pid integer, slots integer, running bigint,
+  first_lease_expires_at timestamptz, started_at timestamptz, seen_at timestamptz, alive boolean,
+  draining boolean
+);
+
+comment on type durable.listed_worker is
+'A worker in a queue: what it has announced, if anything; how many of its slots, which all its
+queues share, are running tasks of this queue, and when the first of their leases expires; whether it
+was seen within the last minute (alive); and whether it is stopping (draining).';
+
+create type durable.audit_entry as (
+  audit_id uuid, at timestamptz, queue text, action text, task_id uuid, by jsonb, detail jsonb
+);
+
+comment on type durable.audit_entry is
+'A call of an operator''s function, which is action, that changed something. by: {"user": the
+role, "identity", "queue", "task_id": as set in durable.caller}; detail: its arguments without
+params and, of a call for many tasks, how many it changed.';
 
 create type durable.task_definition as (
   name text, version text, latest boolean, announced_at timestamptz, options jsonb,

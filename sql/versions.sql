@@ -5,9 +5,8 @@
 -- or promoted, last. Claims read the tasks of each version in an index range of its own, so any
 -- number that wait for other versions slow no claim down.
 --
--- Each worker announces its version about every ten seconds and never waits for another that
--- does the same. No decision about tasks depends on when a version was last seen: that is
--- only shown and logged.
+-- A worker announces its version as part of its session: see workers.sql. No decision about tasks
+-- depends on whether a version is alive: that is only shown and logged.
 
 create or replace function durable._checked_version(version jsonb)
 returns text language plpgsql immutable as $$
@@ -55,52 +54,15 @@ begin
 end;
 $$;
 
-create or replace function durable.announce_version(queue text, version text)
-returns setof text language plpgsql as $$
-declare
-  _queue text collate "C" := queue;
-  _version text collate "C" := durable._checked_name('version', version, 100);
-  _now timestamptz := durable._now();
-  _seen_at timestamptz;
+-- Makes a version that is new in a queue its latest.
+create or replace function durable._add_version(queue text, version text, at timestamptz)
+returns void language plpgsql as $$
 begin
-  perform durable._require_queue(_queue);
-  select versions.last_seen_at into _seen_at
-  from durable.versions
-  where versions.queue = _queue and versions.version = _version;
-  if not found then
-    insert into durable.versions (queue, version, first_seen_at, last_seen_at, promoted_at)
-    values (_queue, _version, _now, _now, _now)
-    on conflict do nothing;
-  elsif _seen_at <= _now - make_interval(secs => 10) then
-    perform
-    from durable.versions
-    where versions.queue = _queue and versions.version = _version
-    for no key update skip locked;
-    if found then
-      update durable.versions
-      set last_seen_at = _now
-      where versions.queue = _queue and versions.version = _version;
-    end if;
-  end if;
-  return query
-    select distinct waiting.version
-    from durable._waiting_versions(_queue) as waiting
-    left join lateral (
-      select versions.last_seen_at
-      from durable.versions
-      where versions.queue = _queue and versions.version = waiting.version collate "C"
-      offset 0
-    ) as known on true
-    where waiting.version not in ('', _version)
-      and (known.last_seen_at > _now - make_interval(secs => 60)) is not true;
+  insert into durable.versions (queue, version, first_seen_at, promoted_at)
+  values (queue, version, at, at)
+  on conflict do nothing;
 end;
 $$;
-
-comment on function durable.announce_version is
-'Records that a worker of this version of the application works on the queue; call it again
-every ten seconds. version: at most 100 bytes. A version that is new in the queue becomes its
-latest. Returns the versions that tasks wait for and nobody has announced for a minute.
-Refuses an unknown queue (WFQUE) and a bad version (22023).';
 
 create or replace function durable.promote_version(queue text, version text)
 returns boolean language plpgsql as $$
@@ -121,6 +83,7 @@ begin
   where definitions.queue = _queue and definitions.version = _version;
   perform durable._rank_definitions(_queue);
   perform durable._notify_listeners(_queue, 'work');
+  perform durable._audit(_queue, 'promote_version', null, jsonb_build_object('version', version));
   return true;
 end;
 $$;
@@ -183,6 +146,12 @@ begin
     perform durable._enlist(_queue, _laned, true);
   end if;
   perform durable._notify_listeners(_queue, 'work');
+  if _moved > 0 then
+    perform durable._audit(_queue, 'set_version',
+      case when cardinality(task_ids) = 1 then task_ids[1] end,
+      jsonb_build_object('version', version, 'tasks', _moved)
+        || jsonb_strip_nulls(jsonb_build_object('from_version', from_version)));
+  end if;
   return _moved;
 end;
 $$;
@@ -200,15 +169,20 @@ returns setof durable.version_statistics language sql stable as $$
     queues.queue::text, found.version::text,
     found.promoted_at is not null and found.version = first_value(found.version)
       over (partition by queues.queue order by found.promoted_at desc nulls last, found.version desc),
-    coalesce(found.last_seen_at > durable._now() - make_interval(secs => 60), false),
+    coalesce(durable._is_alive(found.last_seen_at, durable._now()), false),
     found.first_seen_at, found.last_seen_at,
     coalesce(found.live, 0), coalesce(found.running, 0), coalesce(found.ready, 0), found.oldest_ready_at
   from durable.queues
   cross join lateral (
     select *
     from (
-      select *
+      select versions.version, versions.first_seen_at, versions.promoted_at, session.last_seen_at
       from durable.versions
+      cross join lateral (
+        select max(worker_sessions.seen_at) as last_seen_at
+        from durable.worker_sessions
+        where worker_sessions.queue = queues.queue and worker_sessions.version = versions.version
+      ) as session
       where versions.queue = queues.queue
     ) as announced
     full join (
@@ -233,7 +207,8 @@ $$;
 comment on function durable.list_versions is
 'Returns the versions of a queue (null: of every queue the caller may use) that workers have
 announced or that live tasks are bound to. Live tasks of a version that is not alive wait for
-a worker that nobody runs: set_version moves them. Reads every task of the queue.';
+a worker that nobody runs: set_version moves them. last_seen_at is null if no worker of it is
+listed any more: see list_workers. Reads every live task that is bound to a version.';
 
 -- Unbinds waiting tasks from their versions once the queue's policy has none.
 create or replace function durable._forget_versions(queue text, batch_size integer)

@@ -37,14 +37,23 @@ of task_ids or the first of them (any_of), each in the queue of task_queues.';
 
 create or replace view durable.workers as
 select
-  tasks.queue, tasks.worker, count(*) as running, min(tasks.lease_expires_at) as first_lease_expires_at,
-  max(tasks.lease_expires_at) as last_lease_expires_at
-from durable.tasks
-where tasks.lease_expires_at is not null
-group by tasks.queue, tasks.worker;
+  queue, worker, coalesce(held.running, 0) as running, held.first_lease_expires_at,
+  held.last_lease_expires_at, nullif(session.version, '') as version, session.host, session.pid,
+  session.slots, session.draining, session.started_at, session.seen_at
+from durable.worker_sessions as session
+full join (
+  select
+    tasks.queue, tasks.worker, count(*) as running,
+    min(tasks.lease_expires_at) as first_lease_expires_at,
+    max(tasks.lease_expires_at) as last_lease_expires_at
+  from durable.tasks
+  where tasks.lease_expires_at is not null
+  group by tasks.queue, tasks.worker
+) as held using (queue, worker);
 
 comment on view durable.workers is
-'Workers that hold tasks: how many, and when their first and last lease expires.';
+'Workers that have announced themselves or hold tasks: how many, and when their first and last
+lease expires. seen_at is the last sign of life of a worker that has not stopped.';
 
 create or replace view durable.task_list as
 select

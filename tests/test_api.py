@@ -47,6 +47,7 @@ CLIENT = {
     *["run_worker", "close", "queue"],
     *["fork", "export_history", "explain"],
     *["list_tasks", "cancel_many", "retry_many", "delete_many"],
+    *["list_workers", "list_audit", "find_task", "list_events", "diagnose"],
     *["list_versions", "promote_version", "set_version", "list_definitions"],
     *["create_schedule", "drop_schedule", "apply_schedules", "pause_schedule"],
     *["resume_schedule", "trigger_schedule", "backfill_schedule", "list_schedules"],

@@ -38,7 +38,7 @@ def versioned(db: psycopg.Connection, policy: str) -> Worker:
 
 
 def ask(worker: Worker) -> None:
-    worker.function("announce_version", "new")
+    worker.function("announce_worker", "w", '{"version": "new"}')
     worker.function("promote_version", "new")
     worker.function("get_next_due", ["a"], "new")
     worker.function("list_waiting_names")

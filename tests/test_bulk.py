@@ -252,7 +252,7 @@ async def test_repeats_the_call_for_locked_tasks(
         with session.transaction():
             session.execute(lock, [held.task_id])
             statement = sql.cancel_tasks(
-                "default", '{"name": "x"}', 3, None, reason=None, caller=None
+                "default", '{"name": "x"}', 3, None, None, None
             )
             ((changed, busy_ids, last),) = await app._database.fetch(statement)
             assert (changed, busy_ids) == (2, [held.task_id])

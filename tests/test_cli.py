@@ -41,7 +41,10 @@ app = AsyncDurable(tasks=[double, fail])
 
 @pytest.fixture
 def run(dsn: str) -> Run:
-    """Run a command that exits with `code`; return stdout, or stderr if not 0."""
+    """Run a command that exits with `code`; return stdout, or stderr if it is refused.
+
+    `doctor` exits with 9 if it has found something, which it prints.
+    """
 
     def run(
         *command: str, code: int = 0, dsn: str = dsn, program: str = COMMAND_LINE
@@ -55,12 +58,13 @@ def run(dsn: str) -> Run:
             env=os.environ | {"DURABLE_DATABASE_URL": dsn},
         )
         assert done.returncode == code, done.stderr
-        assert (done.stdout == "") >= (code != 0)
+        is_refused = code not in {0, 9}
+        assert (done.stdout == "") >= is_refused
         assert "Traceback" not in done.stderr
         if code == 1:
             assert done.stderr.startswith("durable: ")
             assert done.stderr.count("\n") == 1
-        return (done.stderr if code else done.stdout).rstrip("\n")
+        return (done.stderr if is_refused else done.stdout).rstrip("\n")
 
     return run
 
@@ -79,6 +83,19 @@ def work(processes: Processes, tmp_path: Path) -> Work:
 
 def test_prints_its_version(run: Run) -> None:
     assert run("--version") == f"durable {schema.VERSION}"
+
+
+def test_doctor_says_what_is_wrong_and_what_helps(
+    run: Run, db: psycopg.Connection
+) -> None:
+    assert run("doctor") == "all is well"
+    db.execute("select durable.pause_queue('default')")
+    assert run("doctor").startswith("info: default: it has been paused since")
+    db.execute("update durable.queues set paused_at = null, paused_by = null")
+    db.execute("select durable.spawn('default', 'x')")
+    db.execute("update durable.tasks set available_at = now() - interval '1 hour'")
+    (found,) = json.loads(run("doctor", "--json", code=9))
+    assert (found["severity"], found["code"]) == ("error", "no_worker")
 
 
 def test_migrates_an_empty_database(run: Run, db: psycopg.Connection) -> None:

@@ -190,14 +190,15 @@ def test_the_command_line_reports_a_name_that_no_worker_knows(dsn: str) -> None:
     assert stats.count(said) == 1
 
 
-def test_a_worker_without_the_grant_to_announce_still_works(
+def test_a_worker_without_the_grants_to_announce_still_works(
     dsn: str, db: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a DBA granted functions one by one, before this one existed."""
+    """Where a DBA granted functions one by one, before these existed."""
     roles = Roles(db, dsn)
     role = roles.make("worker", "durable_worker")
     db.execute(
-        "revoke execute on function durable.announce_definitions from durable_worker"
+        "revoke execute on function durable.announce_definitions,"
+        " durable.announce_worker, durable.remove_worker from durable_worker"
     )
     try:
         with_role = make_conninfo(dsn, options=f"-c role={role}")
@@ -208,3 +209,4 @@ def test_a_worker_without_the_grant_to_announce_still_works(
     finally:
         roles.drop_all()
     assert "do not get their class's options" in caplog.text
+    assert "list_workers does not show this worker" in caplog.text

@@ -24,7 +24,6 @@ from durable.encryption import AESGCMCodec
 from tests.support.claims import count_claims
 from tests.support.roles import Roles
 from tests.support.stage import Stage
-from tests.support.wait import aeventually
 from tests.support.working import working
 
 Context: TypeAlias = TaskContext[Any]
@@ -82,12 +81,8 @@ async def test_explains_each_stage_of_a_task(dsn: str) -> None:
             }
             await app.pause_queue(identity={"user": "ada"})
             await app.emit_event("approved", "yes")
-
-            async def only_the_pause_is_left() -> bool:  # the worker listens again soon
-                return kinds(await app.explain(child)) == ["queue_paused", "queued"]
-
-            await aeventually(only_the_pause_is_left)
-            paused, _ = await app.explain(child)
+            paused, queued = await app.explain(child)
+            assert kinds([paused, queued]) == ["queue_paused", "queued"]
             assert paused.by is not None
             assert paused.by.identity == {"user": "ada"}
             await app.resume_queue()
@@ -116,14 +111,13 @@ async def test_explains_a_running_task_by_its_worker(dsn: str) -> None:
         await worker.drain()
 
 
-async def test_an_idle_worker_counts_as_a_sign_of_life(dsn: str) -> None:
-    async with working(dsn, approve, poll=3600) as (app, _):
+async def test_counts_an_idle_worker_as_long_as_it_has_not_stopped(dsn: str) -> None:
+    async with working(dsn, approve, poll=3600, listen=False) as (app, _):
         unknown = await app.spawn("somebody's")
-
-        async def no_worker_is_missing() -> bool:
-            return kinds(await unknown.explain()) == ["unknown_name", "queued"]
-
-        await aeventually(no_worker_is_missing)
+        assert kinds(await unknown.explain()) == ["unknown_name", "queued"]
+    async with AsyncDurable(dsn) as app:
+        known = await app.spawn("approve")
+        assert kinds(await known.explain()) == ["no_worker", "queued"]
 
 
 async def test_opens_an_error_that_is_encrypted(dsn: str) -> None:

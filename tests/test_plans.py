@@ -563,7 +563,7 @@ CALLS: dict[str, list[str]] = {
     "announce_schedules": [
         """'default', '[{"schedule": "one", "task": "one", "every": 60}]', '{two}'"""
     ],
-    "announce_version": ["'pinned', 'two'"],
+    "announce_worker": ["""'pinned', 'w', '{"version": "two", "names": ["one"]}'"""],
     "apply_deferred_work": [f"'default', {FEW}"],
     "apply_schedules": [
         """'default', '[{"schedule": "one", "task": "one", "every": 60}]'"""
@@ -588,6 +588,7 @@ CALLS: dict[str, list[str]] = {
     "cleanup": [f"'default', {FEW}"],
     "complete_tasks": [f"'default', {HELD_TASK}", f"'laned', {HELD_TASK}"],
     "create_schedule": ["""'default', 'schedule-7', '{"jitter": 5}'"""],
+    "diagnose": [""],
     "drop_schedule": ["'default', 'schedule-7'"],
     "delete_tasks": [
         f"'default', {ONLY}",
@@ -627,6 +628,9 @@ CALLS: dict[str, list[str]] = {
     "get_value": [f"'default', {ROOT}, 'key-7'"],
     "lock_task": [f"{ONE_HELD}, 'one'"],
     "run_maintenance": ["'default', 1", "'laned', 1"],
+    "find_task": [SLEEPING, ROOT],
+    "get_task": [f"'default', {SLEEPING}"],
+    "list_audit": [f"'default', '{{}}', {FEW}", f"null, '{{}}', {FEW}"],
     "list_children": [f"'default', {ROOT}, {FEW}", f"'default', {PENDING}, {FEW}"],
     "list_definitions": ["'default'"],
     "list_partitions": [f"'laned', {FEW}, 'key-7'", f"'ordered', {FEW}"],
@@ -634,6 +638,8 @@ CALLS: dict[str, list[str]] = {
         f"'default', 'schedule-7', {FEW}",
         f"'default', 'schedule-7', {FEW}, '2024-06-02'",
     ],
+    "list_events": ["'default', '', 10", "'default', '', 10, null, true"],
+    "list_published": [f"'default', {ROOT}, {FEW}"],
     "list_schedules": [f"'default', {FEW}, 'schedule-7'"],
     "list_tasks": [
         f"'default', '{{}}', {FEW}",
@@ -657,6 +663,7 @@ CALLS: dict[str, list[str]] = {
     "reprioritize_task": [f"'laned', {PENDING}, 1"],
     "resume_schedule": ["'default', 'paused-7'"],
     "resume_queue": ["'default'", "'default', 'one'"],
+    "remove_worker": ["'default', 'worker-7'"],
     "retry_task": [f"'default', {FAILED}"],
     "retry_tasks": [
         f"'default', {ONLY}",
@@ -685,6 +692,7 @@ CALLS: dict[str, list[str]] = {
     "suspend_tasks": [f"'default', {HELD % WAIT}"],
     "register_listener": ["'default'"],
     "task_history": [f"'default', {SLEEPING}"],
+    "task_timeline": [f"'default', {SLEEPING}, 1, null, {FEW}"],
     "trigger_schedule": ["'default', 'schedule-7'"],
 }
 WITHOUT_TASKS = {
@@ -694,10 +702,13 @@ WITHOUT_TASKS = {
     "next_fires",
     "version",
 }
-MOST_ROWS = {"release_unknown": 1_100}
-"""600 unless said: less than every fifth task. It looks at all that is running."""
-FOR_PEOPLE = {"create_queue", "drop_queue", "list_versions", "queue_stats"}
-"""They read a whole queue, and say so."""
+MOST_ROWS = {"release_unknown": 1_100, "list_events": 1_100, "diagnose": 1_000}
+"""600 unless said: less than every fifth task. The first looks at all that is running,
+the second counts waiting tasks up to 1,000, the third has a bound for each finding."""
+FOR_PEOPLE = {"create_queue", "drop_queue", "list_versions", "list_workers"} | {
+    "queue_stats"
+}
+"""They read a whole queue, or all that is live in it, and say so."""
 
 PUBLIC = """
 select proname from pg_proc

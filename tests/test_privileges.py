@@ -30,6 +30,7 @@ REFUSED = "attempts to reach what was not granted, all refused"
 TRAPS = "calls past a caller's own functions, operators and settings, none led astray"
 
 ABOUT_NO_QUEUE = {"errors", "list_queues", "next_fires", "version"}
+ABOUT_ANY_QUEUE = {"find_task", "diagnose"}  # of those that the caller may use
 # A role whose right was revoked must still be able to unregister its listener.
 FREE = ABOUT_NO_QUEUE | {"unregister_listener"}
 CLIENT = FREE | {
@@ -55,17 +56,33 @@ WORKER = (
         "flush",
         *("save_checkpoints", "complete_tasks", "fail_tasks", "suspend_tasks"),
         *("poll_waits", "sleep_until", "await_event", "await_tasks"),
-        *("spawn_children", "spawn_children_in", "emit_from_task", "announce_version"),
-        *("announce_definitions", "announce_schedules"),
+        *("spawn_children", "spawn_children_in", "emit_from_task", "announce_worker"),
+        *("remove_worker", "announce_definitions", "announce_schedules"),
         *("send_from_task", "recv_message", "publish", "load_published"),
     }
 )
 OPERATING = {
     *("queue_stats", "retry_task", "drop_queue", "fork_task", "task_history"),
     *("export_history", "list_tasks", "cancel_tasks", "retry_tasks", "delete_tasks"),
-    *("list_versions", "promote_version", "set_version", "set_partition_limit"),
+    *(
+        "list_workers",
+        "list_versions",
+        "promote_version",
+        "set_version",
+        *("set_partition_limit", "list_audit", "find_task", "get_task"),
+        *("list_events", "list_published", "task_timeline", "diagnose"),
+    ),
     *("list_children", "pause_queue", "resume_queue", "explain_task"),
     "list_partitions",
+}
+READER = {
+    *("list_queues", "list_definitions", "errors", "version", "list_schedules"),
+    *("list_schedule_runs", "next_fires", "get_task_result", "get_task_results"),
+    *("poll_results", "get_value", "get_stream", "get_log_lines", "queue_stats"),
+    *("list_tasks", "list_children", "task_history", "task_timeline"),
+    *("export_history", "explain_task", "list_versions", "list_workers"),
+    *("list_audit", "find_task", "get_task", "list_events", "list_published"),
+    "diagnose",
 }
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}
@@ -77,13 +94,15 @@ MAY: dict[tuple[str, str], set[str]] = {
     ("client", "open"): CLIENT,
     ("worker", "open"): WORKER,
     ("operator", "open"): OPERATOR,
+    ("reader", "open"): READER,
     ("stranger", "open"): WORKER | OPERATING,
     ("mailer", "open"): WORKER,
     ("nobody", "listed"): set(),
     ("client", "listed"): FREE,
     ("worker", "listed"): FREE,
     ("operator", "listed"): OPERATOR,
-    ("stranger", "listed"): FREE,
+    ("reader", "listed"): ABOUT_NO_QUEUE | ABOUT_ANY_QUEUE,
+    ("stranger", "listed"): FREE | ABOUT_ANY_QUEUE,
     ("mailer", "listed"): WORKER,
 }
 
@@ -105,6 +124,8 @@ select md5(string_agg(line, '' order by line)) from (
   union all select log_lines::text from durable.log_lines
   union all select queues::text from durable.queues
   union all select versions::text from durable.versions
+  union all select audit::text from durable.audit
+  union all select worker_sessions::text from durable.worker_sessions
   union all select schedules::text from durable.schedules
   union all select migrations::text from durable.migrations
 ) as lines (line)
@@ -130,6 +151,7 @@ def cast(dsn: str, db: psycopg.Connection) -> Iterator[Cast]:
         "client": roles.make("client", "durable_client"),
         "worker": roles.make("worker", "durable_worker"),
         "operator": roles.make("operator", "durable_operator"),
+        "reader": roles.make("reader", "durable_reader"),
         "stranger": roles.make(
             "stranger",
             "durable_client",

@@ -577,5 +577,27 @@ async def test_a_recorded_failure_that_is_not_caught_fails_the_task(
     assert effects == ["tried"]
 
 
+async def test_a_failed_attempt_names_the_step_that_raised(dsn: str) -> None:
+    def refuse() -> None:
+        raise Refused
+
+    @task(max_attempts=1)
+    async def order(way: str, ctx: Context) -> None:
+        await ctx.step("before", str)
+        try:
+            await ctx.step("reserve", refuse, max_attempts=2, retry=Retry.fixed(0))
+        except Refused as error:
+            if way == "as it is":
+                raise
+            raise ValueError from error
+
+    failed = await outcome(dsn, order, "as it is")
+    raised = await outcome(dsn, order, "as another")
+    assert failed.error is not None
+    assert raised.error is not None
+    assert (failed.error.type, failed.error.step) == ("Refused", "reserve")
+    assert (raised.error.type, raised.error.step) == ("ValueError", None)
+
+
 def checkpoints(db: psycopg.Connection) -> dict[str, Any]:
     return dict(db.execute("select name, value from durable.checkpoints").fetchall())

@@ -33,7 +33,7 @@ select is_empty($$ select name from functions group by name having count(*) > 1 
 select results_eq(
   $$ select name::text collate "default" from functions where public and arguments !~ '^queue text'
      order by 1 $$,
-  array['errors', 'list_queues', 'next_fires', 'version'],
+  array['diagnose', 'errors', 'find_task', 'list_queues', 'next_fires', 'version'],
   'a public function takes the queue first, unless it concerns none');
 select is_empty($$ select name, unnest(proargnames) from functions
   where exists (select from unnest(proargnames) as a where a ~ '^_|^p_') $$,
@@ -53,7 +53,7 @@ select is_empty(
   'no body is longer than 80 lines');
 select is_empty(
   $$ select name from functions
-     where prosrc ~* '\m(from|join|into|update|delete from)\s+(tasks|runs|checkpoints|events|waits|queues|deferred_work|idempotency_keys|unique_keys|mailboxes|messages|message_keys|task_values|stream_entries|log_lines|schedules|lanes|partitions)\M' $$,
+     where prosrc ~* '\m(from|join|into|update|delete from)\s+(tasks|runs|checkpoints|events|waits|queues|deferred_work|idempotency_keys|unique_keys|mailboxes|messages|message_keys|task_values|stream_entries|log_lines|schedules|lanes|partitions|worker_sessions|audit)\M' $$,
   'tables are named with their schema');
 
 select * from finish();

@@ -5,7 +5,7 @@ select plan(20);
 select tables_are('durable', array[
   'migrations', 'queues', 'tasks', 'runs', 'checkpoints', 'events', 'waits',
     'watches', 'idempotency_keys', 'unique_keys', 'deferred_work', 'mailboxes', 'messages', 'message_keys',
-    'versions', 'task_values', 'stream_entries', 'log_lines', 'claim_log', 'definitions',
+    'versions', 'worker_sessions', 'audit', 'task_values', 'stream_entries', 'log_lines', 'claim_log', 'definitions',
     'cleanup_cursors', 'lanes', 'partitions', 'starts', 'schedules'
 ], 'the tables are these');
 select views_are('durable', array['attempts', 'waiting', 'workers', 'task_list', 'history'],

@@ -70,12 +70,18 @@ Everything here is in the schema `durable` of a database where it is installed. 
 writes take effect if and when that commits. Invalid calls raise an error with a code of
 [the catalogue](errors.md), before anything is written.
 
-The tables are private and change between versions; use the functions and views. Three
-roles have the grants: `durable_client`, `durable_worker` and `durable_operator`; grant
-one of them, or single functions, to your own roles.
+The tables are private and change between versions; use the functions and views. Four
+roles have the grants: `durable_client`, `durable_worker`, `durable_operator` and
+`durable_reader`; grant one of them, or single functions, to your own roles. A reader
+may call those of clients and operators that only read.
 """
 GROUPS: Final = (
-    ("For everyone", "durable_client", "", "Granted to all three roles."),
+    (
+        "For everyone",
+        "durable_client",
+        "",
+        "Granted to clients, workers and operators.",
+    ),
     (
         "For operators",
         "durable_operator",

@@ -109,7 +109,7 @@ async def test_all_tasks_finish_and_no_message_is_lost(
 
 
 async def come_to_rest(db: psycopg.Connection) -> None:
-    """Wait until all tasks have finished, however slow: one of them at least a minute."""
+    """Wait until all tasks have finished, at least one of them in each minute."""
     finished, tasks = count(db)
     while finished < tasks:
         await aeventually(partial(more_have_finished, db, finished), deadline=60)

@@ -94,8 +94,14 @@ select pg_temp.id(0), '2024-06-02', n, 1, 1, 20, 'default', 'one', '' from gener
 insert into durable.claim_log (task_id, at, claim, attempt, queue, worker)
 select pg_temp.id(0), '2024-06-02', n, 1, 'default', 'one' from generate_series(1, 5000) as n;
 
-insert into durable.versions (queue, version, first_seen_at, last_seen_at, promoted_at)
-values ('pinned', 'one', '2024-06-01', '2024-06-01', '2024-06-01');
+insert into durable.versions (queue, version, first_seen_at, promoted_at)
+values ('pinned', 'one', '2024-06-01', '2024-06-01');
+insert into durable.worker_sessions (started_at, seen_at, draining, queue, worker, version, names)
+select '2024-06-01', now(), false, queue, 'worker-' || n, 'one', '{one}'
+from generate_series(1, 100) as n
+cross join (values ('default'), ('pinned')) as busy (queue);
+insert into durable.audit (audit_id, at, queue, action, by)
+select pg_temp.id(n), '2024-06-01', 'default', 'pause_queue', '{}' from generate_series(1, 5000) as n;
 insert into durable.deferred_work (queue, work_id, kind, task_id)
 select 'default', pg_temp.id(n), 'waiter', pg_temp.id(n) from generate_series(1, 5000) as n;
 

@@ -18,6 +18,7 @@ from uuid import UUID
 from psycopg import AsyncConnection, Connection
 from pydantic import BaseModel
 
+import durable
 from durable import (
     Actor,
     AnnouncedTask,
@@ -349,7 +350,22 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.send(handle, "slips", Slip(carrier="Post")), bool)
     assert_type(await handle.send("slips", dedup_key="7"), bool)
     await app.send(7, "slips")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, start_timeout=60)
+    await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await app.spawn(ProcessOrder, Order(id=7), max_attemps=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await app.spawn(ProcessOrder, Order(id=7), max_attempts="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    await anything_of(handle)
+
+
+async def operating(app: AsyncDurable, handle: AsyncTaskHandle[str]) -> None:
     assert_type(await app.list_versions(), list[VersionStats])
+    assert_type(await app.list_workers(), list[durable.WorkerInfo])
+    assert_type(await app.list_audit(user="ops"), list[durable.AuditEntry])
+    assert_type(await app.list_events(prefix="x"), list[durable.EventInfo])
+    assert_type(await app.diagnose(), list[durable.Finding])
+    found = await app.find_task("01a1fb65-86b6-7000-9188-49b6bfbacafb")
+    assert_type(await found.list_published(), list[durable.PublishedInfo])
     assert_type(await app.list_definitions(), list[AnnouncedTask])
     assert_type(await app.set_version(None, from_version="2026.10"), int)
     nightly = Schedule.cron("@daily", time_zone="Europe/Vienna", params=Order(id=1))
@@ -377,13 +393,6 @@ async def asynchronous(app: AsyncDurable) -> None:
     assert_type(await app.explain(handle), list[Explanation])
     await app.create_queue(history="long")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await app.create_queue(versions="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-
-    await app.spawn(ProcessOrder, Order(id=7), max_attempts=None, start_timeout=60)
-    await app.spawn(ProcessOrder, "no order")  # type: ignore[misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    await app.spawn(ProcessOrder, Order(id=7), max_attemps=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    await app.spawn(ProcessOrder, Order(id=7), max_attempts="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-    await anything_of(handle)
 
 
 async def with_keywords(app: AsyncDurable) -> None:

@@ -19,14 +19,18 @@ from durable._client._async.client import AsyncDurable
 from durable._client._async.handle import AsyncTaskHandle, AsyncTaskStream
 from durable._client._sync.client import Durable
 from durable._client._sync.handle import TaskHandle, TaskStream
+from durable._core.audit import AuditEntry, AuditFilter
 from durable._core.reports import (
     Actor,
     AnnouncedTask,
+    EventInfo,
     Explanation,
+    Finding,
     HistoryEntry,
     LogLine,
     PartitionInfo,
     Pause,
+    PublishedInfo,
     QueueStats,
     ScheduleInfo,
     ScheduleRun,
@@ -35,6 +39,7 @@ from durable._core.reports import (
     TaskInfo,
     TaskResult,
     VersionStats,
+    WorkerInfo,
 )
 from durable._db.schema import schema_sql
 from durable._supervisor import run_worker
@@ -85,6 +90,8 @@ __all__ = [
     "AsyncDurable",
     "AsyncTaskHandle",
     "AsyncTaskStream",
+    "AuditEntry",
+    "AuditFilter",
     "BadStatus",
     "BatchTask",
     "ChildHandle",
@@ -93,7 +100,9 @@ __all__ = [
     "Durable",
     "DurableError",
     "ErrorDetails",
+    "EventInfo",
     "Explanation",
+    "Finding",
     "Forbidden",
     "HistoryEntry",
     "InvalidArgument",
@@ -107,6 +116,7 @@ __all__ = [
     "PartitionInfo",
     "Pause",
     "PayloadCodec",
+    "PublishedInfo",
     "QueueFull",
     "QueueStats",
     "Rate",
@@ -138,6 +148,7 @@ __all__ = [
     "VersionStats",
     "Worker",
     "WorkerHealth",
+    "WorkerInfo",
     "WorkerOptions",
     "WrongIsolation",
     "current",

@@ -60,6 +60,7 @@ schedules = typer.Typer(
 app.add_typer(schedules, name="schedules")
 
 
+_FOUND: Final = 9  # the exit code of `durable doctor`
 _MOMENTS: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 
@@ -614,6 +615,118 @@ def partitions(queue: Queue, *, dsn: Dsn, as_json: AsJson = False) -> None:
         line.append(f"{rate['starts']:g} in {rate['period']:g} s" if rate else "")
         line += [one.blocked or "", str(one.blocked_by or "")]
         lines.append([*line, _moment(one.blocked_until)])
+    _print_columns(lines)
+
+
+@app.command()
+def events(
+    queue: Queue,
+    *,
+    dsn: Dsn,
+    prefix: Annotated[str, Option(help="Only names that begin with this.")] = "",
+    waited_for: Annotated[bool, Option(help="Only those that tasks wait for.")] = False,
+    limit: Annotated[int, Option(min=1, max=100_000, help="At most.")] = 20,
+    after: Annotated[
+        str | None, Option(help="The last name of the previous page.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List events by name: when they were emitted, and how many tasks wait for them."""
+    with _client(dsn, queue) as client:
+        found = client.list_events(
+            prefix=prefix, limit=limit, after=after, waited_for=waited_for
+        )
+    if as_json:
+        _print_json(found)
+        return
+    lines = [["event", "emitted", "waiting", "payload"]]
+    for event in found:
+        payload = "" if event.emitted_at is None else json.dumps(event.payload)
+        line = [event.name, _moment(event.emitted_at), str(event.waiting or "")]
+        lines.append([*line, payload])
+    _print_columns(lines)
+
+
+@app.command()
+def find(task_id: TaskId, *, dsn: Dsn) -> None:
+    """Print the queue of a task."""
+    with _client(dsn) as client:
+        typer.echo(client.find_task(task_id).queue)
+
+
+@app.command()
+def audit(
+    queue: OneQueue = None,
+    *,
+    dsn: Dsn,
+    action: Annotated[
+        str | None, Option(help="Only calls of this function, such as retry_tasks.")
+    ] = None,
+    task_id: Annotated[UUID | None, Option(help="Only of this task.")] = None,
+    user: Annotated[str | None, Option(help="Only by this database role.")] = None,
+    since: Annotated[
+        datetime | None, Option(parser=_time, metavar="TIME", help="From then on.")
+    ] = None,
+    limit: Annotated[int, Option(min=1, max=100_000, help="At most.")] = 20,
+    after: Annotated[
+        UUID | None, Option(help="The audit_id of the last entry of the previous page.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what operators have done, the latest first, also in dropped queues."""
+    wanted = _given(action=action, task_id=task_id, user=user, since=since) or {}
+    with _client(dsn, queue or "default") as client:
+        found = client.list_audit(
+            limit=limit, after=after, all_queues=queue is None, **wanted
+        )
+    if as_json:
+        _print_json(found)
+        return
+    lines = [["at", "queue", "action", "task_id", "by", "detail"]]
+    for entry in found:
+        task = "" if entry.task_id is None else str(entry.task_id)
+        detail = json.dumps(entry.detail) if entry.detail else ""
+        line = [_moment(entry.at), entry.queue, entry.action, task]
+        lines.append([*line, str(entry.by), detail])
+    _print_columns(lines)
+
+
+@app.command()
+def doctor(*, dsn: Dsn, as_json: AsJson = False) -> None:
+    """Print what needs an operator and what helps; exit with 9 if anything does.
+
+    Pauses are printed too, but are no reason to fail.
+    """
+    with _client(dsn) as client:
+        found = client.diagnose()
+    if as_json:
+        _print_json(found)
+    else:
+        for one in found:
+            typer.echo(f"{one.severity}: {one.subject}: {one.message}")
+            typer.echo(f"    {one.remedy}")
+        if not found:
+            typer.echo("all is well")
+    if any(one.severity != "info" for one in found):
+        raise typer.Exit(_FOUND)
+
+
+@app.command()
+def workers(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
+    """List workers, how many of their slots run tasks, and when they were last seen."""
+    with _client(dsn) as client:
+        found = [
+            row for name in _queues(client, queue) for row in client.list_workers(name)
+        ]
+    if as_json:
+        _print_json(found)
+        return
+    lines = [["queue", "worker", "state", "version", "running", "started", "last seen"]]
+    for row in found:
+        state = "dead" if not row.alive else "draining" if row.draining else "alive"
+        running = f"{row.running}/{row.slots or '?'}"
+        line = [row.queue, row.worker, state, row.version or "", running]
+        lines.append([*line, _moment(row.started_at)[:-4], _moment(row.seen_at)[:-4]])
     _print_columns(lines)
 
 

@@ -153,12 +153,14 @@ class ErrorDetails:
     """The recorded exception of a task or a step.
 
     `type` is the name of the exception's class, `message` its text, `traceback` the
-    formatted stack, or None if none was stored.
+    formatted stack, or None if none was stored. If the exception of a step's function
+    ended an attempt, `step` is the name of that step.
     """
 
     type: str
     message: str
     traceback: str | None = None
+    step: str | None = None
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type

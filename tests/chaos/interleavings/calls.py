@@ -215,12 +215,21 @@ def claim_as(version: str, batch_size: int = 100) -> Call:
     )
 
 
-def announce(version: str) -> Call:
+def announce(version: str, worker: str | None = None) -> Call:
+    worker = worker or f"worker of {version}"
     return Call(
-        f"announce {version}",
-        "select * from durable.announce_version(%(queue)s, %(version)s)",
-        {"version": version},
+        f"announce {worker}",
+        "select * from durable.announce_worker(%(queue)s, %(worker)s, %(about)s)",
+        {"worker": worker, "about": json.dumps({"version": version})},
         tries=True,
+    )
+
+
+def remove_worker(version: str) -> Call:
+    return Call(
+        f"remove the worker of {version}",
+        "select durable.remove_worker(%(queue)s, %(worker)s)",
+        {"worker": f"worker of {version}"},
     )
 
 

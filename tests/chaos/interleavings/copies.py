@@ -71,6 +71,14 @@ union all
 select 'version', 'version ' || version, (to_jsonb(versions) - 'queue')::text
 from durable.versions where queue = %(queue)s
 union all
+select distinct -- a call that is repeated for locked tasks records each part
+  'audit', coalesce(task_id::text, 'queue'),
+  (to_jsonb(audit) - '{queue,audit_id,detail}'::text[])::text
+from durable.audit where queue = %(queue)s
+union all
+select 'worker', worker, (to_jsonb(worker_sessions) - 'queue')::text
+from durable.worker_sessions where queue = %(queue)s
+union all
 select 'value', task_id::text, (to_jsonb(task_values) - 'queue')::text
 from durable.task_values where queue = %(queue)s
 union all

@@ -296,7 +296,9 @@ def what_is_for_one_version(stage: Stage) -> list[Call]:
         do.claim_as("1"),
         do.claim_as("2"),
         do.announce("2"),
+        do.announce("2", "another"),
         do.announce("3"),
+        do.remove_worker("2"),
         do.announce_definitions("2"),
         do.promote("2"),
         do.set_version("2", mine, running),
@@ -449,8 +451,8 @@ def a_queue_that_is_paused(stage: Stage) -> list[Call]:
 
 
 def a_partition_that_is_full(stage: Stage) -> list[Call]:
-    # A lost lease ends `held`: if it were due again, it would compete with the next one, and
-    # either may be claimed.
+    # A lost lease ends `held`: if it were due again, it would compete with the next
+    # one, and either may be claimed.
     stage.done(do.limits(partition_concurrency=1, priorities=True))
     held = stage.held("held", lease=10, partition_key="k", max_attempts=1)
     next_one = stage.spawn("next", partition_key="k")

@@ -196,6 +196,50 @@ VERSIONS: Final = [
     ),
 ]
 
+WORKERS: Final = [
+    Mutant(
+        "takes a dead worker for a live one",
+        "workers.sql",
+        "  select seen_at > at - interval '60 s';",
+        "  select seen_at > at - interval '90 s';",
+        "pgtap/workers.sql",
+    ),
+    Mutant(
+        "keeps the sessions of dead workers",
+        "workers.sql",
+        "  perform durable._prune_sessions(_queue, _now);\n",
+        "",
+        "pgtap/workers.sql",
+    ),
+]
+
+AUDIT: Final = [
+    Mutant(
+        "keeps audit entries for ever",
+        "maintenance.sql",
+        ", durable._prune_audit(queue, batch_size * 10);",
+        ";",
+        "pgtap/audit_log.sql",
+    ),
+    Mutant(
+        "records a change of a queue that changes nothing",
+        "queues.sql",
+        "  if _created or _before <> durable._locked_policy(_queue) then",
+        "  if _created or policy <> '{}' then",
+        "pgtap/audit_log.sql",
+    ),
+]
+
+DIAGNOSES: Final = [
+    Mutant(
+        "diagnoses the queues of others",
+        "diagnose.sql",
+        "    select * from durable.queues where durable._may_use(queues.roles) order by",
+        "    select * from durable.queues order by",
+        "pgtap/diagnose.sql",
+    ),
+]
+
 LOOPS: Final = [
     Mutant(
         "lets a task crash for ever",
@@ -400,6 +444,9 @@ FEATURES: Final = [
     *FIRST,
     *ELSEWHERE,
     *VERSIONS,
+    *WORKERS,
+    *AUDIT,
+    *DIAGNOSES,
     *LOOPS,
     *MANY,
     *HISTORY,

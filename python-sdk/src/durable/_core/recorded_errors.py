@@ -47,14 +47,16 @@ _OMITTED: Final[Mapping[str, frozenset[str]]] = {
 _RECORDED: Final = "__durable_recorded__"
 
 
-def error_json(error: BaseException) -> str:
-    """Return the exception of a failed attempt as JSON."""
+def error_json(error: BaseException, step: str | None = None) -> str:
+    """Return the exception of a failed attempt, raised by a step, as JSON."""
     named = error
     if isinstance(error, NonRetryable) and error.args == (error.__cause__,):
         named = error.__cause__ or error
     described = _described(type(named).__qualname__, error_text(named))
     if isinstance(error, StepFailed):
         described = _described(error.error.type, error.error.message)
+    if step is not None:
+        described["step"] = step
     stack = printable("".join(traceback.format_exception(error)))
     return to_json(described | {"traceback": stack}).decode()
 
@@ -86,6 +88,7 @@ def task_error(recorded: dict[str, Any] | None) -> ErrorDetails:
         str(recorded.get("type", "Error")),
         str(recorded.get("message", "")),
         recorded.get("traceback"),
+        recorded.get("step"),
     )
 
 

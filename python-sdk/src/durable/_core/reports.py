@@ -149,17 +149,25 @@ def checked_filter(given: Mapping[str, Any], *, change: bool) -> dict[str, Any]:
     Raises InvalidArgument for an unknown key, naming the nearest, and for an invalid
     value.
     """
-    for key in given:
-        if key not in _CHECKS:
-            message = unknown_option(key, list(_CHECKS))
-            raise InvalidArgument(message.replace("option", "filter", 1))
+    checked = checked_keys(given, _CHECKS)
     if change and not given:
         raise InvalidArgument(
             "a filter is required", hint="all=True means every task of the queue."
         )
     if "all" in given and (len(given) > 1 or given["all"] is not True):
         raise InvalidArgument("all=True stands alone; else leave it out")
-    return {key: _CHECKS[key](value) for key, value in given.items()}
+    return checked
+
+
+def checked_keys(
+    given: Mapping[str, Any], checks: Mapping[str, Callable[[Any], Any]]
+) -> dict[str, Any]:
+    """Return a filter with each key checked; InvalidArgument for an unknown one."""
+    for key in given:
+        if key not in checks:
+            message = unknown_option(key, list(checks))
+            raise InvalidArgument(message.replace("option", "filter", 1))
+    return {key: checks[key](value) for key, value in given.items()}
 
 
 def checked_limit(limit: object, what: str = "limit") -> int:
@@ -183,7 +191,7 @@ def task_info(queue: str, row: tuple[Any, ...], payloads: PayloadConverter) -> T
     return TaskInfo(*fields)
 
 
-def _text(value: object) -> str:
+def filter_text(value: object) -> str:
     if not isinstance(value, str):
         raise InvalidArgument(f"a filter by text is a str, not {type(value).__name__}")
     PLAIN.dump(value)
@@ -220,12 +228,12 @@ def _plain(value: Any) -> Any:
 
 
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
-    "name": _text,
+    "name": filter_text,
     "states": _states,
     "task_ids": _ids,
     "parent_task_id": lambda value: str(as_uuid(value)),
-    "worker": _text,
-    "error_type": _text,
+    "worker": filter_text,
+    "error_type": filter_text,
     "headers": _headers,
     "params": _plain,
     "spawned_after": lambda value: moment(value, "spawned_after").isoformat(),
@@ -311,7 +319,7 @@ def history_entry(
         with contextlib.suppress(UnreadablePayload):
             detail = payloads.decode(detail)
     known = json.loads(detail or "{}")
-    by = _actor(known.pop("by", None), queue)
+    by = actor(known.pop("by", None), queue)
     if "error" in known:
         error = payloads.decode_error(known["error"])
         known["error"] = {k: v for k, v in error.items() if k not in _OMITTED}
@@ -322,7 +330,8 @@ def history_entry(
     return replace(entry, queue=child[0], task_id=child[1])
 
 
-def _actor(recorded: Mapping[str, Any] | None, queue: str) -> Actor | None:
+def actor(recorded: Mapping[str, Any] | None, queue: str) -> Actor | None:
+    """Return who did something as it was recorded in a queue; None if it was not."""
     if recorded is None or "task_id" not in recorded:
         return None if recorded is None else Actor(**recorded)
     found = {"queue": queue, **recorded, "task_id": UUID(recorded["task_id"])}
@@ -376,7 +385,7 @@ def explanation(
         detail["error"] = {k: v for k, v in error.items() if k not in _OMITTED}
         line = " ".join(str(error.get("message") or "").split())
         message = f"{message}: {line}" if line else message
-    by = _actor(detail.pop("by", None), queue)
+    by = actor(detail.pop("by", None), queue)
     return Explanation(kind, message, detail, by)
 
 
@@ -416,6 +425,47 @@ class LogLine:
         level = logging.getLevelName(self.level)
         place = f" [{self.step}]" if self.step else ""
         return f"{self.at:%Y-%m-%d %H:%M:%S} {level}{place} {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class EventInfo:
+    """An event in a list.
+
+    `emitted_at` is None for one that tasks have waited for, but nobody has emitted.
+    `waiting` is how many tasks wait for it, at most 1,000.
+    """
+
+    name: str
+    emitted_at: datetime | None
+    payload: JSON
+    waiting: int
+
+
+def event_info(row: tuple[Any, ...], payloads: PayloadConverter) -> EventInfo:
+    """Return a row of `durable.list_events` as a value.
+
+    A payload that cannot be opened stays sealed, so that the others are shown.
+    """
+    name, emitted_at, payload, waiting = row
+    if payload is not None:
+        with contextlib.suppress(UnreadablePayload):
+            payload = payloads.decode(payload)
+        payload = json.loads(payload)
+    return EventInfo(name, emitted_at, payload, waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedInfo:
+    """What a task has published: a value, or a stream.
+
+    A stream has `entries`, without its end, and `closed` says whether it has ended.
+    """
+
+    kind: Literal["value", "stream"]
+    name: str
+    entries: int | None
+    updated_at: datetime
+    closed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,7 +513,7 @@ def queue_stats(row: tuple[Any, ...]) -> QueueStats:
     queue = counts[0]
 
     def pause(at: datetime, by: Mapping[str, Any]) -> Pause:
-        return Pause(at, _actor(by, queue))
+        return Pause(at, actor(by, queue))
 
     paused = None if paused_at is None else pause(paused_at, json.loads(paused_by))
     paused_names = {
@@ -584,14 +634,56 @@ class ScheduleRun:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker of a queue.
+
+    `running` of its `slots`, which all its queues share, run tasks of this queue; the
+    first of their leases expires at `first_lease_expires_at`. `alive`: it was seen
+    within the last minute. `draining`: it is stopping, and claims no more. A dead
+    worker is listed for an hour, and as long as it holds a task. What a worker of
+    another make has not announced is None.
+    """
+
+    queue: str
+    worker: str
+    version: str | None
+    host: str | None
+    pid: int | None
+    slots: int | None
+    running: int
+    first_lease_expires_at: datetime | None
+    started_at: datetime | None
+    seen_at: datetime | None
+    alive: bool
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that needs an operator.
+
+    `code` is one of the closed set that `durable.diagnose` describes; `subject` is the
+    queue, session, table or setting; `remedy` says what to do, or the SQL for it.
+    `severity` is "info" for what somebody has intended, such as a pause.
+    """
+
+    severity: Literal["error", "warning", "info"]
+    code: str
+    subject: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class VersionStats:
     """A version of the application in a queue, with counts of its live tasks.
 
     `latest`: in a queue with the policy "gate", tasks without a version go to it.
     `alive`: one of its workers was seen within the last minute. `live` counts all
     unfinished tasks, among them `running` and `ready`, which are claimable now; the
-    oldest has been since `oldest_ready_at`. `first_seen_at` and `last_seen_at` are None
-    for a version that no worker has announced.
+    oldest has been since `oldest_ready_at`. `first_seen_at` is None for a version that
+    no worker has announced, and `last_seen_at` if none of its workers is listed by
+    `list_workers`.
     """
 
     queue: str

@@ -36,16 +36,27 @@ PUBLISHED_AT_ONCE: Final = 1_000
 LISTED_AT_ONCE: Final = 1_000
 # A task may sleep beyond the last datetime of Python, in any time zone.
 _LAST_MOMENT: Final = "'9999-12-30 00:00:00Z'::timestamptz"
-# `caller` is the setting that `_client/audit.py` returns. The function takes its
-# arguments from the row that sets it, so it is called after that. For None, the
-# session's own setting stays.
-_CALLER: Final = (
-    " set_config('durable.caller', coalesce(%s,"
-    " current_setting('durable.caller', true)), true) offset 0) as caller,"
-)
 _SPAWNED: Final = "task_id, run_id, attempt, created"
 _RESULT: Final = "task_id, state, attempt, result::text, error::text"
 _WAIT: Final = "task_id, outcome, name, state, value::text"
+_PROGRESS: Final = "tasks, busy, next"
+
+
+def _by_caller(function: str, *types: str, returns: str = "done") -> Statement:
+    """Return a statement that calls an operator's function on behalf of a caller.
+
+    Its arguments are those of the function, and last the setting that `caller` of
+    `_client/_async/handle.py` returns. The function takes its arguments from the row
+    that sets it, so it is called after that. For None, the session's own setting stays.
+    """
+    given = ", ".join(f"%s::{kind} as a{i}" for i, kind in enumerate(types))
+    passed = ", ".join(f"a{i}" for i in range(len(types)))
+    return Statement(
+        f"select {returns} from (select {given}, set_config('durable.caller',"
+        " coalesce(%s, current_setting('durable.caller', true)), true) offset 0)"
+        f" as caller, durable.{function}({passed}) as done"
+    )
+
 
 # -- queues and versions ---------------------------------------------------------------
 
@@ -53,15 +64,13 @@ version = Statement("select durable.version()")
 session = Statement(
     "select durable.version(), current_setting('transaction_isolation')"
 )
-create_queue = Statement("select durable.create_queue(%s, %s::text::jsonb)")
-set_partition_limit = Statement(
-    "select durable.set_partition_limit(%s, %s, %s::text::jsonb)"
-)
+create_queue = _by_caller("create_queue", "text", "text::jsonb")
+set_partition_limit = _by_caller("set_partition_limit", "text", "text", "text::jsonb")
 list_partitions = Statement(
     "select partition_key, ready, running, oldest_ready_at, concurrency, rate::text,"
     " blocked, blocked_by, blocked_until from durable.list_partitions(%s, %s, %s)"
 )
-drop_queue = Statement("select durable.drop_queue(%s)")
+drop_queue = _by_caller("drop_queue", "text")
 list_queues = Statement("select * from durable.list_queues()")
 queue_stats = Statement(
     "select queue, pending, running, sleeping, completed, failed, cancelled, ready,"
@@ -69,30 +78,39 @@ queue_stats = Statement(
     " max_length, is_full, paused_at, paused_by::text, paused_names::text"
     " from durable.queue_stats(%s)"
 )
-pause_queue = Statement(
-    "select done from"
-    f" (select %s::text as queue, %s::text as task,{_CALLER}"
-    " durable.pause_queue(queue, task) as done"
+pause_queue = _by_caller("pause_queue", "text", "text")
+resume_queue = _by_caller("resume_queue", "text", "text")
+list_audit = Statement(
+    "select audit_id, at, queue, action, task_id, by::text, detail::text"
+    " from durable.list_audit(%s, %s::text::jsonb, %s, %s)"
 )
-resume_queue = Statement("select durable.resume_queue(%s, %s)")
 list_definitions = Statement("select * from durable.list_definitions(%s)")
-announce_version = Statement("select * from durable.announce_version(%s, %s)")
-promote_version = Statement("select durable.promote_version(%s, %s)")
-set_version = Statement("select durable.set_version(%s, %s, %s::uuid[], %s)")
+announce_worker = Statement(
+    "select * from durable.announce_worker(%s, %s, %s::text::jsonb)"
+)
+remove_worker = Statement("select durable.remove_worker(%s, %s)")
+list_workers = Statement(
+    "select queue, worker, version, host, pid, slots, running, first_lease_expires_at,"
+    " started_at, seen_at, alive, draining from durable.list_workers(%s)"
+)
+promote_version = _by_caller("promote_version", "text", "text")
+set_version = _by_caller("set_version", "text", "text", "uuid[]", "text")
 list_versions = Statement(
     "select queue, version, latest, alive, first_seen_at, last_seen_at, live, running,"
     " ready, oldest_ready_at from durable.list_versions(%s)"
 )
 list_waiting_names = Statement("select * from durable.list_waiting_names(%s)")
 
-create_schedule = Statement("select durable.create_schedule(%s, %s, %s::text::jsonb)")
-drop_schedule = Statement("select durable.drop_schedule(%s, %s)")
-apply_schedules = Statement("select durable.apply_schedules(%s, %s::text::jsonb)")
-pause_schedule = Statement("select durable.pause_schedule(%s, %s)")
-resume_schedule = Statement("select durable.resume_schedule(%s, %s)")
-trigger_schedule = Statement(f"select {_SPAWNED} from durable.trigger_schedule(%s, %s)")
-backfill_schedule = Statement(
-    f"select {_SPAWNED} from durable.backfill_schedule(%s, %s, %s, %s)"
+create_schedule = _by_caller("create_schedule", "text", "text", "text::jsonb")
+drop_schedule = _by_caller("drop_schedule", "text", "text")
+apply_schedules = _by_caller("apply_schedules", "text", "text::jsonb")
+pause_schedule = _by_caller("pause_schedule", "text", "text")
+resume_schedule = _by_caller("resume_schedule", "text", "text")
+trigger_schedule = _by_caller("trigger_schedule", "text", "text", returns=_SPAWNED)
+backfill_schedule = _by_caller(
+    "backfill_schedule",
+    *("text", "text", "timestamptz", "timestamptz"),
+    returns=_SPAWNED,
 )
 list_schedules = Statement(
     "select schedule, task, cron, every, time_zone, catch_up::text, overlap, jitter,"
@@ -128,27 +146,11 @@ spawn_many = Statement(
 )
 emit_event = Statement("select durable.emit_event(%s, %s, %s::text::jsonb)")
 send_message = Statement("select durable.send_message(%s, %s, %s, %s::text::jsonb, %s)")
-cancel_task = Statement(
-    "select done from"
-    f" (select %s::text as queue, %s::uuid as id, %s::text as reason,{_CALLER}"
-    " durable.cancel_task(queue, id, reason) as done"
-)
-reschedule_task = Statement(
-    "select durable.reschedule_task(%s, %s::uuid, %s::timestamptz)"
-)
-reprioritize_task = Statement(
-    "select durable.reprioritize_task(%s, %s::uuid, %s::integer)"
-)
-retry_task = Statement(
-    f"select {_SPAWNED} from"
-    f" (select %s::text as queue, %s::uuid as id, %s::text as options,{_CALLER}"
-    " durable.retry_task(queue, id, options::jsonb)"
-)
-fork_task = Statement(
-    f"select {_SPAWNED} from"
-    f" (select %s::text as queue, %s::uuid as id, %s::text as options,{_CALLER}"
-    " durable.fork_task(queue, id, options::jsonb)"
-)
+cancel_task = _by_caller("cancel_task", "text", "uuid", "text")
+reschedule_task = _by_caller("reschedule_task", "text", "uuid", "timestamptz")
+reprioritize_task = _by_caller("reprioritize_task", "text", "uuid", "integer")
+retry_task = _by_caller("retry_task", "text", "uuid", "text::jsonb", returns=_SPAWNED)
+fork_task = _by_caller("fork_task", "text", "uuid", "text::jsonb", returns=_SPAWNED)
 list_tasks = Statement(
     "select task_id, parent_task_id, name, state, attempt, worker, spawned_at,"
     f" started_at, least(available_at, {_LAST_MOMENT}), finished_at, error::text"
@@ -160,19 +162,10 @@ _list_children: Final = (
     f" least((child).available_at, {_LAST_MOMENT}), (child).finished_at,"
     " (child).error::text, child_queue from durable.list_children(%s, %s, %s, %s)"
 )
-_cancel_tasks: Final = (
-    "select tasks, busy, next from (select %s::text as queue, %s::text as wanted,"
-    f" %s::integer as page_size, %s::uuid as after, %s::text as reason,{_CALLER}"
-    " durable.cancel_tasks(queue, wanted::jsonb, page_size, after, reason)"
-)
-_retry_tasks: Final = (
-    "select tasks, busy, next from (select %s::text as queue, %s::text as wanted,"
-    f" %s::integer as page_size, %s::uuid as after,{_CALLER}"
-    " durable.retry_tasks(queue, wanted::jsonb, page_size, after)"
-)
-delete_tasks = Statement(
-    "select tasks, busy, next from durable.delete_tasks(%s, %s::text::jsonb, %s, %s)"
-)
+_PAGE: Final = ("text", "text::jsonb", "integer", "uuid")
+cancel_tasks = _by_caller("cancel_tasks", *_PAGE, "text", returns=_PROGRESS)
+retry_tasks = _by_caller("retry_tasks", *_PAGE, returns=_PROGRESS)
+delete_tasks = _by_caller("delete_tasks", *_PAGE, returns=_PROGRESS)
 task_history = Statement(
     "select at, kind, name, attempt, worker, duration_ms, detail::text"
     " from durable.task_history(%s, %s)"
@@ -181,6 +174,15 @@ explain_task = Statement(
     "select kind, message, detail::text from durable.explain_task(%s, %s)"
 )
 export_history = Statement("select durable.export_history(%s, %s)::text")
+diagnose = Statement("select * from durable.diagnose()")
+find_task = Statement("select durable.find_task(%s)")
+list_events = Statement(
+    "select name, emitted_at, payload::text, waiting"
+    " from durable.list_events(%s, %s, %s, %s, %s)"
+)
+list_published = Statement(
+    "select kind, name, entries, updated_at, closed from durable.list_published(%s, %s)"
+)
 get_task_name = Statement("select name from durable.get_task_result(%s, %s)")
 get_task_result = Statement(f"select {_RESULT} from durable.get_task_result(%s, %s)")
 get_value = Statement(
@@ -198,24 +200,6 @@ get_log_lines = Statement(
 
 def list_children(queue: str, task_id: UUID, after: UUID | None) -> Statement:
     return Statement(_list_children, (queue, task_id, LISTED_AT_ONCE, after))
-
-
-def cancel_tasks(
-    queue: str,
-    wanted: str,
-    page_size: int,
-    after: UUID | None,
-    *,
-    reason: str | None,
-    caller: str | None,
-) -> Statement:
-    return Statement(_cancel_tasks, (queue, wanted, page_size, after, reason, caller))
-
-
-def retry_tasks(
-    queue: str, wanted: str, page_size: int, after: UUID | None, *, caller: str | None
-) -> Statement:
-    return Statement(_retry_tasks, (queue, wanted, page_size, after, caller))
 
 
 def get_task_results(queue: str, task_ids: Sequence[UUID]) -> Statement:

@@ -107,13 +107,15 @@ class Write(NamedTuple):
 class _Failure:
     """A failed step, and the number of calls made before it failed.
 
-    `error` is the exception that the task got, `original` the one the step raised.
+    `error` is the exception that the task got, `original` the one the step raised;
+    `step` is None for a call that is no step.
     """
 
     position: int
     checkpoint: str
     error: Exception
     original: Exception
+    step: str | None
     is_sent: bool = False  # part of a write
 
 
@@ -177,7 +179,8 @@ class Checkpoints:
         value = payloads.encode_error(step_error_json(error, place))
         restored = restore(payloads.decode(value)).with_traceback(error.__traceback__)
         text = self._checkpoint(call, "failed", value)
-        self.failures.append(_Failure(position, text, restored, error))
+        step = None if call.key.startswith("$") else call.key
+        self.failures.append(_Failure(position, text, restored, error, step))
         self.uncounted -= 1
         return restored
 
@@ -188,6 +191,13 @@ class Checkpoints:
                 raised = kept.original.with_traceback(error.__traceback__)
                 return self.original(raised)
         return error
+
+    def failed_step(self, error: BaseException | None) -> str | None:
+        """Return the step whose failure this error is, unless that is saved."""
+        for kept in self.failures:
+            if kept.error is error:
+                return kept.step
+        return None
 
     def value_write(self, call: Call, value: str) -> Write:
         """Return the write of a call's value, with the failures caught before it."""

@@ -1036,9 +1036,10 @@ class Run:
                 return
         original, definition = self.checkpoints.original, self.definition
         final = is_final(error, definition.non_retryable, original)
-        error = original(error)
+        step, error = self.checkpoints.failed_step(error), original(error)
         self._log_failure(error)
-        write = self.checkpoints.failure_write(error_json(error), final=final)
+        text = error_json(error, step)
+        write = self.checkpoints.failure_write(text, final=final)
         await self._save_end(write)
 
     async def _fail(self, error: Exception, *, final: bool) -> None:

@@ -3,8 +3,8 @@
 So code that blocks the event loop adds latency but does not lose leases. The thread
 logs a warning with the stack of the blocking code, and stops extending leases once the
 loop has been blocked for a minute. It also runs maintenance about once a second, even
-while all slots are full, and detects an upgrade to a schema that the worker does not
-support.
+while all slots are full, announces that the worker is alive, and detects an upgrade to
+a schema that the worker does not support.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import socket
 import sys
 import threading
 import time
@@ -47,7 +49,7 @@ from durable.registry import TaskDefinition
 if TYPE_CHECKING:
     from durable._worker.options import Settings
 
-__all__ = ["Leases", "announcement"]
+__all__ = ["Leases", "announcement", "session"]
 
 logger = logging.getLogger("durable.worker")
 
@@ -72,12 +74,15 @@ class Leases:
         self,
         application: Application,
         settings: Settings,
+        worker_id: str,
         runs: Mapping[UUID, Run],
         *,
         on_fatal: Callable[[Exception], None],
     ) -> None:
         self._application = application
         self._conninfo = application.conninfo  # asked here: it may raise
+        self._settings = settings
+        self._worker_id = worker_id
         self._queues = settings.queues
         self._lease = settings.lease
         self._runs_by_id = runs
@@ -88,6 +93,7 @@ class Leases:
         self._stopping = threading.Event()
         self._woken = threading.Event()  # ends the pause between rounds
         self._is_idle = False
+        self._is_draining = self._was_draining = False
         self._ended = asyncio.Event()
         self._opened = asyncio.Event()
         self._requests: deque[asyncio.Event] = deque()  # for a round of maintenance
@@ -124,6 +130,11 @@ class Leases:
         self._requests.append(request)
         self._woken.set()
         await request.wait()
+
+    def drain(self) -> None:
+        """Announce at once that the worker claims no more."""
+        self._is_draining = True
+        self._woken.set()
 
     def _was_closed(self) -> bool:
         """Whether the idle connection has unread data, normally its end."""
@@ -165,6 +176,7 @@ class Leases:
                 self._close()
             self._exit_expired(started)
             pause = backoff(failures) if failures else regular
+        self._remove_sessions()
         self._close()
         self._call_in_loop(self._ended.set)
 
@@ -188,11 +200,14 @@ class Leases:
         if time.monotonic() < self._extend_at:  # no round was cut short
             for _ in range(requests):
                 self._call_in_loop(self._requests.popleft().set)
-        if now >= self._check_at:
+        is_due = now >= self._check_at
+        if is_due:
             self._check_at = now + _CHECK_SECONDS
             self._check_version()
             self._for_queues(self._report_unknown_names)
-            self._for_queues(self._announce_version)
+        if is_due or self._is_draining != self._was_draining:
+            self._was_draining = self._is_draining
+            self._for_queues(self._announce_session)
         if now >= self._announce_at:
             self._announce_at = now + _ANNOUNCE_SECONDS
             self._for_queues(self._refresh_definitions)
@@ -335,11 +350,12 @@ class Leases:
                     queue,
                 )
 
-    def _announce_version(self, queue: str) -> None:
-        """Announce this worker's version, and log versions that no worker runs."""
-        if (version := self._application.version) is None:
+    def _announce_session(self, queue: str) -> None:
+        """Announce that the worker is alive, and log versions that no worker runs."""
+        if self._has_given_up():
             return
-        for (other,) in self._fetch(sql.announce_version(queue, version)):
+        about = session(self._application, self._settings, draining=self._was_draining)
+        for (other,) in self._fetch(sql.announce_worker(queue, self._worker_id, about)):
             if self._is_news("version", queue, other):
                 logger.warning(
                     "tasks wait in queue %r for version %r, which no worker runs; "
@@ -347,6 +363,15 @@ class Leases:
                     queue,
                     other,
                 )
+
+    def _remove_sessions(self) -> None:
+        """Remove the worker's sessions, unless the connection is lost."""
+        if self._cursor is None:
+            return
+        with contextlib.suppress(psycopg.Error, OSError):
+            for queue in self._queues:
+                statement = sql.remove_worker(queue, self._worker_id)
+                fetch(self._cursor, statement, strict=self._strict)
 
     def _refresh_definitions(self, queue: str) -> None:
         """Announce the definitions again, so that they are not pruned as stale."""
@@ -388,6 +413,19 @@ class Leases:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             self._stopping.set()  # the loop is closed
+
+
+def session(application: Application, settings: Settings, *, draining: bool) -> str:
+    """Return what a worker announces about itself, as JSON."""
+    about = {
+        "version": application.version,
+        "names": list(application.registry.by_name),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "slots": settings.concurrency,
+        "draining": draining,
+    }
+    return json.dumps(about)
 
 
 def announcement(queue: str, application: Application, *, starts: bool) -> Statement:

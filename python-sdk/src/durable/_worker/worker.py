@@ -45,7 +45,7 @@ from durable._task.publisher import kept_logs
 from durable._task.run import Claimed, Run
 from durable._task.services import Services
 from durable._worker.claims import Claims, load_checkpoints
-from durable._worker.leases import Leases, announcement
+from durable._worker.leases import Leases, announcement, session
 from durable._worker.signals import reset_in_forks
 from durable.errors import Forbidden
 
@@ -217,7 +217,13 @@ class Worker:
             application, state, lease=settings.lease, connect=self._connect
         )
         self._exits.push_async_callback(services.close)
-        leases = Leases(application, settings, self._runs, on_fatal=self._on_fatal)
+        leases = Leases(
+            application,
+            settings,
+            self.worker_id,
+            self._runs,
+            on_fatal=self._on_fatal,
+        )
         self._leases = leases
         self._exits.push_async_callback(leases.stop)
         claiming = services.claim_connection
@@ -250,20 +256,23 @@ class Worker:
         await self._claims.release_lost(connection)
 
     async def _announce(self, queue: str) -> None:
-        """Announce the application's tasks, before the first of them is claimed.
+        """Announce the worker and its tasks, before the first of them is claimed.
 
-        A spawn in SQL takes omitted options from these definitions.
+        A spawn in SQL takes omitted options from the definitions of tasks.
         """
-        statement = announcement(queue, self._application, starts=True)
-        try:
-            await self._services.claim_connection.fetch(statement, own_queue=False)
-        except Forbidden as error:
-            logger.warning(
-                "%s: tasks that SQL spawns in queue %r do not get their class's"
-                " options",
-                error,
-                queue,
-            )
+        about = session(self._application, self._settings, draining=False)
+        missing_worker = "list_workers does not show this worker of queue %r"
+        missing_tasks = (
+            "tasks that SQL spawns in queue %r do not get their class's options"
+        )
+        for statement, consequence in (
+            (sql.announce_worker(queue, self.worker_id, about), missing_worker),
+            (announcement(queue, self._application, starts=True), missing_tasks),
+        ):
+            try:
+                await self._services.claim_connection.fetch(statement, own_queue=False)
+            except Forbidden as error:
+                logger.warning(f"%s: {consequence}", error, queue)  # noqa: G004
 
     async def _announce_schedules(self, queue: str) -> None:
         """Create the schedules that the application's tasks declare."""
@@ -327,6 +336,7 @@ class Worker:
                 self._settings.shutdown_timeout,
             )
         try:
+            self._leases.drain()
             self._cancel_drains()
             self._claiming.cancel()
             await asyncio.wait({self._claiming}, timeout=_EXIT_SECONDS)

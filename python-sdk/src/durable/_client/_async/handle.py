@@ -17,6 +17,7 @@ from durable._core.reports import (
     Explanation,
     HistoryEntry,
     LogLine,
+    PublishedInfo,
     StreamEntry,
     TaskInfo,
     TaskResult,
@@ -233,17 +234,21 @@ class AsyncTaskHandle(Joinable[R_co]):
         statement = sql.retry_task(self.queue, self.task_id, json_text(options), by)
         return await self._spawned(statement, self.queue)
 
-    async def reschedule(self, run_at: datetime) -> bool:
+    async def reschedule(
+        self, run_at: datetime, *, identity: Mapping[str, JSON] | None = None
+    ) -> bool:
         """Let the task start at another time, as `app.reschedule` does."""
         at = moment(run_at, "run_at")
-        statement = sql.reschedule_task(self.queue, self.task_id, at)
+        statement = sql.reschedule_task(self.queue, self.task_id, at, caller(identity))
         ((is_changed,),) = await self._fetch(statement)
         return bool(is_changed)
 
-    async def reprioritize(self, priority: int) -> None:
+    async def reprioritize(
+        self, priority: int, *, identity: Mapping[str, JSON] | None = None
+    ) -> None:
         """Give the task another priority, as `app.reprioritize` does."""
-        checked = checked_priority(priority)
-        await self._fetch(sql.reprioritize_task(self.queue, self.task_id, checked))
+        wanted, by = checked_priority(priority), caller(identity)
+        await self._fetch(sql.reprioritize_task(self.queue, self.task_id, wanted, by))
 
     async def children(self) -> list[TaskInfo]:
         """Return the tasks that it spawned, finished ones too, oldest first.
@@ -406,6 +411,14 @@ class AsyncTaskHandle(Joinable[R_co]):
                         yield LogLine(*line)
                 if not follow and len(rows) < sql.PUBLISHED_AT_ONCE:
                     return
+
+    async def list_published(self) -> list[PublishedInfo]:
+        """Return what the task has published, without values: keys, then streams.
+
+        Raises NotFound.
+        """
+        rows = await self._fetch(sql.list_published(self.queue, self.task_id))
+        return [PublishedInfo(*row) for row in rows]
 
     # -- copies --------------------------------------------------------------------
 

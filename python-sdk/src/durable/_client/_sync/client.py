@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, Final, Self, TypeVar, Unpack, overload
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -27,10 +26,18 @@ from durable._core.arguments import (
     check_version,
     moment,
 )
+from durable._core.audit import (
+    AuditEntry,
+    AuditFilter,
+    audit_entry,
+    checked_audit_filter,
+)
 from durable._core.messages import Addressed, Recipient, message, queue_of, task_id_of
 from durable._core.reports import (
     AnnouncedTask,
+    EventInfo,
     Explanation,
+    Finding,
     PartitionInfo,
     QueueStats,
     ScheduleInfo,
@@ -39,8 +46,10 @@ from durable._core.reports import (
     TaskInfo,
     TaskResult,
     VersionStats,
+    WorkerInfo,
     checked_filter,
     checked_limit,
+    event_info,
     is_task,
     partition_info,
     queue_stats,
@@ -67,7 +76,7 @@ from durable._db.conninfo import checked_conninfo
 from durable._worker.hosting import ThreadedWorker, run_until_signalled
 from durable._worker.options import WorkerOptions, worker_of
 from durable.codecs import PayloadCodec
-from durable.errors import InvalidArgument, QueueFull, UnknownQueue
+from durable.errors import InvalidArgument, NotFound, QueueFull, UnknownQueue
 from durable.middleware import Middleware
 from durable.options import (
     OnFull,
@@ -91,8 +100,6 @@ R = TypeVar("R")
 _BATCH: Final = 1000  # tasks per statement
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 1.0
-
-BulkCall: TypeAlias = Callable[[str, str, int, UUID | None], sql.Statement]
 
 
 class Durable:
@@ -286,14 +293,19 @@ class Durable:
         return self._database.check_schema({"default", self.queue})
 
     def create_queue(
-        self, queue: str | None = None, **policy: Unpack[QueuePolicy]
+        self,
+        queue: str | None = None,
+        *,
+        identity: Mapping[str, JSON] | None = None,
+        **policy: Unpack[QueuePolicy],
     ) -> bool:
         """Create a queue, or change its policy; return whether it is new.
 
-        Raises InvalidArgument for an invalid name or policy, and Forbidden if the role
-        may not do this.
+        `identity` is as in `cancel`. Raises InvalidArgument for an invalid name or
+        policy, and Forbidden if the role may not do this.
         """
-        statement = sql.create_queue(self._checked_queue(queue), policy_json(policy))
+        name, by = self._checked_queue(queue), caller(identity)
+        statement = sql.create_queue(name, policy_json(policy), by)
         ((created,),) = self._database.fetch(statement)
         return bool(created)
 
@@ -302,17 +314,20 @@ class Durable:
         partition_key: str,
         *,
         queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
         **limits: Unpack[PartitionLimits],
     ) -> None:
         """Give the tasks with this partition_key limits of their own.
 
         They replace the queue's `partition_concurrency` and `partition_rate`, from the
-        next claim on. Without any, the queue's apply again. Raises InvalidArgument for
-        invalid limits, and for a queue whose policy has neither limits nor priorities.
+        next claim on. Without any, the queue's apply again. `identity` is as in
+        `cancel`. Raises InvalidArgument for invalid limits, and for a queue whose
+        policy has neither limits nor priorities.
         """
         name = self._checked_queue(queue)
         key = check_partition_key(partition_key)
-        statement = sql.set_partition_limit(name, key, limits_json(limits))
+        by = caller(identity)
+        statement = sql.set_partition_limit(name, key, limits_json(limits), by)
         self._database.fetch(statement)
 
     def list_partitions(
@@ -332,9 +347,17 @@ class Durable:
         rows = self._database.fetch(statement)
         return [partition_info(name, row) for row in rows]
 
-    def drop_queue(self, queue: str | None = None) -> bool:
-        """Delete a queue and everything in it; return whether there was one."""
-        statement = sql.drop_queue(self._checked_queue(queue))
+    def drop_queue(
+        self,
+        queue: str | None = None,
+        *,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
+        """Delete a queue and everything in it; return whether there was one.
+
+        What `list_audit` returns stays. `identity` is as in `cancel`.
+        """
+        statement = sql.drop_queue(self._checked_queue(queue), caller(identity))
         ((dropped,),) = self._database.fetch(statement, slow=True)
         return bool(dropped)
 
@@ -372,14 +395,19 @@ class Durable:
         return bool(paused)
 
     def resume_queue(
-        self, queue: str | None = None, *, task: AnyTask | str | None = None
+        self,
+        queue: str | None = None,
+        *,
+        task: AnyTask | str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Resume a paused queue, or one paused task of it; workers are notified.
 
         Tasks that were paused by name stay paused when their queue is resumed. Returns
-        False if it was not paused. Raises UnknownQueue.
+        False if it was not paused. `identity` is as in `cancel`. Raises UnknownQueue.
         """
-        statement = sql.resume_queue(*self._queue_and_name(queue, task))
+        target = self._queue_and_name(queue, task)
+        statement = sql.resume_queue(*target, caller(identity))
         ((resumed,),) = self._database.fetch(statement)
         return bool(resumed)
 
@@ -691,14 +719,17 @@ class Durable:
         run_at: datetime,
         *,
         queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Let a task that has not started yet start at `run_at`, an aware datetime.
 
         If it has passed, the task may start at once. Its `start_timeout` counts from
-        there. Returns False if it has started or ended already. Raises NotFound, and
-        InvalidArgument if the task's deadline comes first.
+        there. Returns False if it has started or ended already. `identity` is as in
+        `cancel`. Raises NotFound, and InvalidArgument if the task's deadline comes
+        first.
         """
-        return self._handle_of(task, queue).reschedule(run_at)
+        handle: TaskHandle[Any] = self._handle_of(task, queue)
+        return handle.reschedule(run_at, identity=identity)
 
     def reprioritize(
         self,
@@ -706,13 +737,16 @@ class Durable:
         priority: int,
         *,
         queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> None:
         """Give an unfinished task another priority, from its next claim on.
 
-        Of a task that runs, it counts when it has waited. Raises NotFound,
-        AlreadyFinished, and InvalidArgument if the queue has no priorities.
+        Of a task that runs, it counts when it has waited. `identity` is as in `cancel`.
+        Raises NotFound, AlreadyFinished, and InvalidArgument if the queue has no
+        priorities.
         """
-        self._handle_of(task, queue).reprioritize(priority)
+        handle: TaskHandle[Any] = self._handle_of(task, queue)
+        handle.reprioritize(priority, identity=identity)
 
     def retry(
         self,
@@ -795,6 +829,17 @@ class Durable:
         """Return a task's state, result and error, without waiting. Raises NotFound."""
         return self._handle_of(task, queue).snapshot()
 
+    def find_task(self, task_id: UUID | str) -> TaskHandle[Any]:
+        """Return a handle of a task in any queue that your role may use.
+
+        Raises NotFound if none of them has the task.
+        """
+        wanted = as_uuid(task_id)
+        ((queue,),) = self._database.fetch(sql.find_task(wanted))
+        if queue is None:
+            raise NotFound(f"no task {wanted} in any queue that this role may use")
+        return self.handle(wanted, queue=queue)
+
     # -- many tasks --------------------------------------------------------------
 
     def list_tasks(
@@ -839,9 +884,8 @@ class Durable:
         `identity` is as in `cancel`. Raises InvalidArgument and UnknownQueue.
         """
         checked = None if reason is None else check_reason(reason)
-        by = caller(identity)
-        call = partial(sql.cancel_tasks, reason=checked, caller=by)
-        return self._change_many(call, queue, wanted)
+        more = [checked, caller(identity)]
+        return self._change_many(sql.cancel_tasks, more, queue, wanted)
 
     def retry_many(
         self,
@@ -856,66 +900,129 @@ class Durable:
         attempt start it now. Returns how many. `all=True` means every task of the
         queue. `identity` is as in `cancel`. Raises InvalidArgument and UnknownQueue.
         """
-        call = partial(sql.retry_tasks, caller=caller(identity))
-        return self._change_many(call, queue, wanted)
+        more = [caller(identity)]
+        return self._change_many(sql.retry_tasks, more, queue, wanted)
 
     def delete_many(
-        self, *, queue: str | None = None, **wanted: Unpack[TaskFilter]
+        self,
+        *,
+        identity: Mapping[str, JSON] | None = None,
+        queue: str | None = None,
+        **wanted: Unpack[TaskFilter],
     ) -> int:
         """Delete the finished tasks that match, with all their rows.
 
         Their idempotency keys become free. A child is kept while its parent exists,
         since the parent may join it. Returns how many. `all=True` means every finished
-        task of the queue. Raises InvalidArgument and UnknownQueue.
+        task of the queue. `identity` is as in `cancel`. Raises InvalidArgument and
+        UnknownQueue.
         """
-        return self._change_many(sql.delete_tasks, queue, wanted)
+        more = [caller(identity)]
+        return self._change_many(sql.delete_tasks, more, queue, wanted)
 
     def _change_many(
-        self, call: BulkCall, queue: str | None, given: Mapping[str, Any]
+        self,
+        call: Statement,
+        more: Sequence[str | None],
+        queue: str | None,
+        given: Mapping[str, Any],
     ) -> int:
         """Change all matching tasks in batches; retry those whose rows were locked."""
         name, wanted = self._checked_queue(queue), checked_filter(given, change=True)
-        changed, busy = self._change_each(call, name, wanted)
+        changed, busy = self._change_each(call, more, name, wanted)
         wanted.pop("all", None)
         pause = _FIRST_PAUSE
         while busy:
             time.sleep(pause)
             batch, busy = busy[:_BATCH], busy[_BATCH:]
             wanted["task_ids"] = [str(task_id) for task_id in batch]
-            more, locked = self._change_each(call, name, wanted)
-            changed, busy = changed + more, busy + locked
-            pause = _FIRST_PAUSE if more else min(2 * pause, _LONGEST_PAUSE)
+            again, locked = self._change_each(call, more, name, wanted)
+            changed, busy = changed + again, busy + locked
+            pause = _FIRST_PAUSE if again else min(2 * pause, _LONGEST_PAUSE)
         return changed
 
     def _change_each(
-        self, call: BulkCall, queue: str, wanted: Mapping[str, Any]
+        self,
+        call: Statement,
+        more: Sequence[str | None],
+        queue: str,
+        wanted: Mapping[str, Any],
     ) -> tuple[int, list[UUID]]:
         """Return how many tasks were changed, and the ids of those that were locked."""
         criteria, changed, last = json.dumps(wanted), 0, None
         busy: list[UUID] = []
         while True:
-            statement = call(queue, criteria, _BATCH, last)
+            statement = call(queue, criteria, _BATCH, last, *more)
             rows = self._database.fetch(statement, slow=True)
-            ((more, locked, last),) = rows
-            changed, busy = changed + more, busy + locked
+            ((batch, locked, last),) = rows
+            changed, busy = changed + batch, busy + locked
             if last is None:
                 return changed, busy
+
+    def list_events(
+        self,
+        *,
+        prefix: str = "",
+        limit: int = 100,
+        after: str | None = None,
+        waited_for: bool = False,
+        queue: str | None = None,
+    ) -> list[EventInfo]:
+        """Return at most `limit` events of a queue by name, with their payloads.
+
+        Those whose name begins with `prefix`, after the name `after`; with
+        `waited_for`, only those that tasks are waiting for. Raises InvalidArgument and
+        UnknownQueue.
+        """
+        page = prefix, checked_limit(limit), after, waited_for
+        statement = sql.list_events(self._checked_queue(queue), *page)
+        rows = self._database.fetch(statement)
+        return [event_info(row, self._application.payloads) for row in rows]
+
+    # -- audit -------------------------------------------------------------------
+
+    def list_audit(
+        self,
+        *,
+        limit: int = 100,
+        after: UUID | str | None = None,
+        queue: str | None = None,
+        all_queues: bool = False,
+        **wanted: Unpack[AuditFilter],
+    ) -> list[AuditEntry]:
+        """Return at most `limit` of the things that operators did, the latest first.
+
+        `after` is the id of the last entry of the previous page. `all_queues` includes
+        queues that were dropped. See AuditFilter. Raises InvalidArgument.
+        """
+        name = None if all_queues else self._checked_queue(queue)
+        start = None if after is None else as_uuid(after)
+        criteria = checked_audit_filter(wanted)
+        statement = sql.list_audit(name, criteria, checked_limit(limit), start)
+        return [audit_entry(row) for row in self._database.fetch(statement)]
 
     # -- schedules ---------------------------------------------------------------
 
     def create_schedule(
-        self, task: AnyTask | str, schedule: Schedule, *, queue: str | None = None
+        self,
+        task: AnyTask | str,
+        schedule: Schedule,
+        *,
+        queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> bool:
         """Create a schedule of a task, or change the one of its name.
 
             app.create_schedule(Report, Schedule.cron("0 3 * * *", name="vienna"))
 
         Its name is by default the task's. By default it is in the task's queue. Returns
-        whether it is new. Raises InvalidArgument, pydantic's ValidationError for
-        params, and UnknownQueue.
+        whether it is new. `identity` is as in `cancel`. Raises InvalidArgument,
+        pydantic's ValidationError for params, and UnknownQueue.
         """
         request = schedule_request(self._application, task, schedule, queue)
-        statement = sql.create_schedule(request.queue, request.name, request.definition)
+        statement = sql.create_schedule(
+            request.queue, request.name, request.definition, caller(identity)
+        )
         ((created,),) = self._database.fetch(statement)
         return bool(created)
 
@@ -924,50 +1031,89 @@ class Durable:
         schedules: Iterable[tuple[AnyTask | str, Schedule]],
         *,
         queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> int:
         """Create or change all schedules of a list, and drop those no longer in it.
 
         They are (task, schedule) pairs, in one queue. Dropped are those that an earlier
         call has applied, not those of `create_schedule` and of tasks' code. All or
-        none; returns how many were created, changed or dropped. Raises as
-        `create_schedule` does.
+        none; returns how many were created, changed or dropped. `identity` is as in
+        `cancel`. Raises as `create_schedule` does.
         """
         name = self._checked_queue(queue)
         requests = [
             schedule_request(self._application, task, schedule, name)
             for task, schedule in schedules
         ]
-        statement = sql.apply_schedules(name, schedules_json(requests))
+        statement = sql.apply_schedules(
+            name, schedules_json(requests), caller(identity)
+        )
         ((changed,),) = self._database.fetch(statement)
         return int(changed)
 
-    def drop_schedule(self, schedule: str, *, queue: str | None = None) -> bool:
-        """Delete a schedule; return whether there was one. Its tasks stay."""
-        statement = sql.drop_schedule(*self._named(schedule, queue))
+    def drop_schedule(
+        self,
+        schedule: str,
+        *,
+        queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
+        """Delete a schedule; return whether there was one. Its tasks stay.
+
+        `identity` is as in `cancel`.
+        """
+        named = self._named(schedule, queue)
+        statement = sql.drop_schedule(*named, caller(identity))
         ((dropped,),) = self._database.fetch(statement)
         return bool(dropped)
 
-    def pause_schedule(self, schedule: str, *, queue: str | None = None) -> bool:
-        """Pause a schedule; return False if it is paused already. Raises NotFound."""
-        statement = sql.pause_schedule(*self._named(schedule, queue))
+    def pause_schedule(
+        self,
+        schedule: str,
+        *,
+        queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
+        """Pause a schedule; return False if it is paused already.
+
+        `identity` is as in `cancel`. Raises NotFound.
+        """
+        named = self._named(schedule, queue)
+        statement = sql.pause_schedule(*named, caller(identity))
         ((paused,),) = self._database.fetch(statement)
         return bool(paused)
 
-    def resume_schedule(self, schedule: str, *, queue: str | None = None) -> bool:
+    def resume_schedule(
+        self,
+        schedule: str,
+        *,
+        queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
         """Resume a paused schedule with its next tick; False if it is not paused.
 
-        `backfill_schedule` spawns the tasks of the pause. Raises NotFound.
+        `backfill_schedule` spawns the tasks of the pause. `identity` is as in `cancel`.
+        Raises NotFound.
         """
-        statement = sql.resume_schedule(*self._named(schedule, queue))
+        named = self._named(schedule, queue)
+        statement = sql.resume_schedule(*named, caller(identity))
         ((resumed,),) = self._database.fetch(statement)
         return bool(resumed)
 
     def trigger_schedule(
-        self, schedule: str, *, queue: str | None = None
+        self,
+        schedule: str,
+        *,
+        queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> TaskHandle[Any]:
-        """Spawn a task of a schedule now, also if it is paused. Raises NotFound."""
+        """Spawn a task of a schedule now, also if it is paused.
+
+        `identity` is as in `cancel`. Raises NotFound.
+        """
         name, schedule = self._named(schedule, queue)
-        (row,) = self._database.fetch(sql.trigger_schedule(name, schedule))
+        statement = sql.trigger_schedule(name, schedule, caller(identity))
+        (row,) = self._database.fetch(statement)
         return self._spawned(name, row, PLAIN)
 
     def backfill_schedule(
@@ -977,17 +1123,17 @@ class Durable:
         end: datetime,
         *,
         queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> list[TaskHandle[Any]]:
         """Spawn the tasks of the ticks from `start` on and before `end`, in the past.
 
         All at once, whatever the schedule's `overlap`. A tick whose task exists gets no
-        other. Returns handles in the order of the ticks. Raises NotFound, and
-        InvalidArgument for more than 10,000 ticks.
+        other. Returns handles in the order of the ticks. `identity` is as in `cancel`.
+        Raises NotFound, and InvalidArgument for more than 10,000 ticks.
         """
         name, schedule = self._named(schedule, queue)
-        statement = sql.backfill_schedule(
-            name, schedule, moment(start, "start"), moment(end, "end")
-        )
+        ticks = moment(start, "start"), moment(end, "end")
+        statement = sql.backfill_schedule(name, schedule, *ticks, caller(identity))
         rows = self._database.fetch(statement, slow=True)
         return [self._spawned(name, row, PLAIN) for row in rows]
 
@@ -1038,12 +1184,29 @@ class Durable:
     def _named(self, schedule: str, queue: str | None) -> tuple[str, str]:
         return self._checked_queue(queue), check_schedule_name(schedule)
 
-    # -- versions ----------------------------------------------------------------
+    # -- workers and versions ----------------------------------------------------
+
+    def diagnose(self) -> list[Finding]:
+        """Return what needs an operator, in all queues that your role may use.
+
+        Tasks that no worker runs, maintenance that is late, sessions that keep Postgres
+        from removing old rows, and the like. An empty list means that all is well.
+        """
+        rows = self._database.fetch(sql.diagnose, slow=True)
+        return [Finding(*row) for row in rows]
+
+    def list_workers(self, queue: str | None = None) -> list[WorkerInfo]:
+        """Return the workers of a queue: live ones, idle or not, and dead ones.
+
+        A worker that stops is no longer listed; one that has died is for an hour.
+        """
+        statement = sql.list_workers(self._checked_queue(queue))
+        return [WorkerInfo(*row) for row in self._database.fetch(statement)]
 
     def list_versions(self, queue: str | None = None) -> list[VersionStats]:
         """Return the versions of a queue's workers and of its live tasks.
 
-        A `stranded` version has live tasks and no live workers. Scans all of the queue.
+        A `stranded` version has live tasks and no live workers.
         """
         statement = sql.list_versions(self._checked_queue(queue))
         return [
@@ -1058,14 +1221,21 @@ class Durable:
         statement = sql.list_definitions(self._checked_queue(queue))
         return [AnnouncedTask(*row) for row in self._database.fetch(statement)]
 
-    def promote_version(self, version: str, *, queue: str | None = None) -> bool:
+    def promote_version(
+        self,
+        version: str,
+        *,
+        queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
+    ) -> bool:
         """Make a version the latest of a queue, as after a rollback.
 
         In a queue with the policy "gate", tasks without a version go to the latest.
-        Returns False for a version that no worker has announced.
+        Returns False for a version that no worker has announced. `identity` is as in
+        `cancel`.
         """
         statement = sql.promote_version(
-            self._checked_queue(queue), check_version(version)
+            self._checked_queue(queue), check_version(version), caller(identity)
         )
         ((promoted,),) = self._database.fetch(statement)
         return bool(promoted)
@@ -1077,25 +1247,27 @@ class Durable:
         task: TaskHandle[Any] | TaskInfo | UUID | str | None = None,
         from_version: str | None = None,
         queue: str | None = None,
+        identity: Mapping[str, JSON] | None = None,
     ) -> int:
         """Move a task, or all live tasks of another version, to this version.
 
         It applies from their next claim on; None: to no version. Returns how many tasks
         were moved. Tasks of `from_version` whose rows were locked by another session
-        are skipped; call it again until it returns 0. Raises InvalidArgument unless
-        exactly one of `task` and `from_version` is given.
+        are skipped; call it again until it returns 0. `identity` is as in `cancel`.
+        Raises InvalidArgument unless exactly one of `task` and `from_version` is given.
         """
         if (task is None) == (from_version is None):
             raise InvalidArgument("set_version takes either a task or a from_version")
         wanted = None if version is None else check_version(version)
+        by = caller(identity)
         if task is not None:
             home, task_id = queue_of(task, queue, self.queue), task_id_of(task)
-            one = sql.set_version(home, wanted, [task_id], None)
+            one = sql.set_version(home, wanted, [task_id], None, by)
             ((moved,),) = self._database.fetch(one)
             return int(moved)
         name, total, moved = self._checked_queue(queue), 0, 1
         while moved:
-            batch = sql.set_version(name, wanted, None, from_version)
+            batch = sql.set_version(name, wanted, None, from_version, by)
             ((moved,),) = self._database.fetch(batch)
             total += moved
         return total

@@ -133,7 +133,7 @@ async def _upgrade(
     done = [f"database {cursor.connection.info.dbname!r}: {what}"]
     await cursor.execute(script.encode())
     for queue in queues:
-        create = sql.create_queue(queue, "{}")
+        create = sql.create_queue(queue, "{}", None)
         await cursor.execute(create.text.encode(), create.args)
         ((created,),) = await cursor.fetchall()
         done.append(f"queue {queue!r} {'created' if created else 'exists'}")

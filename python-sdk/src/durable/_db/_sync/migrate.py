@@ -131,7 +131,7 @@ def _upgrade(cursor: PlainCursor, queues: list[str]) -> tuple[Leftovers, list[st
     done = [f"database {cursor.connection.info.dbname!r}: {what}"]
     cursor.execute(script.encode())
     for queue in queues:
-        create = sql.create_queue(queue, "{}")
+        create = sql.create_queue(queue, "{}", None)
         cursor.execute(create.text.encode(), create.args)
         ((created,),) = cursor.fetchall()
         done.append(f"queue {queue!r} {'created' if created else 'exists'}")
