@@ -22,7 +22,7 @@ select is(everything(), :'before', 'a refused call leaves no trace');
 
 select move_to(1), started('a'), started_below('a', 'a1'), spawned_below('a1', 'a2'), move_to(2), spawned('b'),
   started('c'), completed('c'), started('d'), joining('d', 'a') \g /dev/null
-select results_eq($$ select tasks, busy, next from durable.cancel_tasks('q', '{"states": ["running"]}', 3, reason => 'why') $$,
+select results_eq($$ select tasks, busy, next from durable.cancel_tasks('q', '{"worker": "worker"}', 3, reason => 'why') $$,
   $$ values (2, '{}'::uuid[], id('a1')) $$, 'cancel_tasks() looks at page_size tasks, and returns where to continue');
 select is(states('a a1 a2 b'), 'cancelled cancelled cancelled pending', 'it cancels their descendants');
 select is((task('a')).error ->> 'message', 'why', 'with the reason');

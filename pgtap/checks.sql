@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(128);
+select plan(130);
 
 -- every argument that is a name, at its maximum length
 
@@ -143,7 +143,9 @@ from (values
   ('reschedule_task', 'select durable.reschedule_task(q, id(''t''), now()) from callers'),
   ('retry_task',      'select durable.retry_task(q, id(''t'')) from callers'),
   ('get_task_result', 'select durable.get_task_result(q, id(''t'')) from callers'),
-  ('queue_stats',     'select durable.queue_stats(q) from callers'),
+  ('queue_stats',     'select durable.queue_stats(q), durable.list_versions(q) from callers'),
+  ('count_tasks',     'select durable.count_tasks(q), durable.task_totals(q), durable.recount_totals(q) from callers'),
+  ('queue_throughput', 'select durable.queue_throughput(q), durable.queue_depth(q) from callers'),
   ('run_maintenance',      'select durable.run_maintenance(q) from callers'),
   ('create_schedule', 'select durable.create_schedule(q, d, jsonb_build_object(''task'', d, ''cron'', ''@daily'', ''time_zone'', ''Europe/Vienna'')) from callers'),
   ('trigger_schedule', 'select durable.trigger_schedule(q, d), durable.list_schedule_runs(q, d), durable.list_schedules(q, 10, e) from callers'),

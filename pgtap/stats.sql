@@ -19,6 +19,7 @@ select move_to(5), spawned('p3'), sleeping('s', 60), awaiting('w', 'never'), com
     durable.cancel_task('q', id('cancelled-2'))
 \g /dev/null
 update durable.tasks set available_at = at(90) where task_id = id('x');
+select durable._measure('q', 100) \g /dev/null
 select results_eq(
   $$ select * from durable.queue_stats('q') $$,
   $$ values ('q', 3::bigint, 1::bigint, 3::bigint, 1::bigint, 1::bigint, 2::bigint, 3::bigint,

@@ -209,7 +209,16 @@ begin
     from unnest(places, task_ids, claims, results) as place (ctid, task_id, claim, result)
     where tasks.queue = _queue and tasks.ctid = place.ctid
       and tasks.task_id = place.task_id and tasks.claim = place.claim
-    returning tasks.task_id, tasks.partition_key
+    returning tasks.task_id, tasks.partition_key, tasks.name, tasks.attempt, tasks.spawned_at, tasks.started_at
+  ),
+  tallied as (
+    insert into durable.tallies (at, tally_id, tasks, kind, queue, name, waits, runs)
+    select
+      at, gen_random_uuid(), count(*), 'completed', _queue, ended.name,
+      array_agg(date_part('epoch', ended.started_at - ended.spawned_at)) filter (where ended.attempt = 1),
+      array_agg(date_part('epoch', at - ended.started_at))
+    from ended
+    group by ended.name
   )
   select
     coalesce(array_agg(ended.task_id), '{}'),
@@ -306,6 +315,9 @@ declare
 begin
   select * into _task from durable.tasks
   where tasks.queue = _queue and tasks.task_id = _fail_attempt.task_id;
+  if outcome = 'lease_lost' then
+    perform durable._tally(_queue, _now, _task.name, 'lost');
+  end if;
   if outcome = 'lease_lost' and durable._is_crash_loop(_task) then
     return durable._end_task(_queue, task_id, 'failed', jsonb_build_object(
       'type', '$CrashLoop',
@@ -328,6 +340,9 @@ begin
   end if;
   insert into durable.runs (queue, task_id, attempt, outcome, worker, ended_at, error)
   values (_queue, task_id, _task.attempt, outcome, _task.worker, _now, error);
+  if outcome = 'failed' then
+    perform durable._tally(_queue, _now, _task.name, 'retried');
+  end if;
   update durable.tasks
   set
     claim = tasks.claim + 1,
@@ -353,7 +368,7 @@ create or replace function durable._end_task(
 declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
-  _key text;
+  _task durable.tasks;
 begin
   update durable.tasks
   set
@@ -365,12 +380,16 @@ begin
     finished_at = _now,
     error = _end_task.error
   where tasks.queue = _queue and tasks.task_id = _end_task.task_id and tasks.finished_at is null
-  returning tasks.partition_key into _key;
+  returning * into _task;
   if not found then
     return false;
-  elsif _key is not null then
-    perform durable._free(_queue, array[_key]);
+  elsif _task.partition_key is not null then
+    perform durable._free(_queue, array[_task.partition_key]);
   end if;
+  perform durable._tally(_queue, _now, _task.name, state::text::durable.tally_kind,
+    waits => case when state = 'failed' and _task.attempt = 1
+      then array[date_part('epoch', _task.started_at - _task.spawned_at)] end,
+    runs => case when state = 'failed' then array[date_part('epoch', _now - _task.started_at)] end);
   delete from durable.waits where waits.queue = _queue and waits.task_id = _end_task.task_id;
   return true;
 end;

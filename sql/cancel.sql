@@ -189,16 +189,23 @@ declare
   _queue text collate "C" := queue;
   _now timestamptz := durable._now();
 begin
-  update durable.tasks
-  set
-    claim = tasks.claim + tasks.claim % 2,
-    state = 'cancelled',
-    available_at = null,
-    lease_expires_at = null,
-    expires_at = null,
-    finished_at = _now,
-    error = _cancel_by_ctid.error
-  where tasks.queue = _queue and tasks.ctid = any (places);
+  with ended as (
+    update durable.tasks
+    set
+      claim = tasks.claim + tasks.claim % 2,
+      state = 'cancelled',
+      available_at = null,
+      lease_expires_at = null,
+      expires_at = null,
+      finished_at = _now,
+      error = _cancel_by_ctid.error
+    where tasks.queue = _queue and tasks.ctid = any (places)
+    returning tasks.name
+  )
+  insert into durable.tallies (at, tally_id, tasks, kind, queue, name)
+  select _now, gen_random_uuid(), count(*), 'cancelled', _queue, ended.name
+  from ended
+  group by ended.name;
 end;
 $$;
 

@@ -1,11 +1,14 @@
--- Filters of tasks, as lists and bulk operations take them.
+-- Filters of tasks, as lists, counts and bulk operations take them.
 --
--- A filter is checked as it comes in. It has no index of its own: a list walks the primary
--- key from the newest task back, a bulk operation from the oldest on. A call looks at a
+-- A filter is checked as it comes in. Where an index has few candidates for it, these are looked
+-- up: ids, children, live tasks by state, failed and cancelled ones, and what the optional indexes
+-- on params and headers find. All else is a walk of the primary key, between the bounds that times
+-- set: a list from the newest task back, a bulk operation from the oldest on. A call looks at a
 -- bounded number of tasks, however few match, and the next one continues from there.
 
 create or replace function durable.list_tasks(
-  queue text, filter jsonb default '{}', page_size integer default 100, after uuid default null
+  queue text, filter jsonb default '{}', page_size integer default 100, after uuid default null,
+  scan integer default 10000
 ) returns setof durable.listed_task language plpgsql stable as $$
 declare
   _queue text collate "C" := queue;
@@ -16,8 +19,10 @@ declare
 begin
   perform durable._require_queue(_queue);
   perform durable._check_page_size(page_size);
+  perform durable._check_page_size(scan, 'scan');
   select newest.matching, newest.last into _matching, _last
-  from durable._newest_matching(_queue, _wanted, _before, greatest(page_size, 10000), page_size) as newest;
+  from durable._newest_matching(
+    _queue, durable._narrowed(_queue, _wanted), _before, greatest(page_size, scan), page_size) as newest;
   return query
     select
       task.task_id, task.parent_task_id, task.name::text, task.state::text, task.attempt,
@@ -32,33 +37,182 @@ begin
     ) as task;
   if cardinality(_matching) < page_size and _last is not null then
     return query
-      select _last, null::uuid, null, null, null::integer, null, null::timestamptz, null::timestamptz,
-        null::timestamptz, null::timestamptz, null::jsonb;
+      select _last, null::uuid, null, null, null::integer, null, durable._uuid7_moment(_last),
+        null::timestamptz, null::timestamptz, null::timestamptz, null::jsonb;
   end if;
 end;
 $$;
 
 comment on function durable.list_tasks is
 'Returns at most page_size tasks (1 to 100,000) that match a filter, the newest first. after:
-the last id of the previous page. It looks at no more than 10,000 tasks (or page_size): if the
-page is not full by then and there are more tasks, the last row has a task_id and nothing
-else. That row is not a match: pass its task_id as after to continue.
+the last id of the previous page. It looks at no more than scan tasks (or page_size): if the
+page is not full by then and there are more tasks, the last row has only a task_id, and in
+spawned_at how far back it has looked. That row is not a match: pass its task_id as after to
+continue.
 
 filter: name, states (an array), task_ids (an array), parent_task_id, worker, error_type (of
 the last error), headers and params (JSON that they contain), spawned_after, spawned_before,
 finished_after, finished_before (times with a time zone; the later end is excluded). All keys
-that are given must match; {} matches every task. Refuses an unknown queue (WFQUE) and a bad
-filter or page_size (22023).';
+that are given must match; {} matches every task. It does not have to look at other tasks
+for ids, a parent, failed or cancelled tasks only, at most 10,000 live ones, or times of
+spawning; nor for headers and params of at most 10,000 tasks if there is an index
+tasks_headers_idx or tasks_params_idx on durable.tasks, using gin (headers jsonb_path_ops), or
+params. Refuses an unknown queue (WFQUE) and a bad filter, page_size or scan (22023).';
+
+create or replace function durable.count_tasks(
+  queue text, filter jsonb default '{}', page_size integer default 10000, after uuid default null
+) returns durable.task_count language plpgsql stable as $$
+declare
+  _queue text collate "C" := queue;
+  _wanted durable._task_filter := durable._checked_filter(filter);
+  _counted durable.task_count;
+begin
+  perform durable._require_queue(_queue);
+  perform durable._check_page_size(page_size);
+  select cardinality(walk.matching), walk.last into _counted
+  from durable._walk(_queue, _wanted, after, page_size) as walk;
+  return _counted;
+end;
+$$;
+
+comment on function durable.count_tasks is
+'Counts the tasks that match a filter, and changes none: which cancel_tasks, retry_tasks or
+delete_tasks would then look at. filter: as in list_tasks. It looks at no more than page_size tasks
+(1 to 100,000), from after on, the oldest first. Returns how many match, and next, where to
+continue, null at the end. Refuses an unknown queue (WFQUE) and a bad filter or page_size (22023).';
+
+-- Returns the filter with the ids of all tasks that may match, if an index has no more than 10,000.
+create or replace function durable._narrowed(queue text, wanted durable._task_filter)
+returns durable._task_filter language plpgsql stable as $$
+declare
+  _most integer := 10001;
+  _ids uuid[];
+begin
+  if num_nonnulls(wanted.task_ids, wanted.parent_task_id) = 0 then
+    if wanted.states <@ array['pending', 'running', 'sleeping'] then
+      _ids := durable._live_ids(queue, wanted.states, _most);
+    end if;
+    if coalesce(cardinality(_ids), _most) >= _most then
+      _ids := durable._search(queue, wanted.params, wanted.headers, _most);
+    end if;
+    if cardinality(_ids) < _most then
+      wanted.task_ids := _ids;
+    end if;
+  end if;
+  return wanted;
+end;
+$$;
+
+-- Returns the ids of live tasks, at least those in these states; `most` or more: not all of them.
+create or replace function durable._live_ids(queue text, states text[], most integer)
+returns uuid[] language plpgsql stable as $$
+declare
+  _queue text collate "C" := queue;
+  _waiting boolean := states && array['pending', 'sleeping'];
+begin
+  return array(
+    (select tasks.task_id from durable.tasks
+    where 'running' = any (states) and tasks.queue = _queue and tasks.lease_expires_at is not null
+    order by tasks.lease_expires_at
+    limit most)
+    union
+    (select tasks.task_id from durable.tasks
+    where _waiting and tasks.queue = _queue
+      and tasks.available_at is not null and tasks.partition_key is null
+    order by tasks.name, tasks.version, tasks.available_at -- an order of their own index only
+    limit most)
+    union
+    (select tasks.task_id from durable.tasks
+    where _waiting and tasks.queue = _queue
+      and tasks.available_at is not null and tasks.partition_key is not null
+    order by tasks.name, tasks.version, tasks.partition_key
+    limit most)
+    union
+    (select distinct waits.task_id from durable.waits
+    where 'sleeping' = any (states) and waits.queue = _queue
+    order by waits.task_id
+    limit most));
+end;
+$$;
+
+-- Returns the ids of tasks that contain these params or else headers, from an index that an
+-- operator has created; null without one. A value without any scalar would match the whole index.
+-- No index serves the condition on the queue, so that the planner can take no other.
+create or replace function durable._search(queue text, params jsonb, headers jsonb, most integer)
+returns uuid[] language plpgsql stable
+set enable_bitmapscan = on as $$
+declare
+  _queue text collate "C" := queue;
+  _scalar jsonpath := jsonpath 'strict $.** ? (@.type() != "object" && @.type() != "array")';
+begin
+  if params @? _scalar and durable._has_index('tasks_params_idx') then
+    return array(
+      select tasks.task_id from durable.tasks
+      where tasks.params @> _search.params and (tasks.queue = _queue) is true
+      limit most);
+  elsif headers @? _scalar and durable._has_index('tasks_headers_idx') then
+    return array(
+      select tasks.task_id from durable.tasks
+      where tasks.headers @> _search.headers and (tasks.queue = _queue) is true
+      limit most);
+  end if;
+  return null;
+end;
+$$;
+
+create or replace function durable._has_index(name text)
+returns boolean language sql stable as $$
+  select exists (
+    select from pg_index
+    where pg_index.indexrelid = to_regclass('durable.' || _has_index.name)
+      and pg_index.indrelid = 'durable.tasks'::regclass
+      and pg_index.indisvalid);
+$$;
+
+-- Returns whether only failed and cancelled tasks can match: these have an index.
+create or replace function durable._is_of_failed(wanted durable._task_filter)
+returns boolean language sql immutable as $$
+  select coalesce(wanted.states <@ array['failed', 'cancelled'], false);
+$$;
+
+-- Comparing each task with each id would take long where there are many.
+create or replace function durable._without_ids(wanted durable._task_filter)
+returns durable._task_filter language plpgsql immutable as $$
+begin
+  wanted.task_ids := null;
+  return wanted;
+end;
+$$;
+
+-- Return the ids between which matching tasks are. A child's id may be later than its spawn: it
+-- follows that of its parent, also where the clock was put back since.
+create or replace function durable._lowest_id(wanted durable._task_filter)
+returns uuid language sql stable as $$
+  select durable._uuid7_floor(greatest(wanted.spawned_after, 'epoch'));
+$$;
+
+create or replace function durable._highest_id(wanted durable._task_filter)
+returns uuid language sql stable as $$
+  select case when num_nonnulls(wanted.spawned_before, wanted.finished_before) = 0
+    then 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+    else durable._uuid7_floor(
+      greatest(least(wanted.spawned_before, wanted.finished_before), 'epoch') + make_interval(secs => 10))
+  end;
+$$;
 
 -- Returns the newest matches among the next `look` tasks before an id, and the last of these
--- unless there were fewer, or a full page was found before. Ids and children are looked up by
--- index; everything else walks the primary key. The inner limits bound how many tasks are
--- looked at, the outer one ends the walk early.
+-- unless there were fewer, or a full page was found before. The inner limits bound how many tasks
+-- are looked at, the outer one ends the walk early.
 create or replace function durable._newest_matching(
   queue text, wanted durable._task_filter, before uuid, look integer, page_size integer
 ) returns table (matching uuid[], last uuid) language plpgsql stable as $$
 declare
   _queue text collate "C" := queue;
+  _before uuid := least(before, durable._highest_id(wanted));
+  _lowest uuid := durable._lowest_id(wanted);
+  _others durable._task_filter := durable._without_ids(wanted);
+  _walks boolean := num_nonnulls(wanted.task_ids, wanted.parent_task_id) = 0;
+  _of_failed boolean := durable._is_of_failed(wanted);
 begin
   return query
     select
@@ -69,14 +223,21 @@ begin
       from (
         select walked.task_id, walked.matches, row_number() over () as place
         from (
-          (select tasks.task_id, durable._matches(tasks, wanted) as matches
+          (select tasks.task_id, durable._matches(tasks, _others) as matches
           from durable.tasks
-          where tasks.queue = _queue and tasks.task_id < before
-            and num_nonnulls(wanted.task_ids, wanted.parent_task_id) = 0
+          where _walks and not _of_failed
+            and tasks.queue = _queue and tasks.task_id < _before and tasks.task_id >= _lowest
           order by tasks.task_id desc
           limit look)
           union all
-          (select tasks.task_id, durable._matches(tasks, wanted)
+          (select tasks.task_id, durable._matches(tasks, _others)
+          from durable.tasks
+          where _walks and _of_failed and tasks.state in ('failed', 'cancelled')
+            and tasks.queue = _queue and tasks.task_id < _before and tasks.task_id >= _lowest
+          order by tasks.task_id desc
+          limit look)
+          union all
+          (select tasks.task_id, durable._matches(tasks, _others)
           from durable.tasks
           where tasks.queue = _queue and wanted.task_ids is null
             and (tasks.parent_task_id, tasks.task_id) < (wanted.parent_task_id, before) -- as in _children
@@ -89,7 +250,7 @@ begin
           cross join lateral (
             select tasks.task_id
             from durable.tasks
-            where tasks.queue = _queue and tasks.task_id = given.id and durable._matches(tasks, wanted)
+            where tasks.queue = _queue and tasks.task_id = given.id and durable._matches(tasks, _others)
             offset 0
           ) as task
         ) as walked
@@ -100,11 +261,11 @@ begin
 end;
 $$;
 
-create or replace function durable._check_page_size(page_size integer)
+create or replace function durable._check_page_size(page_size integer, what text default 'page_size')
 returns void language plpgsql immutable as $$
 begin
   if page_size is null or page_size < 1 or page_size > 100000 then
-    perform durable._refuse_argument('page_size is ' || coalesce(page_size::text, 'null'),
+    perform durable._refuse_argument(format('%s is %s', what, coalesce(page_size::text, 'null')),
       'Pass how many at most, from 1 to 100000.');
   end if;
 end;
@@ -231,7 +392,8 @@ returns boolean language sql stable as $$
 $$;
 
 -- Returns the matches among the next page_size tasks after an id, and the last task that it
--- looked at; null at the end. With task_ids each id counts as one task, found or not.
+-- looked at; null at the end. With ids, given or narrowed down to, each counts as one task, found
+-- or not.
 create or replace function durable._walk(
   queue text, wanted durable._task_filter, after uuid, page_size integer
 ) returns table (matching uuid[], last uuid) language plpgsql stable
@@ -239,16 +401,21 @@ set enable_sort = off
 set enable_bitmapscan = off as $$
 declare
   _queue text collate "C" := queue;
+  _wanted durable._task_filter := durable._narrowed(queue, wanted);
   _after uuid := coalesce(after, '00000000-0000-0000-0000-000000000000');
+  _lowest uuid := durable._lowest_id(wanted);
+  _highest uuid := durable._highest_id(wanted);
+  _others durable._task_filter := durable._without_ids(wanted);
+  _of_failed boolean := durable._is_of_failed(wanted);
 begin
-  if wanted.task_ids is not null then
+  if _wanted.task_ids is not null then
     return query
       select
         coalesce(array_agg(given.task_id order by given.task_id) filter (where task.task_id is not null), '{}'),
         (array_agg(given.task_id order by given.task_id))[page_size]
       from (
         select id as task_id
-        from unnest(wanted.task_ids) as id
+        from unnest(_wanted.task_ids) as id
         where id > _after
         order by id
         limit page_size
@@ -256,7 +423,7 @@ begin
       left join lateral (
         select tasks.task_id
         from durable.tasks
-        where tasks.queue = _queue and tasks.task_id = given.task_id and durable._matches(tasks, wanted)
+        where tasks.queue = _queue and tasks.task_id = given.task_id and durable._matches(tasks, _others)
         offset 0
       ) as task on true;
   else
@@ -265,11 +432,21 @@ begin
         coalesce(array_agg(task.task_id) filter (where task.matches), '{}'),
         (array_agg(task.task_id))[page_size]
       from (
-        select tasks.task_id, coalesce(durable._matches(tasks, wanted), false) as matches
+        (select tasks.task_id, coalesce(durable._matches(tasks, _others), false) as matches
         from durable.tasks
-        where tasks.queue = _queue and tasks.task_id > _after
+        where not _of_failed
+          and tasks.queue = _queue and tasks.task_id > _after and tasks.task_id >= _lowest
+          and tasks.task_id < _highest
         order by tasks.task_id
-        limit page_size
+        limit page_size)
+        union all
+        (select tasks.task_id, coalesce(durable._matches(tasks, _others), false)
+        from durable.tasks
+        where _of_failed and tasks.state in ('failed', 'cancelled')
+          and tasks.queue = _queue and tasks.task_id > _after and tasks.task_id >= _lowest
+          and tasks.task_id < _highest
+        order by tasks.task_id
+        limit page_size)
       ) as task;
   end if;
 end;

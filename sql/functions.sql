@@ -44,6 +44,7 @@
 
 -- For everyone: queues, tasks, events, messages, results
 \ir queues.sql
+\ir tallies.sql
 \ir queue_length.sql
 \ir spawn.sql
 \ir dedup.sql
@@ -88,6 +89,7 @@
 \ir recovery.sql
 \ir lane_maintenance.sql
 \ir retention.sql
+\ir metrics.sql
 \ir maintenance.sql
 
 -- For operators

@@ -110,7 +110,8 @@ begin
     durable.list_tasks, durable.list_children, durable.task_history, durable.task_timeline,
     durable.export_history, durable.explain_task, durable.list_versions, durable.list_workers,
     durable.list_audit, durable.find_task, durable.get_task, durable.list_events,
-    durable.list_published, durable.list_partitions, durable.diagnose
+    durable.list_published, durable.list_partitions, durable.diagnose, durable.count_tasks,
+    durable.queue_throughput, durable.queue_depth, durable.task_totals
   to durable_reader;
 
   grant execute on function
@@ -146,7 +147,8 @@ begin
     durable.list_audit, durable.list_workers, durable.list_versions, durable.promote_version,
     durable.set_version,
     durable.pause_queue, durable.resume_queue, durable.explain_task, durable.set_partition_limit,
-    durable.list_partitions
+    durable.list_partitions, durable.count_tasks, durable.queue_throughput, durable.queue_depth,
+    durable.task_totals, durable.recount_totals
   to durable_operator;
 
   grant select on durable.attempts, durable.waiting, durable.workers, durable.task_list, durable.history

@@ -29,6 +29,12 @@ returns uuid language sql stable as $$
   select rpad(lpad(to_hex(floor(date_part('epoch', at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
 $$;
 
+-- Returns the moment of an id, to the millisecond.
+create or replace function durable._uuid7_moment(id uuid)
+returns timestamptz language sql immutable as $$
+  select to_timestamp(('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000.0);
+$$;
+
 -- Derives a run's id from its task and attempt, so that it need not be stored.
 create or replace function durable._run_id(task_id uuid, attempt integer)
 returns uuid language sql immutable as $$

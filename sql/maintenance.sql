@@ -20,7 +20,8 @@ begin
     durable.prune_events(queue, batch_size * 10)
   );
   perform durable._prune_lanes(queue, batch_size),
-    durable._prune_partitions(queue, batch_size * 10), durable._prune_audit(queue, batch_size * 10);
+    durable._prune_partitions(queue, batch_size * 10), durable._prune_audit(queue, batch_size * 10),
+    durable._measure(queue, batch_size * 100);
   return _counts;
 end;
 $$;
@@ -29,7 +30,7 @@ comment on function durable.run_maintenance is
 'Does the maintenance of a queue that is due: expires at most batch_size leases and ten times
 as many deadlines, does at most batch_size pieces of deferred work, handles at most batch_size
 ticks of schedules, looks for finished tasks and old events to delete among ten times
-batch_size of each, deletes as many old entries of audit, and counts whether the queue is full (max_length). Returns how many of each
-it handled.
+batch_size of each, deletes as many old entries of audit, counts whether the queue is full
+(max_length), and every ten seconds updates its metrics. Returns how many of each it handled.
 Refuses a transaction stricter than READ COMMITTED (WFISO). Locks: tries all rows with SKIP
 LOCKED; waits for none.';

@@ -17,11 +17,12 @@ begin
   perform durable._checked_keys('policy', policy, array[
     'keep_tasks', 'keep_events', 'roles', 'max_lost_leases', 'versions', 'history', 'max_length',
     'concurrency', 'partition_concurrency', 'rate', 'partition_rate', 'priorities',
-    'partition_order', 'ageing', 'keep_audit'
+    'partition_order', 'ageing', 'keep_audit', 'keep_metrics'
   ]);
   _new.keep_tasks := durable._number('policy', policy, 'keep_tasks', 0);
   _new.keep_events := durable._number('policy', policy, 'keep_events', 0);
   _new.keep_audit := durable._number('policy', policy, 'keep_audit', 0);
+  _new.keep_metrics := durable._number('policy', policy, 'keep_metrics', 0);
   _new.roles := durable._checked_roles(policy -> 'roles');
   _new.max_lost_leases := durable._checked_count('policy', policy, 'max_lost_leases');
   _new.versions := durable._checked_version_policy(policy -> 'versions');
@@ -44,6 +45,7 @@ begin
     keep_tasks = case when policy ? 'keep_tasks' then _new.keep_tasks else queues.keep_tasks end,
     keep_events = case when policy ? 'keep_events' then _new.keep_events else queues.keep_events end,
     keep_audit = case when policy ? 'keep_audit' then _new.keep_audit else queues.keep_audit end,
+    keep_metrics = case when policy ? 'keep_metrics' then _new.keep_metrics else queues.keep_metrics end,
     roles = case when policy ? 'roles' then _new.roles else queues.roles end,
     max_lost_leases = case when policy ? 'max_lost_leases' then _new.max_lost_leases else queues.max_lost_leases end,
     versions = case when policy ? 'versions' then _new.versions else queues.versions end,
@@ -75,6 +77,7 @@ keep their values. policy:
 - keep_tasks, keep_events: seconds to keep finished tasks and events; default 30 days;
   null: for ever.
 - keep_audit: the same for what list_audit returns; default 90 days.
+- keep_metrics: seconds to keep what queue_throughput returns; default 90 days; null: for ever.
 - roles: names of the roles whose members may use it; default null: every caller that may
   call the functions. A change counts from the next call that sees it.
 - max_lost_leases: a task fails after losing this many leases in a row without saving
@@ -221,6 +224,10 @@ begin
   delete from durable.worker_sessions where worker_sessions.queue = _queue;
   delete from durable.definitions where definitions.queue = _queue;
   delete from durable.schedules where schedules.queue = _queue;
+  delete from durable.tallies where tallies.queue = _queue;
+  delete from durable.metrics where metrics.queue = _queue;
+  delete from durable.totals where totals.queue = _queue;
+  delete from durable.samples where samples.queue = _queue;
 end;
 $$;
 

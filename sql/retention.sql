@@ -211,7 +211,15 @@ begin
   delete from durable.waits where waits.queue = _queue and waits.ctid = any (of_waits);
   delete from durable.checkpoints where checkpoints.queue = _queue and checkpoints.ctid = any (of_checkpoints);
   delete from durable.runs where runs.queue = _queue and runs.ctid = any (of_runs);
-  delete from durable.tasks where tasks.queue = _queue and tasks.ctid = any (of_tasks);
+  with deleted as (
+    delete from durable.tasks where tasks.queue = _queue and tasks.ctid = any (of_tasks)
+    returning tasks.name, tasks.state
+  )
+  insert into durable.tallies (at, tally_id, tasks, kind, queue, name)
+  select durable._now(), gen_random_uuid(), -count(*), deleted.state::text::durable.tally_kind, _queue,
+    deleted.name
+  from deleted
+  group by deleted.name, deleted.state;
 end;
 $$;
 

@@ -186,6 +186,9 @@ begin
   values (_queue, task.task_id, task.attempt,
     case when task.state = 'failed' then 'failed' else 'cancelled' end::durable.run_outcome,
     task.worker, task.finished_at, task.error, _now, by);
+  perform
+    durable._tally(_queue, _now, task.name, task.state::text::durable.tally_kind, -1),
+    durable._tally(_queue, _now, task.name, 'revived');
   delete from durable.waits where waits.queue = _queue and waits.task_id = task.task_id;
   update durable.tasks
   set

@@ -42,6 +42,8 @@ begin
     if _in_lane then
       perform durable._enlist(_queue, array[_task_id]);
     end if;
+    insert into durable.tallies (at, tally_id, tasks, kind, queue, name) -- cheaper than _tally
+    values (_now, _task_id, 1, 'spawned', _queue, _name);
     if durable._must_notify(_queue, 'work') then
       perform pg_notify('durable_work', _queue);
     end if;
@@ -165,6 +167,8 @@ begin
   if _in_lane then
     perform durable._enlist(_queue, array[_task_id]);
   end if;
+  insert into durable.tallies (at, tally_id, tasks, kind, queue, name)
+  values (at, _task_id, 1, 'spawned', _queue, task);
   if durable._must_notify(_queue, 'work') then
     perform pg_notify('durable_work', _queue);
   end if;
@@ -420,36 +424,43 @@ declare
   _has_lanes boolean := exists (
     select from durable.queues where queues.queue = _queue and durable._has_lanes(queues));
 begin
-  insert into durable.tasks (
-    task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
-    idempotency_key, params, headers, retry, available_at, expires_at, parent_queue,
-    deadline, version, omitted, unique_kind, unique_key, partition_key, priority
+  with spawned as (
+    insert into durable.tasks (
+      task_id, parent_task_id, spawned_at, execution_timeout, max_attempts, queue, name,
+      idempotency_key, params, headers, retry, available_at, expires_at, parent_queue,
+      deadline, version, omitted, unique_kind, unique_key, partition_key, priority
+    )
+    select
+      task.task_id, (task.options).parent_task_id, at, (task.options).execution_timeout,
+      (task.options).max_attempts, _queue, task.name, (task.options).idempotency_key,
+      coalesce(task.params, 'null'), (task.options).headers, (task.options).retry,
+      durable._first_start(task.options, at),
+      least(durable._first_start(task.options, at)
+        + make_interval(secs => (task.options).start_timeout), latest.moment), parent_queue,
+      latest.moment,
+      case when (task.options).version is not null and (
+        select queues.versions = 'gate' from durable.queues where queues.queue = _queue
+      ) then (task.options).version else '' end,
+      (task.options).omitted, (task.options).unique_kind, (task.options).unique_key,
+      case when _has_lanes then coalesce((task.options).partition_key, '') end,
+      case when _has_lanes then coalesce((task.options).priority, 0) end
+    from unnest(durable._completed(_queue, new)) as task
+    left join lateral (
+      select tasks.deadline
+      from durable.tasks
+      where tasks.queue = _parent_queue and tasks.task_id = (task.options).parent_task_id
+      offset 0
+    ) as parent on true
+    cross join lateral (
+      select least((task.options).deadline, parent.deadline) as moment
+    ) as latest
+    where task.existing_id is null
+    returning tasks.name
   )
-  select
-    task.task_id, (task.options).parent_task_id, at, (task.options).execution_timeout,
-    (task.options).max_attempts, _queue, task.name, (task.options).idempotency_key,
-    coalesce(task.params, 'null'), (task.options).headers, (task.options).retry,
-    durable._first_start(task.options, at),
-    least(durable._first_start(task.options, at)
-      + make_interval(secs => (task.options).start_timeout), latest.moment), parent_queue,
-    latest.moment,
-    case when (task.options).version is not null and (
-      select queues.versions = 'gate' from durable.queues where queues.queue = _queue
-    ) then (task.options).version else '' end,
-    (task.options).omitted, (task.options).unique_kind, (task.options).unique_key,
-    case when _has_lanes then coalesce((task.options).partition_key, '') end,
-    case when _has_lanes then coalesce((task.options).priority, 0) end
-  from unnest(durable._completed(_queue, new)) as task
-  left join lateral (
-    select tasks.deadline
-    from durable.tasks
-    where tasks.queue = _parent_queue and tasks.task_id = (task.options).parent_task_id
-    offset 0
-  ) as parent on true
-  cross join lateral (
-    select least((task.options).deadline, parent.deadline) as moment
-  ) as latest
-  where task.existing_id is null;
+  insert into durable.tallies (at, tally_id, tasks, kind, queue, name)
+  select at, gen_random_uuid(), count(*), 'spawned', _queue, spawned.name
+  from spawned
+  group by spawned.name;
   if _has_lanes then
     perform durable._enlist(_queue, array(
       select task.task_id from unnest(new) as task where task.existing_id is null));

@@ -61,6 +61,16 @@ create type durable.key_kind as enum (
   'debounce'   -- the key of a task that has not started
 );
 
+create type durable.tally_kind as enum (
+  'spawned',
+  'revived',    -- a failed or cancelled task is live again
+  'completed',  -- this and the next two: the state in which tasks ended
+  'failed',
+  'cancelled',
+  'retried',    -- an attempt failed, and another one follows
+  'lost'        -- a lease expired
+);
+
 create table durable.migrations (
   number     integer     primary key,
   name       text        not null,
@@ -79,6 +89,8 @@ create table durable.queues (
   created_at      timestamptz      not null,
   keep_tasks      double precision,
   keep_events     double precision,
+  keep_metrics    double precision default 7776000,
+  keep_audit      double precision,
   max_lost_leases integer default 100,
   versions        text collate "C",
   history         text collate "C",
@@ -97,10 +109,10 @@ create table durable.queues (
   priorities            boolean,
   partition_order       text collate "C",
   ageing                double precision,
-  keep_audit            double precision,
   constraint queues_keep_tasks_for_a_time  check (keep_tasks >= 0),
   constraint queues_keep_events_for_a_time check (keep_events >= 0),
   constraint queues_keep_audit_for_a_time check (keep_audit >= 0),
+  constraint queues_keep_metrics_for_a_time check (keep_metrics >= 0),
   constraint queues_have_room_for_a_lost_lease check (max_lost_leases > 0),
   constraint queues_have_a_policy_of_versions check (versions in ('pin', 'gate')),
   constraint queues_have_a_full_history_or_none check (history = 'full'),
@@ -113,6 +125,7 @@ comment on column durable.queues.queue           is 'Its name, at most 100 bytes
 comment on column durable.queues.created_at      is 'When it was created.';
 comment on column durable.queues.keep_tasks      is 'Seconds a finished task is kept; null: for ever.';
 comment on column durable.queues.keep_events     is 'Seconds an event is kept; null: for ever.';
+comment on column durable.queues.keep_metrics    is 'Seconds its metrics are kept; null: for ever.';
 comment on column durable.queues.max_lost_leases is 'How many leases in a row a task may lose without having saved anything; null: no limit.';
 comment on column durable.queues.versions        is 'Which workers may claim a task: null, any; pin, those of the version that started it; gate, those of the version that spawned it.';
 comment on column durable.queues.history         is 'full: claim_log also keeps how each claim began and ended; null: only what is needed anyway.';
@@ -140,7 +153,8 @@ create table durable.cleanup_cursors (
   queue            text collate "C" primary key,
   tasks_cleaned_to uuid,
   events_pruned_to text collate "C",
-  partitions_pruned_to text collate "C"
+  partitions_pruned_to text collate "C",
+  measured_at      timestamptz
 );
 
 comment on table  durable.cleanup_cursors                  is 'Where the cleanup of each queue continues. Not in queues: every call reads that row, and each change would leave a dead version of it.';
@@ -148,6 +162,7 @@ comment on column durable.cleanup_cursors.queue            is 'The queue.';
 comment on column durable.cleanup_cursors.tasks_cleaned_to is 'Where the last cleanup ended; the next one continues from there and starts over at the end.';
 comment on column durable.cleanup_cursors.events_pruned_to is 'Where the last pruning of events ended.';
 comment on column durable.cleanup_cursors.partitions_pruned_to is 'Where the last pruning of partitions ended.';
+comment on column durable.cleanup_cursors.measured_at      is 'When maintenance last folded the queue''s tallies and took a sample of it.';
 
 insert into durable.cleanup_cursors (queue) values ('default');
 
@@ -246,6 +261,8 @@ create index tasks_leased_idx on durable.tasks (queue, lease_expires_at)
   where lease_expires_at is not null;
 create index tasks_expiring_idx on durable.tasks (queue, expires_at)
   where expires_at is not null;
+create index tasks_failed_idx on durable.tasks (queue, task_id)
+  where state in ('failed', 'cancelled');
 create index tasks_children_idx on durable.tasks (queue, parent_task_id, task_id)
   where parent_task_id is not null;
 
@@ -255,6 +272,7 @@ comment on index durable.tasks_started_idx   is 'Read by claim_tasks: how many t
 comment on index durable.tasks_version_idx   is 'Read by set_version and run_maintenance: the live tasks bound to a version.';
 comment on index durable.tasks_leased_idx    is 'Read by expire_leases and release_unknown.';
 comment on index durable.tasks_expiring_idx  is 'Read by expire_tasks.';
+comment on index durable.tasks_failed_idx    is 'Read by filters that ask only for failed and cancelled tasks. Completed tasks, the many, are not in it, so they pay nothing.';
 comment on index durable.tasks_children_idx  is 'Read by every cascade, which also goes below finished children.';
 
 create table durable.runs (
@@ -743,6 +761,93 @@ comment on column durable.audit.queue    is 'The queue that it concerned.';
 comment on column durable.audit.action   is 'The function that was called.';
 comment on column durable.audit.by       is 'The caller, as _caller returns it.';
 comment on column durable.audit.detail   is 'What it was called with, without params, and how many tasks it changed; null: nothing.';
+create unlogged table durable.tallies (
+  at       timestamptz        not null,
+  tally_id uuid               not null,
+  tasks    integer            not null,
+  kind     durable.tally_kind not null,
+  queue    text collate "C"   not null,
+  name     text collate "C"   not null,
+  waits    double precision[],
+  runs     double precision[],
+  primary key (queue, at, tally_id)
+);
+
+comment on table  durable.tallies          is 'Numbers of tasks that were spawned or have ended, until maintenance folds them into metrics and totals: appended, never changed. Unlogged, so that they cost no WAL: a crash loses those of the last seconds, and a standby cannot read them.';
+comment on column durable.tallies.at       is 'When it was.';
+comment on column durable.tallies.tally_id is 'The task, if spawn wrote it; else a random uuid.';
+comment on column durable.tallies.tasks    is 'How many tasks; negative: so many were deleted from this state, or revived.';
+comment on column durable.tallies.kind     is 'What happened to them.';
+comment on column durable.tallies.queue    is 'Their queue.';
+comment on column durable.tallies.name     is 'Their name.';
+comment on column durable.tallies.waits    is 'Seconds from the spawn to the first start of those that ended in their first attempt; null: none.';
+comment on column durable.tallies.runs     is 'Seconds from the first start to the end, waits included; null: none has completed or failed.';
+
+create table durable.metrics (
+  at        timestamptz      not null,
+  spawned   integer          not null,
+  completed integer          not null,
+  failed    integer          not null,
+  cancelled integer          not null,
+  retried   integer          not null,
+  lost      integer          not null,
+  queue     text collate "C" not null,
+  name      text collate "C" not null,
+  waits     integer[]        not null,
+  runs      integer[]        not null,
+  primary key (queue, at, name)
+) with (fillfactor = 70);
+
+comment on table  durable.metrics           is 'What happened to tasks in each minute, and after two days in each hour; kept for keep_metrics of the queue.';
+comment on column durable.metrics.at        is 'The beginning of the minute, or of the hour.';
+comment on column durable.metrics.spawned   is 'How many tasks were spawned.';
+comment on column durable.metrics.completed is 'How many completed.';
+comment on column durable.metrics.failed    is 'How many failed for good.';
+comment on column durable.metrics.cancelled is 'How many were cancelled.';
+comment on column durable.metrics.retried   is 'How many attempts failed and were followed by another one.';
+comment on column durable.metrics.lost      is 'How many leases expired.';
+comment on column durable.metrics.queue     is 'The queue.';
+comment on column durable.metrics.name      is 'The name of the tasks.';
+comment on column durable.metrics.waits     is 'How many waits of tallies lie in each of the buckets that _latency_bounds separates.';
+comment on column durable.metrics.runs      is 'The same of runs.';
+
+create table durable.totals (
+  live      bigint           not null,
+  completed bigint           not null,
+  failed    bigint           not null,
+  cancelled bigint           not null,
+  queue     text collate "C" not null,
+  name      text collate "C" not null,
+  primary key (queue, name)
+) with (fillfactor = 50);
+
+comment on table  durable.totals           is 'How many tasks of a name there are, as tallies say: spawned, ended, revived and deleted ones. After a crash they may be wrong by what the tallies lost, until recount_totals.';
+comment on column durable.totals.live      is 'How many have not ended.';
+comment on column durable.totals.completed is 'How many have completed and are not deleted.';
+comment on column durable.totals.failed    is 'How many have failed and are not deleted.';
+comment on column durable.totals.cancelled is 'How many were cancelled and are not deleted.';
+comment on column durable.totals.queue     is 'The queue.';
+comment on column durable.totals.name      is 'The name of the tasks.';
+
+create table durable.samples (
+  at              timestamptz      not null,
+  oldest_ready_at timestamptz,
+  pending         integer          not null,
+  running         integer          not null,
+  sleeping        integer          not null,
+  ready           integer          not null,
+  queue           text collate "C" not null,
+  primary key (queue, at)
+);
+
+comment on table  durable.samples                 is 'How many live tasks a queue had, about every ten seconds while it had any; kept for two days.';
+comment on column durable.samples.at              is 'When they were counted.';
+comment on column durable.samples.oldest_ready_at is 'Since when the oldest ready one was ready; null: none was.';
+comment on column durable.samples.pending         is 'How many were pending; see _live_counts.';
+comment on column durable.samples.running         is 'How many were running.';
+comment on column durable.samples.sleeping        is 'How many were sleeping.';
+comment on column durable.samples.ready           is 'How many could be claimed.';
+comment on column durable.samples.queue           is 'The queue.';
 
 create table durable.schedules (
   created_at   timestamptz      not null,

@@ -63,6 +63,34 @@ comment on type durable.queue_statistics is
 spawns are refused because of max_length. paused_at, paused_by: since when the queue is paused,
 and who paused it; paused_names: the same of task names, {name: {"at", "by"}}.';
 
+create type durable.throughput as (
+  at timestamptz, name text, spawned bigint, completed bigint, failed bigint, cancelled bigint,
+  retried bigint, lost bigint, wait_p50 double precision, wait_p95 double precision,
+  wait_p99 double precision, run_p50 double precision, run_p95 double precision,
+  run_p99 double precision
+);
+
+comment on type durable.throughput is
+'What happened to the tasks of a queue in the time that begins at `at`. name: null, all names.
+retried: attempts that failed and were followed by another one; lost: leases that expired. The
+rest are percentiles in seconds, null without tasks.';
+
+create type durable.depth as (
+  at timestamptz, pending integer, running integer, sleeping integer, ready integer,
+  oldest_ready double precision
+);
+
+comment on type durable.depth is
+'The most live tasks of a queue in the time that begins at `at`, and the longest that one of them
+had been ready, in seconds; null if none was.';
+
+create type durable.task_total as (
+  name text, live bigint, completed bigint, failed bigint, cancelled bigint
+);
+
+comment on type durable.task_total is
+'How many tasks of a name there are.';
+
 create type durable.maintenance_counts as (
   leases integer, deadlines integer, deferred integer, ticks integer, tasks integer,
   events integer
@@ -86,6 +114,11 @@ create type durable.bulk_progress as (tasks integer, busy uuid[], next uuid);
 comment on type durable.bulk_progress is
 'The progress of a bulk operation: how many tasks it changed; busy, those that were locked, to
 try again; next, where to continue, null at the end.';
+
+create type durable.task_count as (tasks integer, next uuid);
+
+comment on type durable.task_count is
+'How many tasks match, of those that were looked at, and where to continue; null at the end.';
 
 create type durable.history_entry as (
   at timestamptz, kind text, name text, attempt integer, worker text, duration_ms integer,

@@ -163,6 +163,69 @@ live tasks that are bound to it: call it again until it returns 0. Returns how m
 Refuses an unknown queue (WFQUE) and bad arguments (22023). Locks: with task_ids each task
 row, in ascending order, and waits for it; with from_version it tries them with SKIP LOCKED.';
 
+-- Counts the live tasks that are bound to each version, up to `most` of each kind.
+create or replace function durable._version_counts(queue text, most integer)
+returns table (
+  version text, live bigint, running bigint, ready bigint, oldest_ready_at timestamptz
+) language plpgsql stable as $$
+#variable_conflict use_column
+declare
+  _queue text collate "C" := queue;
+begin
+  return query
+    select
+      bound.version, counted.live, coalesce(leased.running, 0), coalesce(waiting.ready, 0), waiting.oldest_at
+    from durable._bound_versions(_queue) as bound (version)
+    cross join lateral (
+      select count(*) as live
+      from (
+        select from durable.tasks
+        where tasks.queue = _queue and tasks.finished_at is null and tasks.version <> ''
+          and (tasks.version, tasks.task_id)
+            > (bound.version collate "C", uuid '00000000-0000-0000-0000-000000000000')
+          and tasks.version <= bound.version collate "C" -- as in set_version
+        order by tasks.version, tasks.task_id
+        limit most
+      ) as own
+    ) as counted
+    left join (
+      select held.version, count(*) as running
+      from (
+        select tasks.version from durable.tasks
+        where tasks.queue = _queue and tasks.lease_expires_at is not null
+        order by tasks.lease_expires_at
+        limit most
+      ) as held
+      group by held.version
+    ) as leased on leased.version = bound.version
+    left join (
+      select named.version, sum(named.ready)::bigint as ready, min(named.oldest_at) as oldest_at
+      from durable._waiting_counts(_queue, most) as named
+      group by named.version
+    ) as waiting on waiting.version = bound.version;
+end;
+$$;
+
+-- Returns the versions that live tasks are bound to. It reads one index entry for each.
+create or replace function durable._bound_versions(queue text)
+returns setof text language plpgsql stable as $$
+declare
+  _queue text collate "C" := queue;
+  _version text collate "C" := '';
+begin
+  loop
+    select tasks.version into _version
+    from durable.tasks
+    where tasks.queue = _queue and tasks.finished_at is null and tasks.version <> ''
+      and tasks.version > _version
+    order by tasks.version, tasks.task_id
+    limit 1;
+    exit when not found;
+    return next _version;
+  end loop;
+end;
+$$;
+
 create or replace function durable.list_versions(queue text default null)
 returns setof durable.version_statistics language sql stable as $$
   select
@@ -185,17 +248,7 @@ returns setof durable.version_statistics language sql stable as $$
       ) as session
       where versions.queue = queues.queue
     ) as announced
-    full join (
-      select
-        tasks.version,
-        count(*) as live,
-        count(*) filter (where tasks.state = 'running') as running,
-        count(*) filter (where tasks.available_at <= durable._now()) as ready,
-        min(tasks.available_at) filter (where tasks.available_at <= durable._now()) as oldest_ready_at
-      from durable.tasks
-      where tasks.queue = queues.queue and tasks.finished_at is null and tasks.version <> ''
-      group by tasks.version
-    ) as counted using (version)
+    full join durable._version_counts(queues.queue, 10001) as counted using (version)
   ) as found
   where case
     when list_versions.queue is null then durable._may_use(queues.roles)
@@ -208,7 +261,7 @@ comment on function durable.list_versions is
 'Returns the versions of a queue (null: of every queue the caller may use) that workers have
 announced or that live tasks are bound to. Live tasks of a version that is not alive wait for
 a worker that nobody runs: set_version moves them. last_seen_at is null if no worker of it is
-listed any more: see list_workers. Reads every live task that is bound to a version.';
+listed any more: see list_workers. Counts to 10,001 tasks of a version.';
 
 -- Unbinds waiting tasks from their versions once the queue's policy has none.
 create or replace function durable._forget_versions(queue text, batch_size integer)

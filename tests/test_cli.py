@@ -324,6 +324,32 @@ def test_counts_the_tasks_of_queues(run: Run, db: psycopg.Connection) -> None:
     (counted,) = json.loads(run("stats", "orders", "--json"))
     assert (counted["queue"], counted["pending"]) == ("orders", 1)
     assert counted["ready_by_name"] == {"double": 1}
+    assert json.loads(run("stats", "orders", "--exact", "--json")) == [counted]
+
+
+def test_prints_a_throughput(run: Run, db: psycopg.Connection) -> None:
+    db.execute("select durable.spawn('default', 'double')")
+    db.execute("select durable.run_maintenance('default')")
+    header, row = (
+        line.split() for line in run("throughput", "default", "--by-name").splitlines()
+    )
+    assert header[:3] == ["at", "name", "spawned"]
+    assert row[2:4] == ["double", "1"]  # the moment has a space
+    (found,) = json.loads(run("throughput", "default", "--json"))
+    assert (found["name"], found["spawned"]) == (None, 1)
+
+
+def test_searches_by_an_index(run: Run, db: psycopg.Connection) -> None:
+    spawn = "select durable.spawn('default', 'double', jsonb_build_object('n', n))"
+    db.execute(f"{spawn} from generate_series(1, 9) as n")
+    search = ["tasks", "default", "--params", '{"n": 2}', "--json"]
+    search += ["--limit", "1", "--scan", "2"]
+    assert json.loads(run(*search)) == []
+    run("index", "create", "params")
+    (found,) = json.loads(run(*search))
+    assert found["name"] == "double"
+    run("index", "drop", "params")
+    assert json.loads(run(*search)) == []
 
 
 def test_pauses_and_explains(run: Run, db: psycopg.Connection, dsn: str) -> None:

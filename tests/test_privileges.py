@@ -64,14 +64,10 @@ WORKER = (
 OPERATING = {
     *("queue_stats", "retry_task", "drop_queue", "fork_task", "task_history"),
     *("export_history", "list_tasks", "cancel_tasks", "retry_tasks", "delete_tasks"),
-    *(
-        "list_workers",
-        "list_versions",
-        "promote_version",
-        "set_version",
-        *("set_partition_limit", "list_audit", "find_task", "get_task"),
-        *("list_events", "list_published", "task_timeline", "diagnose"),
-    ),
+    *("count_tasks", "queue_throughput", "queue_depth", "task_totals"),
+    *("recount_totals", "list_workers", "list_versions", "promote_version"),
+    *("set_version", "set_partition_limit", "list_audit", "find_task", "get_task"),
+    *("list_events", "list_published", "task_timeline", "diagnose"),
     *("list_children", "pause_queue", "resume_queue", "explain_task"),
     "list_partitions",
 }
@@ -82,7 +78,8 @@ READER = {
     *("list_tasks", "list_children", "task_history", "task_timeline"),
     *("export_history", "explain_task", "list_versions", "list_workers"),
     *("list_audit", "find_task", "get_task", "list_events", "list_published"),
-    "diagnose",
+    *("diagnose", "list_partitions", "count_tasks", "queue_throughput"),
+    *("queue_depth", "task_totals"),
 }
 OPERATOR = CLIENT | HOUSEKEEPING | OPERATING | {"create_queue"}
 VIEWS = {"attempts", "history", "task_list", "waiting", "workers"}

@@ -117,3 +117,16 @@ cross join unnest(array['schedule', 'paused']) as kind;
 insert into durable.idempotency_keys (queue, key, task_id)
 select 'default', 'schedule/schedule-' || n || '/2024-06-01T00:00:00Z', pg_temp.id(0)
 from generate_series(1, 5000) as n;
+
+insert into durable.metrics (
+  at, spawned, completed, failed, cancelled, retried, lost, queue, name, waits, runs)
+select timestamptz '2024-06-02' + make_interval(mins => n), 1, 1, 0, 0, 0, 0, 'default', 'one',
+  array_fill(1, array[12]), array_fill(1, array[12])
+from generate_series(1, 5000) as n;
+insert into durable.samples (at, pending, running, sleeping, ready, queue)
+select timestamptz '2024-06-02' + make_interval(secs => n * 10), 1, 1, 1, 1, 'default'
+from generate_series(1, 5000) as n;
+insert into durable.tallies (at, tally_id, tasks, kind, queue, name)
+select '2024-06-02', pg_temp.id(n), 1, 'spawned', 'default', 'one' from generate_series(1, 5000) as n;
+insert into durable.totals (queue, name, live, completed, failed, cancelled)
+select 'default', 'name-' || n, 1, 0, 0, 0 from generate_series(1, 100) as n;

@@ -25,6 +25,7 @@ from durable import (
     AsyncDurable,
     AsyncTaskHandle,
     AsyncTaskStream,
+    Depth,
     Durable,
     Explanation,
     HistoryEntry,
@@ -43,7 +44,10 @@ from durable import (
     TaskContext,
     TaskHandle,
     TaskInfo,
+    TaskList,
     TaskStream,
+    TaskTotal,
+    Throughput,
     VersionStats,
     current,
     task,
@@ -474,7 +478,12 @@ async def again_and_elsewhere(
     assert_type((await handle.history())[0].by, Actor | None)
     assert_type(await app.cancel(handle, identity={"user": "ada"}), bool)
     assert_type(await handle.export_history(), dict[str, Any])
-    assert_type(await app.list_tasks(states=["failed"], limit=3), list[TaskInfo])
+    assert_type(await app.list_tasks(states=["failed"], limit=3), TaskList)
+    assert_type((await app.list_tasks())[0], TaskInfo)
+    assert_type(await app.count_tasks(name="weigh"), int)
+    assert_type(await app.queue_throughput(by_name=True), list[Throughput])
+    assert_type(sync_app.queue_depth(bucket=timedelta(hours=1)), list[Depth])
+    assert_type(sync_app.task_totals(), list[TaskTotal])
     assert_type(sync_app.cancel_many(name="weigh", reason="no"), int)
     await handle.fork(befor="charge")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await app.list_tasks(states=["fialed"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

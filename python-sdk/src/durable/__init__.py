@@ -20,6 +20,7 @@ from durable._client._async.handle import AsyncTaskHandle, AsyncTaskStream
 from durable._client._sync.client import Durable
 from durable._client._sync.handle import TaskHandle, TaskStream
 from durable._core.audit import AuditEntry, AuditFilter
+from durable._core.metrics import Depth, TaskTotal, Throughput
 from durable._core.reports import (
     Actor,
     AnnouncedTask,
@@ -37,6 +38,7 @@ from durable._core.reports import (
     StreamEntry,
     TaskFilter,
     TaskInfo,
+    TaskList,
     TaskResult,
     VersionStats,
     WorkerInfo,
@@ -97,6 +99,7 @@ __all__ = [
     "ChildHandle",
     "Conflict",
     "DatabaseUnavailable",
+    "Depth",
     "Durable",
     "DurableError",
     "ErrorDetails",
@@ -140,9 +143,12 @@ __all__ = [
     "TaskFilter",
     "TaskHandle",
     "TaskInfo",
+    "TaskList",
     "TaskResult",
     "TaskStream",
+    "TaskTotal",
     "ThreadedWorker",
+    "Throughput",
     "UnknownQueue",
     "UnreadablePayload",
     "VersionStats",

@@ -38,6 +38,7 @@ from durable import (
     TaskHandle,
     WorkerOptions,
 )
+from durable._core import sql as statements
 from durable._db import schema
 from durable._db.conninfo import ENVIRONMENT, checked_conninfo, without_passwords
 from durable._supervisor import configure_logging, load_app
@@ -58,6 +59,12 @@ schedules = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(schedules, name="schedules")
+index = typer.Typer(
+    help="Create or drop an index by which `durable tasks` finds params or headers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(index, name="index")
 
 
 _FOUND: Final = 9  # the exit code of `durable doctor`
@@ -113,6 +120,14 @@ Name = Annotated[str | None, Option(help="Only this task name.")]
 ErrorType = Annotated[
     str | None, Option(help="Only with this type of error, such as ValueError.")
 ]
+ParamsFilter = Annotated[
+    Any,
+    Option(parser=_json, metavar="JSON", help="Only if its params contain this."),
+]
+HeadersFilter = Annotated[
+    Any, Option(parser=_json, metavar="JSON", help="Only if its headers contain this.")
+]
+Searched = Annotated[Literal["params", "headers"], Argument(help="What to search by.")]
 PausedTask = Annotated[
     str | None, Option("--task", help="Only tasks of this name, not the queue.")
 ]
@@ -438,16 +453,30 @@ def tasks(
     state: State = None,
     name: Name = None,
     error_type: ErrorType = None,
+    params: ParamsFilter = None,
+    headers: HeadersFilter = None,
     limit: Annotated[int, Option(min=1, max=100_000, help="At most.")] = 20,
     after: Annotated[
         UUID | None, Option(help="The last task of the previous page.")
     ] = None,
+    scan: Annotated[
+        int, Option(min=1, max=100_000, help="How many tasks to look at, at most.")
+    ] = 50_000,
     as_json: AsJson = False,
 ) -> None:
-    """List tasks, the newest first."""
-    wanted = _filter(state, name, error_type)
+    """List tasks, the newest first.
+
+    Says on stderr if it has not looked at all tasks, and where to continue.
+    """
+    wanted = _filter(state, name, error_type, params=params, headers=headers)
     with _client(dsn, queue) as client:
-        found = client.list_tasks(limit=limit, after=after, **wanted)
+        found = client.list_tasks(limit=limit, after=after, scan=scan, **wanted)
+    if found.reached is not None:
+        typer.echo(
+            f"durable: looked at {scan} tasks, back to {_moment(found.reached)};"
+            f" --after {found.next} continues",
+            err=True,
+        )
     if as_json:
         _print_json(found)
         return
@@ -566,13 +595,21 @@ def resume(queue: Queue, *, dsn: Dsn, task: PausedTask = None) -> None:
 
 
 @app.command()
-def stats(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> None:
-    """Count the tasks of every queue by state; `ready` are claimable now.
+def stats(
+    queue: OneQueue = None,
+    *,
+    dsn: Dsn,
+    exact: Annotated[bool, Option(help="Count all; may take long.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print how many tasks every queue has by state; `ready` are claimable now.
 
     Says on stderr which queues are paused or full, and which names nobody knows.
     """
     with _client(dsn) as client:
-        found = [client.queue_stats(name) for name in _queues(client, queue)]
+        found = [
+            client.queue_stats(name, exact=exact) for name in _queues(client, queue)
+        ]
         warnings = [
             line
             for stats in found
@@ -728,6 +765,61 @@ def workers(queue: OneQueue = None, *, dsn: Dsn, as_json: AsJson = False) -> Non
         line = [row.queue, row.worker, state, row.version or "", running]
         lines.append([*line, _moment(row.started_at)[:-4], _moment(row.seen_at)[:-4]])
     _print_columns(lines)
+
+
+@app.command()
+def throughput(
+    queue: Queue,
+    *,
+    dsn: Dsn,
+    since: Annotated[
+        datetime | None, Option(parser=_time, help="Default: a day ago.")
+    ] = None,
+    until: Annotated[
+        datetime | None, Option(parser=_time, help="Default: now.")
+    ] = None,
+    bucket: Annotated[float, Option(min=60, help="In seconds.")] = 3600,
+    by_name: Annotated[bool, Option(help="Each task name for itself.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print how many tasks were spawned and ended over time, and their latencies.
+
+    In seconds: `wait` from the spawn to the first start, `run` from there to the end.
+    """
+    with _client(dsn, queue) as client:
+        found = client.queue_throughput(
+            since=since, until=until, bucket=bucket, by_name=by_name
+        )
+    if as_json:
+        _print_json(found)
+        return
+    counts = ["spawned", "completed", "failed", "cancelled", "retried", "lost"]
+    seconds = ["wait_p50", "wait_p95", "run_p50", "run_p95"]
+    lines = [["at", *(["name"] if by_name else []), *counts, *seconds]]
+    for row in found:
+        names = [row.name or ""] if by_name else []
+        took = [getattr(row, name) for name in seconds]
+        line = [_moment(row.at)[:-4], *names, *(str(getattr(row, n)) for n in counts)]
+        lines.append([*line, *("" if one is None else f"{one:.3g}" for one in took)])
+    _print_columns(lines)
+
+
+@index.command("create")
+def create_index(what: Searched, *, dsn: Dsn) -> None:
+    """Create the index, without blocking anybody. It needs the owner's rights."""
+    _change_index(dsn, statements.drop_index[what], statements.create_index[what])
+
+
+@index.command("drop")
+def drop_index(what: Searched, *, dsn: Dsn) -> None:
+    """Drop the index. It needs the owner's rights."""
+    _change_index(dsn, statements.drop_index[what])
+
+
+def _change_index(dsn: str, *changes: statements.Statement) -> None:
+    with psycopg.connect(checked_conninfo(dsn), autocommit=True) as connection:
+        for change in changes:
+            connection.execute(change.text.encode())
 
 
 @app.command()
@@ -972,10 +1064,12 @@ def _held_up(stats: QueueStats) -> list[str]:
 
 
 def _filter(
-    states: list[str] | None, name: str | None, error_type: str | None
+    states: list[str] | None, name: str | None, error_type: str | None, **more: Any
 ) -> dict[str, Any]:
     given = {"states": states, "name": name, "error_type": error_type}
-    return {key: value for key, value in given.items() if value}
+    return {key: value for key, value in given.items() if value} | {
+        key: value for key, value in more.items() if value is not None
+    }
 
 
 def _with_children(

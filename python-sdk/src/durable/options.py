@@ -239,6 +239,7 @@ class QueuePolicy(TypedDict, total=False):
         Default: 30 days.
     keep_events: the same for events.
     keep_audit: the same for the entries of `list_audit`. Default: 90 days.
+    keep_metrics: the same for what `queue_throughput` returns. Default: 90 days.
     roles: names of the database roles whose members may use the queue, from the next
         call on; None, the default: every role that may call the functions.
     max_lost_leases: how many leases in a row a task may lose without saving anything
@@ -271,6 +272,7 @@ class QueuePolicy(TypedDict, total=False):
     keep_tasks: timedelta | float | None
     keep_events: timedelta | float | None
     keep_audit: timedelta | float | None
+    keep_metrics: timedelta | float | None
     roles: Sequence[str] | None
     max_lost_leases: int | None
     versions: Literal["pin", "gate"] | None
@@ -307,7 +309,8 @@ def _with_rates(policy: Mapping[str, Any]) -> dict[str, Any]:
 def policy_json(policy: Mapping[str, Any]) -> str:
     """Return a policy as `durable.create_queue` takes and checks it."""
     given = _with_rates(policy)
-    for period in given.keys() & {"keep_tasks", "keep_events", "keep_audit", "ageing"}:
+    kept = {"keep_tasks", "keep_events", "keep_audit", "keep_metrics", "ageing"}
+    for period in given.keys() & kept:
         given[period] = seconds(given[period], period)
     if isinstance(given.get("roles"), tuple):
         given["roles"] = list(given["roles"])

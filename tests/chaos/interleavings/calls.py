@@ -562,6 +562,10 @@ prune_events: Final = _house("prune_events")
 run_maintenance: Final = replace(_house("run_maintenance"), composite=True)
 fire_schedules: Final = _house("fire_schedules")
 drop_queue: Final = _house("drop_queue", tries=False)
+measure: Final = Call(  # a part of run_maintenance, whose outcome is not compared
+    "measure", "select durable._measure(%(queue)s, 1000)", tries=True
+)
+recount_totals: Final = _house("recount_totals", tries=False)
 create_queue: Final = Call(
     "create_queue",
     "select durable.create_queue(%(queue)s, %(policy)s)",

@@ -96,6 +96,16 @@ from durable.schedules where queue = %(queue)s
 union all
 select 'queue', 'queue ' || queue, (to_jsonb(queues) - 'queue')::text
 from durable.queues where queue = %(queue)s
+union all -- totals that are not what a count gives: there are none
+select 'total', 'total ' || name, format('%%s live, %%s', sum(live), sum(completed))
+from (
+  select * from durable._true_totals(%(queue)s)
+  union all
+  select name, -live, -completed, -failed, -cancelled
+  from durable.totals where queue = %(queue)s
+) as wrong
+group by name
+having (sum(live), sum(completed), sum(failed), sum(cancelled)) <> (0, 0, 0, 0)
 """
 
 

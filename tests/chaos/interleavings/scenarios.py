@@ -391,6 +391,7 @@ def a_queue_on_its_way_out(stage: Stage) -> list[Call]:
         do.cleanup,
         do.prune_events,
         do.run_maintenance,
+        do.recount_totals,
     ]
 
 
@@ -422,6 +423,8 @@ def many_at_once(stage: Stage) -> list[Call]:
         do.spawn("more", parent=failed),
         do.suspend(held, waits=[do.join(below, failed)]),
         do.claim(),
+        do.recount_totals,
+        do.measure,
     ]
 
 

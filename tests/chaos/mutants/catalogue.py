@@ -11,6 +11,7 @@ from tests.chaos.mutants.holding import HOLDING
 from tests.chaos.mutants.keeping import KEEPING
 from tests.chaos.mutants.limits import LIMITS
 from tests.chaos.mutants.mail import MAIL
+from tests.chaos.mutants.metrics import METRICS
 from tests.chaos.mutants.schedules import SCHEDULES
 from tests.chaos.mutants.waiting import WAITING
 
@@ -26,4 +27,5 @@ MUTANTS: Final = [
     *HISTORIES,
     *SCHEDULES,
     *LIMITS,
+    *METRICS,
 ]

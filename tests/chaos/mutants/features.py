@@ -261,8 +261,8 @@ MANY: Final = [
     Mutant(
         "passes over the last task of a page",
         "filter.sql",
-        "where tasks.queue = _queue and tasks.task_id < before\n",
-        "where tasks.queue = _queue and tasks.task_id <= before\n",
+        "          where _walks and not _of_failed\n            and tasks.queue = _queue and tasks.task_id < _before",
+        "          where _walks and not _of_failed\n            and tasks.queue = _queue and tasks.task_id <= _before",
         "pgtap/filter.sql",
     ),
     Mutant(

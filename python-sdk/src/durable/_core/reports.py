@@ -142,6 +142,18 @@ class TaskInfo:
     error: ErrorDetails | None
 
 
+class TaskList(list[TaskInfo]):
+    """A list of tasks, and where it ended.
+
+    `next` is the id to pass as `after` for more tasks, None if all were looked at. If
+    the list ended because `scan` tasks were looked at, `reached` is when the last of
+    them was spawned.
+    """
+
+    next: UUID | None = None
+    reached: datetime | None = None
+
+
 def checked_filter(given: Mapping[str, Any], *, change: bool) -> dict[str, Any]:
     """Return a filter as `durable.list_tasks` takes it.
 
@@ -482,6 +494,10 @@ class Pause:
 @dataclass(frozen=True, slots=True)
 class QueueStats:
     """The number of tasks of a queue in each state, and its pauses.
+
+    Finished tasks are not counted, but added up when they end; live ones are counted up
+    to some 10,000. So numbers may lag by 10 seconds, or be wrong after a crash of the
+    database, unless they were asked for as exact.
 
     `ready` tasks are claimable now, or will be when they are resumed, counted by name
     in `ready_by_name`; the oldest has been since `oldest_ready_at`. The next sleeping

@@ -34,6 +34,7 @@ class Statement:
 MAINTENANCE_BATCH: Final = 100
 PUBLISHED_AT_ONCE: Final = 1_000
 LISTED_AT_ONCE: Final = 1_000
+SCANNED_AT_ONCE: Final = 10_000
 # A task may sleep beyond the last datetime of Python, in any time zone.
 _LAST_MOMENT: Final = "'9999-12-30 00:00:00Z'::timestamptz"
 _SPAWNED: Final = "task_id, run_id, attempt, created"
@@ -76,8 +77,21 @@ queue_stats = Statement(
     "select queue, pending, running, sleeping, completed, failed, cancelled, ready,"
     f" oldest_ready_at, least(next_due_at, {_LAST_MOMENT}), ready_by_name::text,"
     " max_length, is_full, paused_at, paused_by::text, paused_names::text"
-    " from durable.queue_stats(%s)"
+    " from durable.queue_stats(%s, %s)"
 )
+queue_throughput = Statement(
+    "select at, name, spawned, completed, failed, cancelled, retried, lost, wait_p50,"
+    " wait_p95, wait_p99, run_p50, run_p95, run_p99"
+    " from durable.queue_throughput(%s, %s::timestamptz, %s::timestamptz, %s, %s)"
+)
+queue_depth = Statement(
+    "select at, pending, running, sleeping, ready, oldest_ready"
+    " from durable.queue_depth(%s, %s::timestamptz, %s::timestamptz, %s)"
+)
+task_totals = Statement(
+    "select name, live, completed, failed, cancelled from durable.task_totals(%s)"
+)
+recount_totals = Statement("select durable.recount_totals(%s)")
 pause_queue = _by_caller("pause_queue", "text", "text")
 resume_queue = _by_caller("resume_queue", "text", "text")
 list_audit = Statement(
@@ -154,8 +168,22 @@ fork_task = _by_caller("fork_task", "text", "uuid", "text::jsonb", returns=_SPAW
 list_tasks = Statement(
     "select task_id, parent_task_id, name, state, attempt, worker, spawned_at,"
     f" started_at, least(available_at, {_LAST_MOMENT}), finished_at, error::text"
-    " from durable.list_tasks(%s, %s::text::jsonb, %s, %s)"
+    " from durable.list_tasks(%s, %s::text::jsonb, %s, %s, %s)"
 )
+count_tasks = Statement(
+    "select tasks, next from durable.count_tasks(%s, %s::text::jsonb, %s, %s)"
+)
+create_index = {
+    column: Statement(
+        f"create index concurrently tasks_{column}_idx on durable.tasks"
+        f" using gin ({column} jsonb_path_ops)"
+    )
+    for column in ("params", "headers")
+}
+drop_index = {
+    column: Statement(f"drop index concurrently if exists durable.tasks_{column}_idx")
+    for column in create_index
+}
 _list_children: Final = (
     "select (child).task_id, (child).parent_task_id, (child).name, (child).state,"
     " (child).attempt, (child).worker, (child).spawned_at, (child).started_at,"

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack, overload
 from uuid import UUID
@@ -25,6 +26,8 @@ from durable._core.arguments import (
     check_schedule_name,
     check_version,
     moment,
+    moment_text,
+    required_seconds,
 )
 from durable._core.audit import (
     AuditEntry,
@@ -33,6 +36,7 @@ from durable._core.audit import (
     checked_audit_filter,
 )
 from durable._core.messages import Addressed, Recipient, message, queue_of, task_id_of
+from durable._core.metrics import Depth, TaskTotal, Throughput
 from durable._core.reports import (
     AnnouncedTask,
     EventInfo,
@@ -44,6 +48,7 @@ from durable._core.reports import (
     ScheduleRun,
     TaskFilter,
     TaskInfo,
+    TaskList,
     TaskResult,
     VersionStats,
     WorkerInfo,
@@ -365,16 +370,76 @@ class Durable:
         """Return the names of all queues."""
         return [name for (name,) in self._database.fetch(sql.list_queues())]
 
-    def queue_stats(self, queue: str | None = None) -> QueueStats:
-        """Count the tasks of a queue. Scans all of it: do not call it in a loop.
+    def queue_stats(
+        self, queue: str | None = None, *, exact: bool = False
+    ) -> QueueStats:
+        """Return the numbers of tasks of a queue, and its pauses.
 
-        Raises UnknownQueue.
+        `exact` counts all its tasks, however many: do not do that in a loop. Raises
+        UnknownQueue.
         """
         name = self._checked_queue(queue)
-        rows = self._database.fetch(sql.queue_stats(name), slow=True)
+        rows = self._database.fetch(sql.queue_stats(name, exact), slow=exact)
         if not rows:
             raise UnknownQueue(f'no queue "{name}"', hint="`create_queue` makes it.")
         return queue_stats(rows[0])
+
+    def queue_throughput(
+        self,
+        queue: str | None = None,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        bucket: timedelta | float = 60,
+        by_name: bool = False,
+    ) -> list[Throughput]:
+        """Return what happened to a queue's tasks over time, with their latencies.
+
+        From `since`, by default a day before `until`, to `until`, by default now, for
+        each `bucket` of at least a minute in which anything happened; `by_name` also
+        for each task name. Numbers are those of a minute, after two days of an hour,
+        and are kept for the queue's `keep_metrics`. Raises InvalidArgument and
+        UnknownQueue.
+        """
+        statement = sql.queue_throughput(
+            self._checked_queue(queue), *_buckets(since, until, bucket), by_name
+        )
+        return [Throughput(*row) for row in self._database.fetch(statement)]
+
+    def queue_depth(
+        self,
+        queue: str | None = None,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        bucket: timedelta | float = 60,
+    ) -> list[Depth]:
+        """Return how many live tasks a queue had over time, in the last two days.
+
+        As `queue_throughput`, from samples that workers take every ten seconds while
+        there are live tasks; a `bucket` has at least ten seconds.
+        """
+        statement = sql.queue_depth(
+            self._checked_queue(queue), *_buckets(since, until, bucket)
+        )
+        return [Depth(*row) for row in self._database.fetch(statement)]
+
+    def task_totals(self, queue: str | None = None) -> list[TaskTotal]:
+        """Return how many tasks of each name a queue has, without counting them.
+
+        The last ten seconds may be missing. Raises UnknownQueue.
+        """
+        rows = self._database.fetch(sql.task_totals(self._checked_queue(queue)))
+        return [TaskTotal(*row) for row in rows]
+
+    def recount_totals(self, queue: str | None = None) -> int:
+        """Count all tasks of a queue, and correct its totals after a database's crash.
+
+        Returns for how many task names they were wrong. Raises UnknownQueue.
+        """
+        statement = sql.recount_totals(self._checked_queue(queue))
+        ((corrected,),) = self._database.fetch(statement, slow=True)
+        return int(corrected)
 
     def pause_queue(
         self,
@@ -847,28 +912,61 @@ class Durable:
         *,
         limit: int = 100,
         after: UUID | str | None = None,
+        scan: int | None = None,
         queue: str | None = None,
         **wanted: Unpack[TaskFilter],
-    ) -> list[TaskInfo]:
+    ) -> TaskList:
         """Return at most `limit` tasks, the newest first; see TaskFilter.
 
-        `after` is the id of the last task of the previous page. Scans as much of the
-        queue as needed, in statements of 10,000 tasks each: do not call it in a loop.
-        Raises InvalidArgument and UnknownQueue.
+        `after` is the id of the last task of the previous page. Ids, parents, failed
+        and cancelled tasks, some 10,000 live ones, and times of spawning are looked up;
+        otherwise all tasks are looked at, in statements of 10,000 each, but not many
+        more than `scan`. The list's `next` says where to continue. Raises
+        InvalidArgument and UnknownQueue.
         """
         name = self._checked_queue(queue)
         criteria = json.dumps(checked_filter(wanted, change=False))
         start = None if after is None else as_uuid(after)
         missing = checked_limit(limit)
-        found: list[TaskInfo] = []
+        left = math.inf if scan is None else checked_limit(scan, "scan")
+        found = TaskList()
         while True:
-            statement = sql.list_tasks(name, criteria, missing - len(found), start)
+            look = int(min(left, sql.SCANNED_AT_ONCE))
+            statement = sql.list_tasks(
+                name, criteria, missing - len(found), start, look
+            )
             rows = self._database.fetch(statement, slow=True)
             tasks = [row for row in rows if is_task(row)]
             found += [task_info(name, row, self._application.payloads) for row in tasks]
             if len(tasks) == len(rows):
+                found.next = found[-1].task_id if len(found) == limit else None
                 return found
-            start = rows[-1][0]
+            start, left = rows[-1][0], left - look
+            if left <= 0:
+                found.next, found.reached = start, rows[-1][6]
+                return found
+
+    def count_tasks(
+        self,
+        *,
+        limit: int = 10_000,
+        queue: str | None = None,
+        **wanted: Unpack[TaskFilter],
+    ) -> int:
+        """Return how many tasks match, or `limit` if there are as many or more.
+
+        They are those that `cancel_many`, `retry_many` or `delete_many` would look at.
+        Looks at tasks as `list_tasks` does. Raises InvalidArgument and UnknownQueue.
+        """
+        name = self._checked_queue(queue)
+        criteria = json.dumps(checked_filter(wanted, change=False))
+        most, counted, last = checked_limit(limit), 0, None
+        while True:
+            statement = sql.count_tasks(name, criteria, sql.SCANNED_AT_ONCE, last)
+            ((more, last),) = self._database.fetch(statement, slow=True)
+            counted += int(more)
+            if counted >= most or last is None:
+                return min(counted, most)
 
     def cancel_many(
         self,
@@ -1279,3 +1377,11 @@ def _ids(rows: Iterable[tuple[Any, ...]]) -> list[UUID]:
 
 def _spawn(request: SpawnRequest[Any]) -> Statement:
     return sql.spawn(request.queue, request.task, request.params, request.options)
+
+
+def _buckets(
+    since: datetime | None, until: datetime | None, bucket: timedelta | float
+) -> tuple[str | None, str | None, timedelta]:
+    """Return checked arguments of a query over time."""
+    length = timedelta(seconds=required_seconds(bucket, "bucket"))
+    return moment_text(since, "since"), moment_text(until, "until"), length
