@@ -11,16 +11,10 @@
 
 -- Returns the priorities of lanes in the order in which they are served. aged: serve one task of
 -- this lane only.
-create or replace function durable._ranked_levels(
+create or replace function durable._aged_levels(
   policy durable.queues, names text[], versions text[], at timestamptz
 ) returns table (priority smallint, resumes boolean, aged uuid) language plpgsql as $$
 begin
-  if policy.ageing is null then
-    return query
-      select level.priority, level.resumes, null::uuid
-      from durable._levels(policy.queue, names, versions) as level;
-    return;
-  end if;
   return query
     with level as materialized (
       select known.priority, known.resumes
@@ -92,19 +86,42 @@ begin
 end;
 $$;
 
--- Lets lanes of which tasks have just started age anew. Lanes that are served all the time are
--- written once in half a period, and so do not rise. Updates by ctid: see _lease_by_ctid.
+-- Lets lanes of which tasks have just started age anew, all rows of each that nobody holds. Lanes
+-- that are served all the time are written once in half a period, and so do not rise. Updates by
+-- ctid: see _lease_by_ctid.
 create or replace function durable._reset_age(
   policy durable.queues, lane_ids uuid[], at timestamptz
 ) returns void language plpgsql as $$
 declare
   _queue text collate "C" := policy.queue;
-  _places tid[] := durable._places_of_lanes(policy.queue, lane_ids);
+  _places tid[];
 begin
+  _places := array(
+    select aged.ctid
+    from (select distinct own.lane_id from unnest(lane_ids) as own (lane_id)) as own
+    cross join lateral (
+      select lanes.name, lanes.version, lanes.partition_key, lanes.priority, lanes.resumes
+      from durable.lanes
+      where lanes.queue = _queue and lanes.lane_id = own.lane_id
+      offset 0
+    ) as served
+    cross join lateral (
+      select lanes.ctid
+      from durable.lanes
+      where lanes.queue = _queue
+        and lanes.partition_key = served.partition_key
+        and lanes.name = served.name
+        and lanes.version = served.version
+        and lanes.priority = served.priority
+        and lanes.resumes = served.resumes
+        and (lanes.waits_since > at - make_interval(secs => policy.ageing / 2)) is not true
+      offset 0
+      for no key update skip locked
+    ) as aged
+  );
   update durable.lanes
   set waits_since = at
-  where (lanes.queue = _queue) is true and lanes.ctid = any (_places)
-    and (lanes.waits_since > at - make_interval(secs => policy.ageing / 2)) is not true;
+  where (lanes.queue = _queue) is true and lanes.ctid = any (_places);
 end;
 $$;
 

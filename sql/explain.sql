@@ -416,7 +416,7 @@ returns setof durable.explanation language sql stable as $$
           select tasks.task_id
           from durable.tasks
           where tasks.queue = task.queue and tasks.partition_key = task.partition_key
-            and tasks.lease_expires_at is not null and tasks.partition_key is not null
+            and tasks.state = 'running' and tasks.partition_key is not null
             and tasks.started_at is not null and tasks.finished_at is null
           limit 10
         ) as holder

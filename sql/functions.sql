@@ -64,6 +64,7 @@
 \ir claims.sql
 \ir lanes.sql
 \ir lane_claims.sql
+\ir lane_turns.sql
 \ir partition_order.sql
 \ir ageing.sql
 \ir limits.sql

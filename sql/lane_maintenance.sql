@@ -39,7 +39,9 @@ begin
   _places := array(
     select tasks.ctid
     from durable.tasks
-    where tasks.queue = _queue and tasks.available_at is not null and tasks.partition_key is not null
+    where tasks.queue = _queue
+      and tasks.available_at is not null
+      and tasks.partition_key is not null
     order by tasks.name, tasks.version, tasks.partition_key -- an order of their own index only
     limit batch_size
     for no key update skip locked
@@ -72,7 +74,8 @@ end;
 $$;
 
 -- Deletes lanes without tasks, which no claim looks at if no worker knows their name or version
--- any more. Those that there were before their queue had ageing begin to age. Looks at some from a random one on, and from the first on at the end.
+-- any more. Those that there were before their queue had ageing begin to age. Looks at some from a
+-- random one on, and from the first on at the end.
 create or replace function durable._prune_lanes(queue text, batch_size integer)
 returns void language plpgsql as $$
 declare
@@ -191,7 +194,6 @@ create or replace function durable._is_idle_partition(
 declare
   _queue text collate "C" := policy.queue;
   _key text collate "C" := partition_key;
-  _running boolean := true; -- see _queue_room
 begin
   return (_key <> '' or not durable._has_lanes(policy))
     and exists (
@@ -207,8 +209,8 @@ begin
     and not exists (
       select from durable.tasks
       where tasks.queue = _queue
-        and (tasks.lease_expires_at is not null) = _running
         and tasks.partition_key = _key
+        and tasks.state = 'running'
         and tasks.partition_key is not null
         and tasks.started_at is not null
         and tasks.finished_at is null);

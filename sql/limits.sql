@@ -128,9 +128,9 @@ queue''s partition_concurrency and partition_rate. limits:
 - concurrency: how many of them may run at once.
 - rate: {"starts": n, "period": seconds}, how many of their attempts may begin in any period.
 
-For a key that is left out, or null, the queue''s policy holds; {} removes the limits. They hold from the next
-claim on: running tasks stay. Refuses an unknown queue (WFQUE), a queue without limits and
-priorities, bad arguments (22023), and a transaction stricter than READ COMMITTED (WFISO).
+For a key that is left out, or null, the queue''s policy holds; {} removes the limits. They hold
+from the next claim on: running tasks stay. Refuses an unknown queue (WFQUE), a queue without limits
+and priorities, bad arguments (22023), and a transaction stricter than READ COMMITTED (WFISO).
 Locks: the partition, for which claims then do not wait but pass over it: commit at once.';
 
 -- Gives lanes a turn now, since limits have changed: those of one partition or, if it is null, all.

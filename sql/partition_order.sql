@@ -19,19 +19,16 @@
 -- none, or if it starts later (opens_at). The caller has locked the partitions in an earlier
 -- statement, so that nothing of them starts meanwhile.
 create or replace function durable._in_order(
-  policy durable.queues, lanes durable._lane[], resumes boolean, at timestamptz
+  queue text, lanes durable._lane[], at timestamptz
 ) returns durable._lane[] language plpgsql as $$
 declare
   _lane durable._lane;
   _next record;
 begin
-  if policy.partition_order is null or resumes then
-    return lanes;
-  end if;
   for _place in 1 .. cardinality(lanes) loop
     _lane := lanes[_place];
     continue when _lane.partition_key = '';
-    select * into _next from durable._next_in_partition(policy.queue, _lane, at);
+    select * into _next from durable._next_in_partition(queue, _lane, at);
     _lane.next_id := _next.task_id;
     if _next.is_in_lane and _next.available_at <= at then
       _lane.next_at := _next.available_at;
@@ -60,7 +57,6 @@ declare
   _name text collate "C" := lane.name;
   _version text collate "C" := lane.version;
   _key text collate "C" := lane.partition_key;
-  _running boolean := false;
   _resumes boolean := false;
 begin
   task_id := durable._holder_of_partition(_queue, _key);
@@ -70,7 +66,7 @@ begin
       select tasks.task_id, tasks.available_at
       from durable.tasks
       where tasks.queue = _queue
-        and (tasks.lease_expires_at is not null) = _running
+        and tasks.state = any (array['sleeping', 'pending']::durable.task_state[])
         and tasks.partition_key = _key
         and tasks.partition_key is not null
         and tasks.started_at is not null
@@ -130,7 +126,7 @@ begin
     select tasks.task_id
     from durable.tasks
     where tasks.queue = _queue
-      and (tasks.lease_expires_at is not null) = any (array[true, false])
+      and tasks.state = any (array['running', 'sleeping', 'pending']::durable.task_state[])
       and tasks.partition_key = _key
       and tasks.partition_key is not null
       and tasks.started_at is not null

@@ -51,14 +51,15 @@ begin
       order by partitions.partition_key
       limit 1
     ),
-    durable._next_started_partition(_queue, _after, true),
-    durable._next_started_partition(_queue, _after, false)
+    durable._next_started_partition(_queue, _after, 'running'),
+    durable._next_started_partition(_queue, _after, 'sleeping'),
+    durable._next_started_partition(_queue, _after, 'pending')
   );
 end;
 $$;
 
 create or replace function durable._next_started_partition(
-  queue text, after text, running boolean
+  queue text, after text, state durable.task_state
 ) returns text language plpgsql stable as $$
 declare
   _queue text collate "C" := queue;
@@ -68,7 +69,7 @@ begin
     select tasks.partition_key
     from durable.tasks
     where tasks.queue = _queue
-      and (tasks.lease_expires_at is not null) = running
+      and tasks.state = _next_started_partition.state
       and tasks.partition_key > _after
       and tasks.partition_key is not null
       and tasks.started_at is not null
@@ -85,7 +86,6 @@ create or replace function durable._listed_partition(
 declare
   _queue text collate "C" := policy.queue;
   _key text collate "C" := partition_key;
-  _running boolean := true; -- see _queue_room
   _lane durable._lane;
   _listed durable.listed_partition;
 begin
@@ -97,7 +97,7 @@ begin
     select
     from durable.tasks
     where tasks.queue = _queue
-      and (tasks.lease_expires_at is not null) = _running
+      and tasks.state = 'running'
       and tasks.partition_key = _key
       and tasks.partition_key is not null
       and tasks.started_at is not null

@@ -30,8 +30,8 @@ begin
   _new.max_length := durable._checked_count('policy', policy, 'max_length');
   _new := durable._checked_lane_policy(policy, _new);
 
-  insert into durable.queues (queue, created_at, keep_tasks, keep_events, keep_audit)
-  values (_queue, durable._now(), 2592000, 2592000, 7776000)
+  insert into durable.queues (queue, created_at, keep_tasks, keep_events)
+  values (_queue, durable._now(), 2592000, 2592000)
   on conflict do nothing;
   _created := found;
   if _created then

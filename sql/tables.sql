@@ -90,7 +90,7 @@ create table durable.queues (
   keep_tasks      double precision,
   keep_events     double precision,
   keep_metrics    double precision default 7776000,
-  keep_audit      double precision,
+  keep_audit      double precision default 7776000,
   max_lost_leases integer default 100,
   versions        text collate "C",
   history         text collate "C",
@@ -146,8 +146,8 @@ comment on column durable.queues.partition_order       is 'strict: a task of a p
 comment on column durable.queues.ageing                is 'Seconds in which a lane of which no task starts rises by one priority; null: never.';
 comment on column durable.queues.keep_audit            is 'Seconds an entry of audit is kept; null: for ever.';
 
-insert into durable.queues (queue, created_at, keep_tasks, keep_events, keep_audit)
-values ('default', clock_timestamp(), 2592000, 2592000, 7776000);
+insert into durable.queues (queue, created_at, keep_tasks, keep_events)
+values ('default', clock_timestamp(), 2592000, 2592000);
 
 create table durable.cleanup_cursors (
   queue            text collate "C" primary key,
@@ -252,8 +252,7 @@ create index tasks_laned_idx on durable.tasks (
     queue, name, version, partition_key, priority, (started_at is not null and error is null),
     available_at, task_id)
   where available_at is not null and partition_key is not null;
-create index tasks_started_idx
-  on durable.tasks (queue, (lease_expires_at is not null), partition_key)
+create index tasks_started_idx on durable.tasks (queue, state, partition_key)
   where partition_key is not null and started_at is not null and finished_at is null;
 create index tasks_version_idx on durable.tasks (queue, version, task_id)
   where version <> '' and finished_at is null;
@@ -544,7 +543,7 @@ create index lanes_partition_idx
 
 comment on table  durable.lanes               is 'Where claims look for tasks, in queues with lanes: at least one row for each name, version, partition, priority and resumes of waiting tasks. Several rows for one lane do no harm.';
 comment on column durable.lanes.lane_id       is 'A random uuid.';
-comment on column durable.lanes.turn_at       is 'From when a claim may look at it, those that have waited longest first; null: its partition runs as many tasks as it may, and the end of one sets the time.';
+comment on column durable.lanes.turn_at       is 'From when a claim may look at it, those that have waited longest first; null: its partition runs as many tasks as it may, or another task comes first there, and the end of one sets the time.';
 comment on column durable.lanes.waits_since   is 'Since when none of its tasks has started, to within the queue''s ageing; null: its queue had none.';
 comment on column durable.lanes.priority      is 'The priority of its tasks.';
 comment on column durable.lanes.resumes       is 'Whether its tasks continue an attempt, as after a wait: rates do not count these.';

@@ -16,6 +16,7 @@ from durable import AsyncDurable, Durable, Retry, SyncTaskContext, TaskContext, 
 from durable.telemetry import JSONFormatter, TaskFields
 from durable.telemetry.otel import OpenTelemetry
 from tests.support.processes import ROOT, Processes
+from tests.support.wait import eventually
 
 Context: TypeAlias = TaskContext[Any]
 
@@ -167,6 +168,7 @@ def test_a_worker_writes_json_also_from_several_processes(
         handle = app.spawn("talks")
         handle.result(timeout=60)
     worker.wait_for("said")
+    eventually(lambda: worker.output().count("has started") == 2)
     worker.terminate()
     assert worker.wait() == 0
     lines = [json.loads(line) for line in worker.output().splitlines()]

@@ -718,7 +718,7 @@ WITHOUT_TASKS = {
 MOST_ROWS = {
     "release_unknown": 1_100,
     "list_events": 1_100,
-    "diagnose": 1_000,
+    "diagnose": 1_100,
     "list_tasks": 3_500,
     "list_versions": 5_500,
     "queue_stats": 5_500,

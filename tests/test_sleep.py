@@ -133,7 +133,7 @@ async def test_occupies_no_worker_while_it_sleeps(
         awake = await app.spawn(until, datetime(2000, 1, 1, tzinfo=UTC))
         assert await awake.result(timeout=10) == "awake"
     assert await sleepers[0].state() == "sleeping"
-    row = db.execute("select sum(running) from durable.workers").fetchone()
+    row = db.execute("select coalesce(sum(running), 0) from durable.workers").fetchone()
     assert row == (0,)
 
 

@@ -50,7 +50,7 @@ LIMITS: Final = [
     *STRESSED,
     Mutant(
         "a claim takes the turn of a partition whose task is just ending",
-        "lane_claims.sql",
+        "lane_turns.sql",
         "      where partitions.queue = _queue and partitions.partition_key = own.key\n"
         "      offset 0\n      for update skip locked",
         "      where partitions.queue = _queue and partitions.partition_key = own.key\n"
@@ -59,7 +59,7 @@ LIMITS: Final = [
     ),
     Mutant(
         "a claim takes a turn by limits that are just changing",
-        "lane_claims.sql",
+        "lane_turns.sql",
         "  where partitions.queue = _queue and partitions.partition_key = ''\n"
         "  for key share skip locked;",
         "  where partitions.queue = _queue and partitions.partition_key = '';",
@@ -111,8 +111,8 @@ LIMITS: Final = [
     Mutant(
         "does not put a partition behind the others",
         "lane_claims.sql",
-        "  if others_wait then\n    perform durable._put_behind",
-        "  if false then\n    perform durable._put_behind",
+        "    perform durable._put_behind(_queue, lanes, _behind, at);\n",
+        "",
         "pgtap/lanes.sql",
     ),
     Mutant(
@@ -131,16 +131,16 @@ LIMITS: Final = [
     ),
     Mutant(
         "tasks of a partition in strict order start side by side",
-        "partition_order.sql",
-        "  if policy.partition_order is null or resumes then",
-        "  if true then",
+        "lane_claims.sql",
+        "    if policy.partition_order = 'strict' and not resumes then",
+        "    if false then",
         "pgtap/partition_order.sql",
     ),
     Mutant(
         "a task that sleeps does not hold its partition",
         "partition_order.sql",
-        "(tasks.lease_expires_at is not null) = any (array[true, false])",
-        "(tasks.lease_expires_at is not null) = any (array[true])",
+        "array['running', 'sleeping', 'pending']",
+        "array['running', 'pending']",
         "pgtap/partition_order.sql",
     ),
     Mutant(
@@ -188,8 +188,8 @@ LIMITS: Final = [
     Mutant(
         "a list lacks partitions whose tasks sleep",
         "partitions.sql",
-        "    durable._next_started_partition(_queue, _after, false)",
-        "    null",
+        "    durable._next_started_partition(_queue, _after, 'sleeping'),",
+        "    null,",
         "pgtap/partitions.sql",
     ),
 ]

@@ -500,8 +500,9 @@ class QueueStats:
     database, unless they were asked for as exact.
 
     `ready` tasks are claimable now, or will be when they are resumed, counted by name
-    in `ready_by_name`; the oldest has been since `oldest_ready_at`. The next sleeping
-    task is due at `next_due_at`. `is_full`: spawns are refused because of `max_length`;
+    in `ready_by_name`; the oldest has been since `oldest_ready_at`, for
+    `oldest_ready_age` seconds by the database's clock. The next sleeping task is due at
+    `next_due_at`. `is_full`: spawns are refused because of `max_length`;
     counted by maintenance. `paused` is the pause of the queue, if it is paused, and
     `paused_names` those of task names.
     """
@@ -515,6 +516,7 @@ class QueueStats:
     cancelled: int
     ready: int
     oldest_ready_at: datetime | None
+    oldest_ready_age: float | None
     next_due_at: datetime | None
     ready_by_name: dict[str, int]
     max_length: int | None

@@ -75,7 +75,9 @@ drop_queue = _by_caller("drop_queue", "text")
 list_queues = Statement("select * from durable.list_queues()")
 queue_stats = Statement(
     "select queue, pending, running, sleeping, completed, failed, cancelled, ready,"
-    f" oldest_ready_at, least(next_due_at, {_LAST_MOMENT}), ready_by_name::text,"
+    " oldest_ready_at,"
+    " extract(epoch from statement_timestamp() - oldest_ready_at)::double precision,"
+    f" least(next_due_at, {_LAST_MOMENT}), ready_by_name::text,"
     " max_length, is_full, paused_at, paused_by::text, paused_names::text"
     " from durable.queue_stats(%s, %s)"
 )

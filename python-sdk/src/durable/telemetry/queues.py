@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from durable._core.reports import QueueStats
@@ -102,10 +101,7 @@ class QueueReader:
             ready[label] = ready.get(label, 0) + count
         for name, count in ready.items():
             yield Sample(QUEUE_READY, count, {**queue, "name": name})
-        oldest, age = stats.oldest_ready_at, 0.0
-        if oldest is not None:
-            age = max((datetime.now(UTC) - oldest).total_seconds(), 0.0)
-        yield Sample(OLDEST_READY, age, queue)
+        yield Sample(OLDEST_READY, max(stats.oldest_ready_age or 0.0, 0.0), queue)
         yield Sample(PAUSED, stats.paused is not None, queue)
         yield Sample(FULL, stats.is_full, queue)
 
