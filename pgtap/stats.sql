@@ -1,6 +1,6 @@
 begin;
 \ir _setup.sql
-select plan(10);
+select plan(14);
 
 select results_eq(
   $$ select * from durable.queue_stats('q') $$,
@@ -19,7 +19,6 @@ select move_to(5), spawned('p3'), sleeping('s', 60), awaiting('w', 'never'), com
     durable.cancel_task('q', id('cancelled-2'))
 \g /dev/null
 update durable.tasks set available_at = at(90) where task_id = id('x');
-select durable._measure('q', 100) \g /dev/null
 select results_eq(
   $$ select * from durable.queue_stats('q') $$,
   $$ values ('q', 3::bigint, 1::bigint, 3::bigint, 1::bigint, 1::bigint, 2::bigint, 3::bigint,
@@ -53,6 +52,23 @@ select is((select count(*) from durable.queue_stats()), (select count(*)
   'no queue is left out');
 select is_empty($$ select * from durable.queue_stats('nowhere') $$, 'an unknown queue has no row');
 select is_empty($$ select * from durable.queue_stats('') $$, 'nor has an empty name');
+
+-- more than are counted: of some names, or that wait without a time
+
+select started('w2'), awaiting('w2', 'never') \g /dev/null
+select durable.spawn_many('q', (
+  select jsonb_agg(jsonb_build_object('task', 'many' || n % 3)) from generate_series(1, 12000) as n)) \g /dev/null
+select results_eq($$ select * from durable.queue_stats('q') $$, $$ select * from durable.queue_stats('q', true) $$,
+  'more tasks than are counted are known from totals, also which are ready');
+update durable.tasks set state = 'sleeping', claim = 2, available_at = null where queue = 'q' and name ~ 'many' \g /dev/null
+insert into durable.waits (queue, task_id, name, position, after, event_name)
+select queue, task_id, '$event:never', 1, 0, 'never' from durable.tasks where queue = 'q' and name ~ 'many' \g /dev/null
+select results_eq($$ select * from durable.queue_stats('q') $$, $$ select * from durable.queue_stats('q', true) $$,
+  'and which are asleep');
+delete from durable.tallies;
+delete from durable.totals;
+select cmp_ok((select sleeping from durable.queue_stats('q')), '>=', 10000::bigint, 'without totals it counts to 10,000');
+select cmp_ok((select sleeping from durable.queue_stats('q')), '<', 12000::bigint, 'and no further');
 
 select * from finish();
 rollback;

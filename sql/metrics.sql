@@ -104,7 +104,7 @@ begin
   insert into durable.samples (queue, at, pending, running, sleeping, ready, oldest_ready_at)
   select _queue, _take_sample.at, counted.pending, counted.running, counted.sleeping, counted.ready,
     counted.oldest_ready_at
-  from durable._live_counts(_queue) as counted
+  from durable._quick_counts(_queue) as counted
   where counted.pending + counted.running + counted.sleeping > 0
   on conflict do nothing;
 end;
@@ -233,15 +233,16 @@ begin
   perform durable._require_queue(_queue);
   return query
     select
-      totals.name::text, greatest(totals.live, 0), greatest(totals.completed, 0),
+      totals.name, greatest(totals.live, 0), greatest(totals.completed, 0),
       greatest(totals.failed, 0), greatest(totals.cancelled, 0)
-    from durable.totals
-    where totals.queue = _queue
-    order by totals.name;
+    from durable._current_totals(_queue) as totals
+    where (totals.live, totals.completed, totals.failed, totals.cancelled) <> (0, 0, 0, 0)
+    order by totals.name collate "C";
 end;
 $$;
 
 comment on function durable.task_totals is
 'Returns how many tasks of each name a queue has: live ones, and finished ones that are not deleted.
-They are summed up as tasks end, not counted, so the last 10 seconds may be missing; what a crash
-takes stays wrong until recount_totals. Refuses an unknown queue (WFQUE).';
+They are added up when tasks are spawned and end, not counted: after a crash of the database they
+are wrong by what its last ten seconds did, until recount_totals. A standby lags by ten seconds.
+Refuses an unknown queue (WFQUE).';

@@ -20,7 +20,8 @@ declare
     'list_queues', 'list_definitions', 'queue_stats', 'recount_totals', 'errors', 'version'];
   _pinned text[] := array[ -- private functions that an unpinned one calls
     '_enlist', '_take_key', '_same_task', '_spawn_unique', '_hold_parent', '_deadline_of', '_waiting_versions',
-    '_forget_versions', '_change_fingerprint', '_require_room', '_is_full', '_live_counts', '_version_counts'];
+    '_forget_versions', '_change_fingerprint', '_require_room', '_is_full', '_quick_counts', '_version_counts',
+    '_current_totals'];
   _impatient text[] := array[
     'save_checkpoints', 'flush', 'complete_tasks', 'fail_tasks', 'lock_task', 'load_checkpoints',
     'suspend_tasks', 'poll_waits', 'sleep_until', 'await_event', 'await_tasks', 'release_tasks',

@@ -31,12 +31,13 @@ create or replace function durable._exact_counts(
   ) as name;
 $$;
 
--- Counts the live tasks of a queue: exactly, as long as there are no more than 10,000 of a kind, and
+-- Counts the live tasks of a queue, and takes the others from totals: exactly, as long as there are no more than 10,000 of a kind, and
 -- no more than _most_of_name of a name that the clock makes claimable. What totals say is missing
 -- is then of that kind.
-create or replace function durable._live_counts(
-  queue text, out pending bigint, out running bigint, out sleeping bigint, out ready bigint,
-  out oldest_ready_at timestamptz, out next_due_at timestamptz, out ready_by_name jsonb
+create or replace function durable._quick_counts(
+  queue text, out pending bigint, out running bigint, out sleeping bigint, out completed bigint,
+  out failed bigint, out cancelled bigint, out ready bigint, out oldest_ready_at timestamptz,
+  out next_due_at timestamptz, out ready_by_name jsonb
 ) language plpgsql stable as $$
 declare
   _queue text collate "C" := queue;
@@ -48,37 +49,41 @@ begin
     coalesce(sum(named.pending + case when named.has_more_ready then named.rest else 0 end), 0),
     coalesce(sum(named.running), 0),
     coalesce(sum(named.sleeping + case when named.has_more_ready then 0 else named.rest end), 0),
+    coalesce(sum(greatest(named.completed, 0)), 0), coalesce(sum(greatest(named.failed, 0)), 0),
+    coalesce(sum(greatest(named.cancelled, 0)), 0),
     coalesce(sum(named.ready + case when named.has_more_ready then named.rest else 0 end), 0),
     min(named.oldest_at), min(named.next_at),
     coalesce(jsonb_object_agg(named.name, named.ready + case when named.has_more_ready then named.rest else 0 end)
       filter (where named.ready > 0), '{}')
-  into pending, running, sleeping, ready, oldest_ready_at, next_due_at, ready_by_name
+  into pending, running, sleeping, completed, failed, cancelled, ready, oldest_ready_at, next_due_at,
+    ready_by_name
   from (
     select
       known.*, known.ready >= _most_of_name as has_more_ready,
       case when known.has_more or known.sleeping + known.pending >= _most_of_name
-        then greatest(totals.live - known.pending - known.running - known.sleeping, 0) else 0 end as rest
+        then greatest(known.live - known.pending - known.running - known.sleeping, 0) else 0 end as rest
     from (
       select
         counted.name, sum(counted.pending) as pending, sum(counted.running) as running,
         sum(counted.sleeping) as sleeping, sum(counted.ready) as ready,
-        min(counted.oldest_at) as oldest_at, min(counted.next_at) as next_at,
+        min(counted.oldest_at) as oldest_at, min(counted.next_at) as next_at, sum((counted.total).live) as live,
+        sum((counted.total).completed) as completed, sum((counted.total).failed) as failed,
+        sum((counted.total).cancelled) as cancelled,
         bool_or(bool_or(counted.has_more)) over () as has_more
       from durable._counts_by_name(_queue, _most, _most_of_name) as counted
       group by counted.name
     ) as known
-    left join durable.totals on totals.queue = _queue and totals.name = known.name collate "C"
   ) as named
   where named.name is not null;
 end;
 $$;
 
--- Returns what the indexes of live tasks say, in several rows for a name. has_more: there are
--- waiting tasks that were not counted, of any name.
+-- Returns what the indexes of live tasks say, and in `total` what totals do, in several rows for a
+-- name. has_more: there are waiting tasks that were not counted, of any name.
 create or replace function durable._counts_by_name(queue text, most integer, most_of_name integer)
 returns table (
   name text, pending bigint, running bigint, sleeping bigint, ready bigint, oldest_at timestamptz,
-  next_at timestamptz, has_more boolean
+  next_at timestamptz, total durable.task_total, has_more boolean
 ) language plpgsql stable as $$
 #variable_conflict use_column
 declare
@@ -87,14 +92,13 @@ begin
   return query
     select
       waiting.name, waiting.pending, 0::bigint, waiting.sleeping, waiting.ready, waiting.oldest_at,
-      waiting.next_at, false
+      waiting.next_at, null::durable.task_total, false
     from durable._waiting_counts(_queue, most_of_name) as waiting
     union all
-    select totals.name, 0, 0, 0, 0, null, null, false
-    from durable.totals
-    where totals.queue = _queue
+    select totals.name, 0, 0, 0, 0, null, null, totals, false
+    from durable._current_totals(_queue) as totals
     union all
-    select leased.name, 0, count(*), 0, 0, null, null, false
+    select leased.name, 0, count(*), 0, 0, null, null, null, false
     from (
       select tasks.name from durable.tasks
       where tasks.queue = _queue and tasks.lease_expires_at is not null
@@ -103,7 +107,7 @@ begin
     ) as leased
     group by leased.name
     union all -- those that wait for an event, a message or other tasks without a time limit
-    select task.name, 0, 0, count(task.name), 0, null, null, sum(count(*)) over () >= most
+    select task.name, 0, 0, count(task.name), 0, null, null, null, sum(count(*)) over () >= most
     from (
       select distinct waits.task_id
       from durable.waits
@@ -181,18 +185,7 @@ returns setof durable.queue_statistics language sql stable as $$
     coalesce(queues.paused_names, '{}')
   from durable.queues
   cross join lateral (
-    select
-      live.pending, live.running, live.sleeping, ended.completed, ended.failed, ended.cancelled,
-      live.ready, live.oldest_ready_at, live.next_due_at, live.ready_by_name
-    from durable._live_counts(queues.queue) as live
-    cross join lateral (
-      select
-        coalesce(greatest(sum(totals.completed), 0), 0)::bigint as completed,
-        coalesce(greatest(sum(totals.failed), 0), 0)::bigint as failed,
-        coalesce(greatest(sum(totals.cancelled), 0), 0)::bigint as cancelled
-      from durable.totals
-      where totals.queue = queues.queue
-    ) as ended
+    select counts.* from durable._quick_counts(queues.queue) as counts
     where not exact
     union all
     select counts.* from durable._exact_counts(queues.queue) as counts

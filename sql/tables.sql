@@ -842,7 +842,7 @@ create table durable.samples (
 comment on table  durable.samples                 is 'How many live tasks a queue had, about every ten seconds while it had any; kept for two days.';
 comment on column durable.samples.at              is 'When they were counted.';
 comment on column durable.samples.oldest_ready_at is 'Since when the oldest ready one was ready; null: none was.';
-comment on column durable.samples.pending         is 'How many were pending; see _live_counts.';
+comment on column durable.samples.pending         is 'How many were pending; see _quick_counts.';
 comment on column durable.samples.running         is 'How many were running.';
 comment on column durable.samples.sleeping        is 'How many were sleeping.';
 comment on column durable.samples.ready           is 'How many could be claimed.';

@@ -7,7 +7,7 @@
 --
 -- `tallies` is unlogged. What a crash takes are the tallies of its last seconds, so metrics and
 -- totals lack them; recount_totals makes the totals right again. A standby cannot read it, so
--- only maintenance does.
+-- there totals are those of the last folding.
 
 create or replace function durable._tally(
   queue text, at timestamptz, name text, kind durable.tally_kind, tasks integer default 1,
@@ -106,6 +106,48 @@ language sql immutable as $$
     case kind when 'completed' then tasks else 0 end,
     case kind when 'failed' then tasks else 0 end,
     case kind when 'cancelled' then tasks else 0 end;
+$$;
+
+-- Returns the totals of a queue together with the tallies that are still to be folded: at most 20,000,
+-- since nobody folds them while no worker runs. Like _measure, it passes over dead ones.
+create or replace function durable._current_totals(queue text)
+returns setof durable.task_total language plpgsql stable as $$
+#variable_conflict use_column
+declare
+  _queue text collate "C" := queue;
+  _since timestamptz;
+begin
+  if pg_is_in_recovery() then
+    return query
+      select totals.name::text, totals.live, totals.completed, totals.failed, totals.cancelled
+      from durable.totals
+      where totals.queue = _queue;
+    return;
+  end if;
+  select cleanup_cursors.measured_at - make_interval(mins => 1) into _since
+  from durable.cleanup_cursors
+  where cleanup_cursors.queue = _queue;
+  return query
+    select
+      known.name::text, sum(known.live)::bigint, sum(known.completed)::bigint, sum(known.failed)::bigint,
+      sum(known.cancelled)::bigint
+    from (
+      select totals.name, totals.live, totals.completed, totals.failed, totals.cancelled
+      from durable.totals
+      where totals.queue = _queue
+      union all
+      select fresh.name, change.*
+      from (
+        select tallies.name, tallies.kind, tallies.tasks
+        from durable.tallies
+        where tallies.queue = _queue and tallies.at > coalesce(_since, '-infinity')
+        order by tallies.at, tallies.tally_id
+        limit 20000
+      ) as fresh
+      cross join lateral durable._change_of(fresh.kind, fresh.tasks) as change
+    ) as known
+    group by known.name;
+end;
 $$;
 
 create or replace function durable.recount_totals(queue text)

@@ -485,6 +485,7 @@ NEED_READ_COMMITTED = {
     "drop_queue",
     "run_maintenance",
     "prune_events",
+    "recount_totals",
 }
 SETTINGS = {
     "array_nulls": "off",

@@ -130,3 +130,4 @@ insert into durable.tallies (at, tally_id, tasks, kind, queue, name)
 select '2024-06-02', pg_temp.id(n), 1, 'spawned', 'default', 'one' from generate_series(1, 5000) as n;
 insert into durable.totals (queue, name, live, completed, failed, cancelled)
 select 'default', 'name-' || n, 1, 0, 0, 0 from generate_series(1, 100) as n;
+update durable.cleanup_cursors set measured_at = '2024-06-03' where queue = 'default';

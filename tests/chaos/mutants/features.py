@@ -217,8 +217,8 @@ AUDIT: Final = [
     Mutant(
         "keeps audit entries for ever",
         "maintenance.sql",
-        ", durable._prune_audit(queue, batch_size * 10);",
-        ";",
+        " durable._prune_audit(queue, batch_size * 10),",
+        "",
         "pgtap/audit_log.sql",
     ),
     Mutant(

@@ -496,8 +496,8 @@ class QueueStats:
     """The number of tasks of a queue in each state, and its pauses.
 
     Finished tasks are not counted, but added up when they end; live ones are counted up
-    to some 10,000. So numbers may lag by 10 seconds, or be wrong after a crash of the
-    database, unless they were asked for as exact.
+    to some 10,000. So numbers may be wrong after a crash of the database, by what its
+    last ten seconds did, unless they were asked for as exact.
 
     `ready` tasks are claimable now, or will be when they are resumed, counted by name
     in `ready_by_name`; the oldest has been since `oldest_ready_at`, for
@@ -516,7 +516,7 @@ class QueueStats:
     cancelled: int
     ready: int
     oldest_ready_at: datetime | None
-    oldest_ready_age: float | None
+    oldest_ready_age: float | None = field(compare=False)
     next_due_at: datetime | None
     ready_by_name: dict[str, int]
     max_length: int | None

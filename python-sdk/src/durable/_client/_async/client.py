@@ -437,7 +437,7 @@ class AsyncDurable:
     async def task_totals(self, queue: str | None = None) -> list[TaskTotal]:
         """Return how many tasks of each name a queue has, without counting them.
 
-        The last ten seconds may be missing. Raises UnknownQueue.
+        They are added up when tasks are spawned and end. Raises UnknownQueue.
         """
         rows = await self._database.fetch(sql.task_totals(self._checked_queue(queue)))
         return [TaskTotal(*row) for row in rows]
