@@ -44,12 +44,13 @@ def results(**series: Series) -> Results:
 def test_measures_durable_and_writes_the_page_of_it(
     place: Place, tmp_path: Path
 ) -> None:
-    found = measure(place, TINY, ["spawn_many", "snapshot"])
+    keys = ["spawn_many", "snapshot", "limits", "limits_snapshot"]
+    found = measure(place, TINY, keys)
     publish(found, tmp_path)
     measured = [
         len(one.values) for figure in found.figures for one in figure.series.values()
     ]
-    assert measured == [1, 1, 1, 1]
+    assert measured == [1] * 11
     written = (tmp_path / "README.md").read_text()
     for figure in Results.read(tmp_path / RESULTS).figures:
         assert f"## {figure.title}" in written

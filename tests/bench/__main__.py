@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 import psycopg
 
 from tests.bench import floor, race
-from tests.bench.alone import arrival, burden, cost, crowd
+from tests.bench.alone import arrival, burden, cost, crowd, limits
 from tests.bench.page import publish
 from tests.bench.place import Place
 from tests.bench.results import Figure, Results, machine
@@ -39,6 +39,8 @@ FIGURES: Final[dict[str, Measure]] = {
     "wake": race.wake,
     "backlog": burden.backlog,
     "snapshot": burden.snapshot,
+    "limits": limits.limits,
+    "limits_snapshot": limits.limits_snapshot,
     "wal": cost.wal,
     "cold": arrival.cold,
     "fanin": crowd.fanin,

@@ -36,6 +36,10 @@ class Sizes:
     children: int
     old: int
     """Finished tasks that cleanup deletes."""
+    limited: int
+    """Waiting tasks of each queue with limits."""
+    tenants: int
+    """Their partition keys."""
 
 
 FULL: Final = Sizes(
@@ -55,6 +59,8 @@ FULL: Final = Sizes(
     arrivals=(100_000, 400_000),
     children=20_000,
     old=1_000_000,
+    limited=1_000_000,
+    tenants=100_000,
 )
 QUICK: Final = Sizes(
     mode="quick",
@@ -73,6 +79,8 @@ QUICK: Final = Sizes(
     arrivals=(20_000,),
     children=4000,
     old=100_000,
+    limited=50_000,
+    tenants=1000,
 )
 TINY: Final = Sizes(
     mode="tiny",
@@ -91,4 +99,6 @@ TINY: Final = Sizes(
     arrivals=(100,),
     children=20,
     old=100,
+    limited=1500,
+    tenants=100,
 )
