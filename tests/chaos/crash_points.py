@@ -50,7 +50,8 @@ TRIES: Final = 5
 # What depends on timing: a worker that is idle for long enough listens, and the number
 # of its claims depends on how often it finds nothing.
 UNCERTAIN: Final = re.compile(
-    r"(register_listener|unregister_listener|listen)#|claim_tasks#(?!1:)"
+    r"(register_listener|unregister_listener|listen|list_waiting_names)#"
+    r"|claim_tasks#(?!1:)"
 )
 WORK: Final = "tests.support.crashing:work"
 GHOST: Final = "the ghost"
