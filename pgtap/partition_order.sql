@@ -36,7 +36,7 @@ select is(pg_temp.claim(), 'a1 b1', 'the first task of each partition starts');
 select is(pg_temp.claim(), '', 'and no other');
 select is(durable.get_next_due('q'), null, 'a worker waits until one ends');
 select results_eq($$ select distinct turn_at is null from durable.lanes $$, array[true],
-  'lanes behind them have no turn');
+  'lanes whose next task has to wait for another one have no turn');
 select completed('a1') \g /dev/null
 select is(pg_temp.claim(), 'a2', 'the next starts when it has ended');
 select failed('a2', '{"retryable": false}'), durable.cancel_task('q', id('b1')) \g /dev/null

@@ -285,13 +285,12 @@ begin
 end;
 $$;
 
--- Returns where these lanes are. The caller has locked them.
-create or replace function durable._places_of_lanes(queue text, lane_ids uuid[])
-returns tid[] language plpgsql as $$
+-- Deletes lanes that the caller has locked. Deletes by ctid: see _lease_by_ctid.
+create or replace function durable._delete_lanes(queue text, lane_ids uuid[])
+returns void language plpgsql as $$
 declare
   _queue text collate "C" := queue;
-begin
-  return array(
+  _places tid[] := array(
     select place.ctid
     from unnest(lane_ids) as own (lane_id)
     cross join lateral (
@@ -301,15 +300,6 @@ begin
       offset 0
     ) as place
   );
-end;
-$$;
-
--- Deletes by ctid: see _lease_by_ctid.
-create or replace function durable._delete_lanes(queue text, lane_ids uuid[])
-returns void language plpgsql as $$
-declare
-  _queue text collate "C" := queue;
-  _places tid[] := durable._places_of_lanes(queue, lane_ids);
 begin
   delete from durable.lanes where (lanes.queue = _queue) is true and lanes.ctid = any (_places);
 end;
